@@ -1,0 +1,1 @@
+"""Serving: a bundle in, answers out. Knows nothing of training."""

@@ -1,0 +1,202 @@
+"""The bundle: the contract between training and every server.
+
+A bundle is one folder, `<name>/<version>/`:
+
+    bundle.json   the manifest below, with the SHA-256 of every other file
+    model.pt      TorchScript
+    model.onnx    ONNX, one file
+    golden.npz    `images` and, for each output, what the eager float64 model answered
+
+Both graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
+`Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `features` (N, D);
+softmax and SVM heads have neither responsibilities nor a log-density.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serving.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+TORCHSCRIPT = "model.pt"
+ONNX = "model.onnx"
+GOLDEN = "golden.npz"
+REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
+
+OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class InputSpec(_Strict):
+    """What an image is made into before the graph sees it.
+
+    Attributes:
+        channels: 1 (gray) or 3 (RGB).
+        height: rows, in pixels.
+        width: columns, in pixels.
+        resize: `crop` scales the shorter side and cuts the centre; `stretch` changes the aspect ratio.
+        background: gray level, 0 to 255, that shows through transparent pixels.
+    """
+
+    channels: Literal[1, 3]
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    resize: Literal["crop", "stretch"] = "crop"
+    background: int = Field(default=0, ge=0, le=255)
+
+
+class HeadSpec(_Strict):
+    """The shape of the head: C classes, D features, K components a class (1 but for MDA)."""
+
+    kind: Literal["lda", "mda", "softmax", "svm"]
+    classes: int = Field(ge=2)
+    dim: int = Field(ge=1)
+    components: int = Field(ge=1)
+
+
+class DatasetInfo(_Strict):
+    """Which images the model has seen: name, images per split, SHA-256 over pixels and labels."""
+
+    name: str
+    splits: dict[str, int]
+    fingerprint: Digest
+
+
+class Manifest(_Strict):
+    """Everything about a bundle that is not weights; `bundle.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
+    version: int = Field(ge=1)
+    labels: tuple[str, ...] = Field(min_length=2)
+    input: InputSpec
+    head: HeadSpec
+    outputs: tuple[OutputName, ...]
+    recipe: dict[str, Any]
+    dataset: DatasetInfo
+    metrics: dict[str, Any]
+    calibration: dict[str, float] | None = None
+    versions: dict[str, str]
+    sha256: dict[str, Digest]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if len(self.labels) != self.head.classes:
+            raise ValueError(f"labels must be one per class ({self.head.classes}), got {len(self.labels)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be unique, got {list(self.labels)}")
+        generative = ("posterior", "responsibilities", "log_density", "features")
+        expected = generative if self.head.kind in ("lda", "mda") else ("posterior", "features")
+        if self.outputs != expected:
+            raise ValueError(f"outputs of a {self.head.kind} head must be {expected}, got {self.outputs}")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Bundle":
+        """Read and verify the bundle in folder `path`.
+
+        Raises:
+            BundleError: if the folder, the manifest or a file is missing, the manifest breaks the schema, or a file's
+                digest is not the manifest's. The message names the file.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder / MANIFEST)
+        for name in REQUIRED_FILES:
+            if name not in manifest.sha256:
+                raise BundleError(f"{folder / MANIFEST}: sha256 must list {name}, got {sorted(manifest.sha256)}")
+        for name, expected in manifest.sha256.items():
+            _verify(folder / name, expected)
+        return cls(folder, manifest)
+
+    @property
+    def torchscript(self) -> Path:
+        """The TorchScript graph."""
+        return self.path / TORCHSCRIPT
+
+    @property
+    def onnx(self) -> Path:
+        """The ONNX graph."""
+        return self.path / ONNX
+
+    @property
+    def golden(self) -> Path:
+        """Golden inputs and outputs."""
+        return self.path / GOLDEN
+
+
+def write_manifest(folder: Path, **fields: Any) -> Manifest:
+    """Digest every file in `folder` and write its `bundle.json`; `fields` are the Manifest's others."""
+    digests = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    manifest = Manifest(sha256=digests, **fields)
+    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+    return manifest
+
+
+@contextmanager
+def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder beside `target` to write into; it becomes `target` if the block succeeds and vanishes if not.
+
+    Raises:
+        BundleError: if `target` exists and may not be replaced.
+    """
+    if target.exists() and not replace:
+        raise BundleError(f"{target} must not exist yet, got a bundle that is there: choose another version or replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    stage.chmod(0o755)
+    try:
+        yield stage
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except FileNotFoundError as exc:
+        raise BundleError(f"{file} must exist: a bundle is a folder <name>/<version> that holds {MANIFEST}") from exc
+    except OSError as exc:
+        raise BundleError(f"{file} must be readable, got {exc}") from exc
+    except ValidationError as exc:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in exc.errors()[:5])
+        raise BundleError(f"{file} must follow schema {SCHEMA_VERSION}, got {problems}") from exc
+
+
+def _verify(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise BundleError(f"{file} must exist: {MANIFEST} lists it")
+    actual = digest(file)
+    if actual != expected:
+        raise BundleError(f"{file} must have SHA-256 {expected}, got {actual}: the file was changed or damaged")

@@ -1,0 +1,77 @@
+"""Everything that serving refuses, as one tree. Each error carries the HTTP status and the code that a client sees.
+
+ServingError                 500  internal_error
+├── BundleError              500  bad_bundle
+├── DeviceUnavailable        500  device_unavailable
+├── ServerError              500  server_error           the launcher: cannot start, stop or reach TorchServe
+├── BadRequest               400  bad_request            the request as a whole cannot be read
+│   └── BadParameter         422  bad_parameter
+└── ImageError               400  undecodable_image      one image; its neighbours are answered
+    ├── ImageTooLarge        413  image_too_large
+    └── UnsupportedImage     415  unsupported_image_type
+"""
+
+
+class ServingError(Exception):
+    """Base of all that serving raises on purpose.
+
+    Attributes:
+        status: HTTP status of a request that ends with this error.
+        code: stable name of the error for programs; the message is for people.
+    """
+
+    status: int = 500
+    code: str = "internal_error"
+
+
+class BundleError(ServingError):
+    """A bundle is missing, incomplete, of another schema, or not what its digests say."""
+
+    code = "bad_bundle"
+
+
+class DeviceUnavailable(ServingError):
+    """A device was asked for by name and is not there."""
+
+    code = "device_unavailable"
+
+
+class ServerError(ServingError):
+    """TorchServe could not be started, stopped or reached."""
+
+    code = "server_error"
+
+
+class BadRequest(ServingError):
+    """The request as a whole cannot be read."""
+
+    status = 400
+    code = "bad_request"
+
+
+class BadParameter(BadRequest):
+    """The request can be read, but one of its parameters breaks its rule."""
+
+    status = 422
+    code = "bad_parameter"
+
+
+class ImageError(ServingError):
+    """One image cannot be answered: its bytes are no image, or a broken one."""
+
+    status = 400
+    code = "undecodable_image"
+
+
+class ImageTooLarge(ImageError):
+    """An image has more bytes or pixels than the limits allow."""
+
+    status = 413
+    code = "image_too_large"
+
+
+class UnsupportedImage(ImageError):
+    """The bytes are not of an image type that is served."""
+
+    status = 415
+    code = "unsupported_image_type"
