@@ -35,6 +35,7 @@ GOLDEN = "golden.npz"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -92,7 +93,7 @@ class Manifest(_Strict):
     metrics: dict[str, Any]
     calibration: dict[str, float] | None = None
     versions: dict[str, str]
-    sha256: dict[str, Digest]
+    sha256: dict[FileName, Digest]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
@@ -148,8 +149,11 @@ class Bundle:
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:
-    """Digest every file in `folder` and write its `bundle.json`; `fields` are the Manifest's others."""
-    digests = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    """Digest every file in `folder` and write its `bundle.json`; `fields` are the Manifest's others.
+
+    The folder must hold no `bundle.json` yet.
+    """
+    digests = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
     manifest = Manifest(sha256=digests, **fields)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
     return manifest
