@@ -1,0 +1,75 @@
+"""How good a classifier is on a split: accuracy, NLL, Brier score, ECE, and what its components are used for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from training.classifier import Classifier, ServedGraph
+
+ECE_BINS = 15
+
+Outputs = dict[str, np.ndarray]  # posterior (N, C), responsibilities (N, C, K), log_density (N,), features (N, D)
+
+
+def run_graph(call: Callable[[np.ndarray], Outputs], images: Tensor, batch_size: int = 256) -> Outputs:
+    """Every output for every image, from a callable that answers one uint8 batch."""
+    batches = track(images.split(batch_size), "evaluate", transient=True)
+    parts = [call(batch.numpy()) for batch in batches]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def eager(classifier: Classifier, device: torch.device) -> Callable[[np.ndarray], Outputs]:
+    """A classifier as a callable for `run_graph`."""
+    graph = ServedGraph(classifier).to(device).eval()
+
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> Outputs:
+        outputs = graph(torch.from_numpy(images).to(device))
+        return {name: out.cpu().numpy() for name, out in zip(graph.output_names, outputs, strict=True)}
+
+    return call
+
+
+def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
+    """Metrics of a split, as they stand in a bundle.
+
+    Args:
+        outputs: of the split's images.
+        labels: int64 (N,).
+
+    Returns:
+        images; accuracy; nll in nats; brier, the squared error summed over classes; ece over 15 bins of equal width;
+        log_density, its mean in nats; and for more than one component the occupancy per class (`occupancy_of`).
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    posterior = torch.from_numpy(outputs["posterior"]).double()
+    classes = posterior.shape[1]
+    one_hot = torch.nn.functional.one_hot(labels, classes)
+    of_label = posterior[torch.arange(len(labels)), labels]
+    ece = multiclass_calibration_error(posterior, labels, num_classes=classes, n_bins=ECE_BINS, norm="l1")
+    metrics: dict[str, Any] = {
+        "images": len(labels),
+        "accuracy": round((posterior.argmax(1) == labels).double().mean().item(), 6),
+        "nll": round(-of_label.clamp(min=torch.finfo(torch.float32).tiny).log().mean().item(), 6),
+        "brier": round((posterior - one_hot).square().sum(1).mean().item(), 6),
+        "ece": round(ece.item(), 6),
+    }
+    if "log_density" in outputs:
+        metrics["log_density"] = round(float(outputs["log_density"].mean()), 4)
+    if outputs.get("responsibilities", np.empty((0, 0, 1))).shape[2] > 1:
+        metrics["occupancy"] = occupancy_of(outputs["responsibilities"], labels.numpy()).round(4).tolist()
+    return metrics
+
+
+def occupancy_of(responsibilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of each class's images that its components take: (N, C, K) and (N,) to (C, K), rows summing to one."""
+    classes, components = responsibilities.shape[1:]
+    assigned = responsibilities[np.arange(len(labels)), labels].argmax(1)
+    counts = np.zeros((classes, components))
+    np.add.at(counts, (labels, assigned), 1)
+    return counts / counts.sum(1, keepdims=True).clip(min=1)

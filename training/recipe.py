@@ -1,0 +1,227 @@
+"""Recipes: everything that decides a training, as a TOML file that a schema checks.
+
+    recipe = load_recipe("digits-mda", overrides=["fit.epochs=3"])
+
+`recipe` is frozen; `dump_recipe` writes it out again with every default spelled out.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.encoders import EncoderKind
+from training.heads import Covariance
+
+RECIPES = Path(__file__).parent / "recipes"
+
+HeadKind = Literal["lda", "mda", "softmax", "svm"]
+LossKind = Literal[
+    "cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"
+]
+DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataSpec(_Section):
+    """Which images. `test` is a share, used where the data set has no test split of its own."""
+
+    name: DatasetName
+    validation: Share = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    channels: Literal[1, 3] = 3  # these four: for `folder` only
+    size: Annotated[int, Field(ge=4, le=1024)] = 32
+    resize: Literal["crop", "stretch"] = "crop"
+    background: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+class EncoderSpec(_Section):
+    """Images to features; see training/encoders.py."""
+
+    kind: EncoderKind = "six-conv"
+    dim: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)] = 64
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
+    dropout: Share = 0.0
+
+
+class HeadSpec(_Section):
+    """Features to log-joints; see training/heads.py. Covariance and simplex concern lda and mda."""
+
+    kind: HeadKind
+    components: Annotated[int, Field(ge=1, le=64)] = 1
+    covariance: Covariance = "spherical"
+    simplex: bool = False
+
+
+class LossSpec(_Section):
+    """Which loss; `weight` is the lambda of dnll and em-dnll."""
+
+    kind: LossKind
+    weight: Positive = 1.0
+
+
+class FitSpec(_Section):
+    """The training loop."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive = 1e-3
+    momentum: Share = 0.9  # sgd only
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    crop_padding: Annotated[int, Field(ge=0)] = 0  # pixels; random crops of the padded image
+    flip: bool = False  # left-right, half of the time
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+
+
+class RefitSpec(_Section):
+    """The head fitted anew on frozen training features; see training/refit.py."""
+
+    head: Literal["lda", "mda"] = "mda"
+    features: Literal["output", "pooled"] = "pooled"
+    dim: Annotated[int, Field(ge=1)] | None = None  # principal components of the pooled features
+    components: Annotated[int, Field(ge=1, le=64)] | Literal["bic"] = 1
+    max_components: Annotated[int, Field(ge=1, le=64)] = 5  # tried by bic
+    covariance: Covariance = "full"
+    restarts: Annotated[int, Field(ge=1)] = 3
+    variance_floor: Positive = 1e-3  # of the features' mean variance
+
+    @model_validator(mode="after")
+    def _dim_goes_with_pooled(self) -> "RefitSpec":
+        if (self.features == "pooled") != (self.dim is not None):
+            raise ValueError(f"refit.dim must be given for pooled features and only there, got {self.dim}")
+        if self.head == "lda" and self.components != 1:
+            raise ValueError(f"refit.components must be 1 for the head lda, got {self.components}")
+        return self
+
+
+class Recipe(_Section):
+    """A named training."""
+
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataSpec
+    encoder: EncoderSpec
+    head: HeadSpec
+    loss: LossSpec
+    fit: FitSpec
+    refit: RefitSpec | None = None
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> "Recipe":
+        head, loss = self.head.kind, self.loss.kind
+        generative = head in ("lda", "mda")
+        if self.head.components > 1 and head != "mda":
+            raise ValueError(f"head.components must be 1 for the head {head}, got {self.head.components}")
+        if loss == "em-dnll" and head != "mda":
+            raise ValueError(f"loss.kind em-dnll must go with the head mda, got {head}")
+        if loss in ("nll", "dnll", "poisson-nll", "lda") and not generative:
+            raise ValueError(f"loss.kind {loss} must go with the head lda or mda, got {head}")
+        if loss == "hinge" and generative:
+            raise ValueError(f"loss.kind hinge must go with the head svm or softmax, got {head}")
+        if loss == "fisher" and self.refit is None:
+            raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
+        if self.encoder.kind == "mlp" and not self.encoder.hidden:
+            raise ValueError("encoder.hidden must name at least one layer for the encoder mlp, got none")
+        return self
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be found or breaks the schema."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the project."""
+    return sorted(file.stem for file in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_file: str, overrides: Iterable[str] = ()) -> tuple[str, Recipe]:
+    """Read a recipe by name or path and apply `key=value` overrides (`fit.lr=0.01`).
+
+    Returns:
+        The recipe's name (the file's stem) and the recipe.
+
+    Raises:
+        RecipeError: naming the key, the value and the choices.
+    """
+    file = Path(name_or_file) if name_or_file.endswith(".toml") else RECIPES / f"{name_or_file}.toml"
+    try:
+        tree = tomllib.loads(file.read_text())
+    except FileNotFoundError as exc:
+        choices = ", ".join(recipe_names())
+        raise RecipeError(f"recipe must be a TOML file or one of {choices}, got {name_or_file!r}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise RecipeError(f"{file} must be valid TOML, got {exc}") from exc
+    for override in overrides:
+        _apply(tree, override)
+    return file.stem, parse_recipe(tree)
+
+
+def parse_recipe(tree: dict[str, Any]) -> Recipe:
+    """Check a tree of plain values against the schema."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as exc:
+        raise RecipeError("; ".join(_explain(error) for error in exc.errors())) from exc
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML, defaults included."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"an override must look like fit.lr=0.01, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"{key} must be a key of the recipe, got a path through the value {section!r}")
+    tree[leaf] = value
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as `<key> must be <rule>, got <value>`."""
+    path = [part for part in error["loc"] if isinstance(part, str)]
+    key = ".".join(path) or "recipe"
+    got = repr(error["input"])
+    if error["type"] == "extra_forbidden":
+        known = list(_fields_at(path[:-1]))
+        hint = difflib.get_close_matches(path[-1], known, n=1)
+        meant = f" (did you mean {hint[0]!r}?)" if hint else ""
+        return f"{key} must be one of the keys {', '.join(known)}, got an unknown key{meant} with the value {got}"
+    if error["type"] == "missing":
+        return f"{key} must be given, got nothing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "literal_error":
+        return f"{key} must be one of {error['ctx']['expected']}, got {got}"
+    rule = error["msg"].removeprefix("Input should be ")
+    return f"{key} must be {rule}, got {got}"
+
+
+def _fields_at(path: list[str]) -> Iterable[str]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return model.model_fields

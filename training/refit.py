@@ -1,0 +1,157 @@
+"""The second stage: the head fitted anew on the frozen features of the training images.
+
+Components trained by gradient alone collapse into one; components fitted by EM, one Gaussian mixture a class, become
+kinds of images. LDA: class means and the pooled within-class covariance in closed form. The projection may be refitted
+too: principal components of the pooled features take the place of the encoder's last layer.
+
+Reference: Hastie & Tibshirani 1996, Discriminant Analysis by Gaussian Mixtures, JRSS-B 58.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from training.classifier import Classifier, build_head
+from training.encoders import Encoder
+from training.heads import Covariance, DiscriminantHead
+from training.recipe import HeadSpec, RefitSpec
+
+SKLEARN_COVARIANCE = {"spherical": "spherical", "diagonal": "diag", "full": "full"}
+
+
+def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tensor, seed: int) -> Classifier:
+    """A classifier that shares the trunk and has a head fitted on the features of `images`.
+
+    Args:
+        classifier: a trained one; it is not changed.
+        spec: which features, which head.
+        images: uint8 (N, channels, H, W), not augmented.
+        labels: int64 (N,).
+        seed: of the EM's starts.
+
+    Raises:
+        ValueError: if a class has fewer images than components, or `spec.dim` exceeds the features.
+    """
+    features, projection = _features(classifier, spec, images)
+    before = classifier.architecture
+    head = fit_head(features, labels.cpu().numpy(), before.classes, spec, seed)
+    kind = "linear" if before.encoder.kind == "none" and spec.dim else before.encoder.kind
+    architecture = replace(
+        before,
+        encoder=before.encoder.model_copy(update={"kind": kind, "dim": features.shape[1]}),
+        head=HeadSpec(kind=spec.head, components=head.components, covariance=spec.covariance),
+    )
+    refitted = Classifier(architecture, Encoder(classifier.encoder.trunk, projection), head)
+    refitted.mean.copy_(classifier.mean)
+    refitted.std.copy_(classifier.std)
+    return refitted.to(images.device).eval()
+
+
+def fit_head(features: np.ndarray, labels: np.ndarray, classes: int, spec: RefitSpec, seed: int) -> DiscriminantHead:
+    """Fit LDA or MDA to features (N, D) with labels (N,); priors are the class shares."""
+    by_class = [features[labels == c] for c in range(classes)]
+    if spec.head == "lda":
+        return _fit_lda(by_class, spec)
+    components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
+    if (fewest := min(map(len, by_class))) <= components:
+        raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {components}")
+    mixtures = [
+        _mixture(points, components, spec, seed, _floor(features, spec))
+        for points in track(by_class, "refit", transient=True)
+    ]
+    head = build_head(HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1])
+    covariances = np.concatenate([m.covariances_ for m in mixtures])
+    means, weights = np.stack([m.means_ for m in mixtures]), np.stack([m.weights_ for m in mixtures])
+    return _filled(head, by_class, means, weights, covariances)
+
+
+def choose_components(by_class: list[np.ndarray], spec: RefitSpec, seed: int) -> int:
+    """The number of components, the same for every class, with the least Bayesian information criterion in sum."""
+    floor = _floor(np.concatenate(by_class), spec)
+    candidates = range(1, spec.max_components + 1)
+    bic = {
+        k: sum(float(_mixture(points, k, spec, seed, floor).bic(points)) for points in by_class)
+        for k in track(candidates, "refit: BIC", transient=True)
+    }
+    return min(bic, key=bic.__getitem__)
+
+
+def pooled_covariance(by_class: list[np.ndarray], covariance: Covariance, floor: float) -> np.ndarray:
+    """Within-class covariance over all classes: (1,) spherical, (1, D) diagonal or (1, D, D) full."""
+    centred = np.concatenate([points - points.mean(0) for points in by_class])
+    full = centred.T @ centred / len(centred) + floor * np.eye(centred.shape[1])
+    if covariance == "full":
+        return full[None]
+    diagonal = np.diag(full)
+    return diagonal[None] if covariance == "diagonal" else diagonal.mean(keepdims=True)
+
+
+def _fit_lda(by_class: list[np.ndarray], spec: RefitSpec) -> DiscriminantHead:
+    dim = by_class[0].shape[1]
+    head = build_head(HeadSpec(kind="lda", covariance=spec.covariance), len(by_class), dim)
+    means = np.stack([points.mean(0) for points in by_class])[:, None]
+    floor = _floor(np.concatenate(by_class), spec)
+    covariance = pooled_covariance(by_class, spec.covariance, floor)
+    return _filled(head, by_class, means, np.ones((len(by_class), 1)), covariance)
+
+
+@torch.no_grad()
+def _filled(
+    head: Any, by_class: list[np.ndarray], means: np.ndarray, weights: np.ndarray, covariances: np.ndarray
+) -> DiscriminantHead:
+    """Put means (C, K, D), weights (C, K) and covariances into a head; priors from the class sizes."""
+    filled: DiscriminantHead = head.double()
+    filled.gaussians.means.copy_(torch.from_numpy(means).flatten(0, 1))
+    filled.gaussians.set_covariance(torch.from_numpy(covariances))
+    filled.prior_logits.copy_(torch.tensor([len(points) for points in by_class], dtype=torch.float64).log())
+    filled.weight_logits.copy_(torch.from_numpy(weights).log())
+    return filled.float()
+
+
+def _mixture(points: np.ndarray, components: int, spec: RefitSpec, seed: int, floor: float) -> Any:
+    from sklearn.mixture import GaussianMixture
+
+    return GaussianMixture(
+        components,
+        covariance_type=SKLEARN_COVARIANCE[spec.covariance],
+        init_params="k-means++",
+        n_init=spec.restarts,
+        max_iter=500,
+        reg_covar=floor,
+        random_state=seed,
+    ).fit(points)
+
+
+def _floor(features: np.ndarray, spec: RefitSpec) -> float:
+    return spec.variance_floor * float(features.var(0).mean())
+
+
+@torch.inference_mode()
+def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[np.ndarray, nn.Module]:
+    """Features (N, D) in float64 and the projection that makes them."""
+    classifier.eval()
+    encoder = classifier.encoder
+    part = encoder if spec.features == "output" else encoder.trunk
+    batches = track(images.split(512), "refit: features", transient=True)
+    raw = torch.cat([part(classifier.normalise(batch)) for batch in batches]).double().cpu().numpy()
+    if spec.dim is None:
+        return raw, encoder.projection
+    components, offset = _principal_components(raw, spec.dim)
+    projection = nn.Linear(raw.shape[1], spec.dim)
+    projection.weight.copy_(torch.from_numpy(components))
+    projection.bias.copy_(torch.from_numpy(offset))
+    return raw @ components.T + offset, projection
+
+
+def _principal_components(raw: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (dim, P) and offset (dim,) of the projection onto the first principal components."""
+    from sklearn.decomposition import PCA
+
+    if dim > raw.shape[1]:
+        raise ValueError(f"refit.dim must be at most the number of features ({raw.shape[1]}), got {dim}")
+    pca = PCA(dim, svd_solver="covariance_eigh").fit(raw)
+    return pca.components_, -pca.components_ @ pca.mean_

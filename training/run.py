@@ -1,0 +1,157 @@
+"""A run: the folder `runs/<recipe>/<id>/` in which a training keeps everything.
+
+    recipe.toml     the resolved recipe
+    run.json        where the images came from, their fingerprint, device and versions
+    metrics.jsonl   one line an epoch
+    checkpoint.pt   the newest good state: weights, optimiser, schedule
+    classifier.pt   the finished classifier, refit included
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from training.classifier import Architecture, Classifier, build_classifier
+from training.data import Dataset, Sources, Splits
+from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
+
+RUNS = Path("runs")
+
+
+class RunError(ValueError):
+    """A run that is not there, not finished, or in the way."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training on disk."""
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.path.parent.name
+
+    @classmethod
+    def create(cls, name: str, recipe: Recipe, run_id: str | None, runs: Path = RUNS) -> "Run":
+        """Start a new run; without `run_id` it is named after the time.
+
+        Raises:
+            RunError: if the run is there already.
+        """
+        path = runs / name / (run_id or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"))
+        if path.exists():
+            raise RunError(f"run must be new, got {path}, which is there: go on with --resume {path} or name another")
+        path.mkdir(parents=True)
+        (path / "recipe.toml").write_text(dump_recipe(recipe))
+        return cls(path, recipe)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Find a run that is there.
+
+        Raises:
+            RunError: if it is not one.
+        """
+        file = path / "recipe.toml"
+        if not file.is_file():
+            raise RunError(f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {path}")
+        path = path.resolve()
+        return cls(path, load_recipe(str(file))[1])
+
+    def describe(self, dataset: Dataset, splits: Splits, sources: Sources, device: torch.device) -> None:
+        """Write run.json."""
+        text = {
+            "dataset": {
+                "name": dataset.name,
+                "splits": {name: len(positions) for name, positions in splits.items()},
+                "fingerprint": dataset.fingerprint(),
+            },
+            "classes": dataset.classes,
+            "input": dataset.input.model_dump(),
+            "folder": None if sources.folder is None else str(sources.folder.resolve()),
+            "device": describe_device(device),
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        _replace(self.path / "run.json", lambda out: out.write(json.dumps(text, indent=2).encode() + b"\n"))
+
+    def description(self) -> dict[str, Any]:
+        """Read run.json."""
+        description: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
+        return description
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace checkpoint.pt."""
+        _replace(self.path / "checkpoint.pt", lambda out: torch.save(state, out))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest good state, or None before the first epoch's end; metrics of unfinished epochs are dropped."""
+        file = self.path / "checkpoint.pt"
+        if not file.is_file():
+            return None
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+    def log_epoch(self, metrics: dict[str, Any]) -> None:
+        """Write an epoch's line, in the place of any line of this or a later epoch."""
+        kept = [line for line in self.epochs() if line["epoch"] < metrics["epoch"]]
+        text = "".join(json.dumps(line) + "\n" for line in [*kept, metrics])
+        _replace(self.path / "metrics.jsonl", lambda out: out.write(text.encode()))
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def save_classifier(self, classifier: Classifier) -> None:
+        """Write classifier.pt."""
+        architecture = asdict(classifier.architecture)
+        for part in ("encoder", "head"):
+            architecture[part] = getattr(classifier.architecture, part).model_dump()
+        state = {"architecture": architecture, "state": classifier.state_dict()}
+        _replace(self.path / "classifier.pt", lambda out: torch.save(state, out))
+
+    def load_classifier(self) -> Classifier:
+        """Read classifier.pt, in evaluation mode on the CPU.
+
+        Raises:
+            RunError: if the training has not come to its end.
+        """
+        file = self.path / "classifier.pt"
+        if not file.is_file():
+            raise RunError(f"run must be finished, got {self.path} without classifier.pt: go on with --resume {self.path}")
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        tree = saved["architecture"]
+        architecture = Architecture(
+            tuple(tree["image_shape"]), tree["classes"], EncoderSpec(**tree["encoder"]), HeadSpec(**tree["head"])
+        )
+        classifier = build_classifier(architecture)
+        classifier.load_state_dict(saved["state"])
+        return classifier.eval()
+
+
+def describe_device(device: torch.device) -> str:
+    """A device as a person would name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _replace(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside `file`, then rename: a reader sees the old file or the new one."""
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("wb") as out:
+        write(out)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(partial, file)

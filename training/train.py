@@ -1,0 +1,75 @@
+"""A recipe carried out: load → split → fit → refit → `classifier.pt`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from serving.errors import DeviceUnavailable
+from training.classifier import Architecture, Classifier, build_classifier
+from training.data import Dataset, Sources, Splits, load_dataset, split
+from training.fit import Labelled, fit
+from training.recipe import Recipe
+from training.refit import refit
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A data set with its splits."""
+
+    dataset: Dataset
+    splits: Splits
+
+    def part(self, name: str, device: torch.device) -> Labelled:
+        """One split, on a device."""
+        positions = self.splits[name]
+        return Labelled(self.dataset.images[positions].to(device), self.dataset.labels[positions].to(device))
+
+
+def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
+    """The recipe's data set, cut by the recipe's seed."""
+    dataset = load_dataset(recipe.data, sources)
+    shares = recipe.data
+    return LabelledImages(dataset, split(dataset, validation=shares.validation, test=shares.test, seed=recipe.seed))
+
+
+def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
+    """Carry out `run.recipe`, from the run's checkpoint if it has one, and write `classifier.pt`."""
+    recipe = run.recipe
+    images = load_images(recipe, sources)
+    run.describe(images.dataset, images.splits, sources, device)
+    torch.manual_seed(recipe.seed)
+    classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
+    training = images.part("train", device)
+    classifier.learn_normalisation(training.images)
+    fit(classifier, recipe, training, images.part("validation", device), run)
+    if recipe.refit is not None:
+        classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
+    run.save_classifier(classifier)
+    return classifier.eval()
+
+
+def architecture_of(recipe: Recipe, dataset: Dataset) -> Architecture:
+    """What to build for a recipe on a data set."""
+    channels, height, width = dataset.images.shape[1:]
+    return Architecture((channels, height, width), len(dataset.classes), recipe.encoder, recipe.head)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda`.
+
+    Raises:
+        DeviceUnavailable: if CUDA was asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise DeviceUnavailable("device must be there, got cuda on a machine without a usable GPU: try --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def sources_of(run: Run, data_root: Path, folder: Path | None = None) -> Sources:
+    """Where a run's images are: `folder` if given, else the folder that the run was trained on."""
+    if folder is None and (recorded := run.description()["folder"]):
+        folder = Path(recorded)
+    return Sources(data_root, folder)
