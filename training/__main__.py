@@ -1,22 +1,26 @@
 """The command line of training: python -m training --help."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from serving.bundle import MANIFEST, Bundle
 from serving.errors import ServingError
+from serving.runtimes import open_runtime
 from training import recipe as recipes
-from training.data import DataError, Sources
-
+from training.data import DataError, Sources, load_dataset, write_samples
+from training.evaluate import eager, measure, run_graph
+from training.export import ParityError, export
 from training.fit import DivergedError
-from training.recipe import Recipe, RecipeError
+from training.recipe import DatasetName, DataSpec, Recipe, RecipeError, parse_recipe
 from training.run import Run, RunError
-from training.train import choose_device, sources_of, train
+from training.train import choose_device, load_images, sources_of, train
 
 app = typer.Typer(
     help="Train image classifiers with generative heads and export them as bundles.",
@@ -77,6 +81,97 @@ def train_command(
     console.print(f"finished: export it with  python -m training export {run.path}")
 
 
+@app.command("evaluate")
+def evaluate_command(
+    target: Annotated[Path, typer.Argument(help="A run (runs/<recipe>/<id>) or a bundle (model_store/<name>/<version>).")],
+    split: Annotated[str, typer.Option(help="train, validation or test.", metavar="train|validation|test")] = "test",
+    data_root: DataRoot = Path("data"),
+    data: Folder = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a run's classifier, or a bundle's ONNX graph, on a split: accuracy, NLL, Brier score, ECE.
+
+    Example: python -m training evaluate model_store/mnist-mda/1
+    """
+    chosen = choose_device(device)
+    if (target / MANIFEST).is_file():
+        bundle = Bundle.load(target)
+        recipe, sources = parse_recipe(bundle.manifest.recipe), Sources(data_root, data)
+        call, known = open_runtime(bundle, "onnx", str(chosen), None), bundle.manifest.dataset.fingerprint
+    else:
+        run = Run.open(target)
+        recipe, sources = run.recipe, sources_of(run, data_root, data)
+        call, known = eager(run.load_classifier(), chosen), run.description()["dataset"]["fingerprint"]
+    images = load_images(recipe, sources)
+    part = images.part(split, torch.device("cpu"))
+    if not len(part):
+        raise DataError(f"split must have images, got {split}, which is empty in this recipe")
+    metrics = {"split": split, **measure(run_graph(call, part.images), part.labels)}
+    if images.dataset.fingerprint() != known:
+        console.print("[yellow]these are not the images that the model was trained and measured on[/]")
+    _show_metrics(metrics, images.dataset.classes, as_json)
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A finished run: runs/<recipe>/<id>.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; the recipe's if left out.")] = None,
+    version: Annotated[int, typer.Option(min=1, help="Version of the model.")] = 1,
+    model_store: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("model_store"),
+    replace: Annotated[bool, typer.Option(help="Put it in the place of a bundle that is there.")] = False,
+    data_root: DataRoot = Path("data"),
+    data: Folder = None,
+) -> None:
+    """Write a run's bundle: TorchScript, ONNX, golden answers and the metrics of the test split.
+
+    Example: python -m training export runs/digits-mda/demo
+    """
+    finished = Run.open(run)
+    target = model_store / (name or finished.name) / str(version)
+    bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace)
+    _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
+    console.print(f"exported: {target}; package it with  python -m serving package {target}")
+
+
+@app.command("samples")
+def samples_command(
+    dataset: Annotated[str, typer.Argument(help="digits, mnist, fashion-mnist, cifar10 or cifar100.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 10,
+    seed: Annotated[int, typer.Option(help="Which images.")] = 0,
+    data_root: DataRoot = Path("data"),
+) -> None:
+    """Write images of a data set as PNG files named <position>-<label>.png, to have something to classify.
+
+    Where the data set has a test split of its own, they are from there.
+    """
+    known = [name for name in get_args(DatasetName) if name != "folder"]
+    if dataset not in known:
+        raise DataError(f"dataset must be one of {', '.join(known)}, got {dataset!r}")
+    images = load_dataset(DataSpec.model_validate({"name": dataset}), Sources(data_root))
+    for file in write_samples(images, out, count, seed):
+        console.print(file)
+
+
+def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "mean log-density", box=None)
+    density = metrics.get("log_density")
+    table.add_row(
+        metrics["split"], f"{metrics['images']:,}", f"{metrics['accuracy']:.2%}", f"{metrics['nll']:.4f}",
+        f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", "" if density is None else f"{density:.2f}",
+    )  # fmt: skip
+    console.print(table)
+    if occupancy := metrics.get("occupancy"):
+        shares = Table("class", *[f"component {k}" for k in range(len(occupancy[0]))], box=None)
+        for name, row in zip(classes, occupancy, strict=True):
+            shares.add_row(name, *[f"{share:.1%}" for share in row])
+        console.print("\nshare of each class's images per component:", shares, sep="\n")
+
+
 def _resolve(
     name_or_file: str, data: Path | None, epochs: int | None, seed: int | None, overrides: list[str]
 ) -> tuple[str, Recipe]:
@@ -101,7 +196,7 @@ def main() -> None:
     """Run the command line; expected errors become one line and exit code 1."""
     try:
         app()
-    except (DataError, DivergedError, RecipeError, RunError, ServingError, ValueError) as exc:
+    except (DataError, DivergedError, ParityError, RecipeError, RunError, ServingError, ValueError) as exc:
         Console(stderr=True, highlight=False).print(f"[red]error:[/] {exc}", markup=True)
         raise SystemExit(1) from exc
 

@@ -10,6 +10,7 @@
 import gzip
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
@@ -139,6 +141,20 @@ def augment(images: Tensor, *, crop_padding: int, flip: bool, generator: torch.G
         return images
     which = torch.arange(count, device=device)[:, None, None]
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list[Path]:
+    """Write `count` images as PNG files named <position>-<label>.png, from the data set's own test split if it has one."""
+    first = dataset.test_start or 0
+    order = torch.randperm(len(dataset.labels) - first, generator=torch.Generator().manual_seed(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for position in (order[:count] + first).tolist():
+        label = re.sub(r"[^A-Za-z0-9_.]+", "-", dataset.classes[int(dataset.labels[position])])
+        pixels = dataset.images[position].permute(1, 2, 0).squeeze(2).numpy()
+        files.append(folder / f"{position:05d}-{label}.png")
+        Image.fromarray(pixels).save(files[-1])
+    return files
 
 
 def _cut(dataset: Dataset, positions: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,6 @@ The golden inputs are seeded noise and drawn shapes. A bundle whose graphs disag
 """
 
 import copy
-import json
-import platform
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,40 +14,160 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from serving.bundle import GOLDEN, ONNX, TORCHSCRIPT, Bundle, staged, write_manifest
+from serving.bundle import GOLDEN, MANIFEST, ONNX, TORCHSCRIPT, Bundle, staged, write_manifest
 from serving.runtimes import open_runtime
-from training.classifier import Classifier, ServedGraph
+from training.classifier import Architecture, Classifier, ServedGraph
 from training.data import Sources
 from training.evaluate import Outputs, measure, run_graph
+from training.fit import Labelled
 from training.run import Run
-from training.train import LabelledImages, load_images
+from training.train import load_images
 
+# Largest difference to float64. log_density and features have no bound: above 1 theirs is relative.
 TOLERANCE = {"posterior": 1e-5, "responsibilities": 1e-4, "log_density": 1e-4, "features": 1e-4}
-RELATIVE = ("log_density", "features")  # not bounded by 1: compared relative to their size above 1
+OPSET = 20
 
 
 class ParityError(RuntimeError):
-    """The exported graphs do not compute what the classifier computes."""
+    """An exported graph does not compute what the classifier computes."""
 
 
 def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -> Bundle:
     """Write the bundle of a finished run to `target`, a folder <name>/<version>.
 
-    The metrics in it are those of the ONNX graph on the test split.
+    The metrics in it are those of its own ONNX graph on the test split.
 
     Raises:
         ParityError: if a graph differs from the eager float64 model; nothing is left behind.
-        BundleError: if `target` is there and may not be replaced.
+        BundleError: if `target` is there and may not be replaced, or its version is no integer.
     """
-    classifier = run.load_classifier()
     images = load_images(run.recipe, sources)
+    return write_bundle(
+        target,
+        run.load_classifier(),
+        images.part("test", torch.device("cpu")),
+        replace=replace,
+        labels=images.dataset.classes,
+        input=images.dataset.input,
+        recipe=run.recipe.model_dump(mode="json", exclude_none=True),
+        dataset=run.description()["dataset"],
+    )
+
+
+def write_bundle(target: Path, classifier: Classifier, test: Labelled, *, replace: bool = False, **fields: Any) -> Bundle:
+    """Export `classifier`, check it, measure it on `test`; `fields` are the manifest's labels, input, recipe, dataset."""
+    fields |= {
+        "name": target.parent.name,
+        "version": target.name,
+        "head": _head_spec(classifier.architecture),
+        "outputs": ServedGraph(classifier).output_names,
+        "versions": _versions(),
+    }
     with staged(target, replace=replace) as stage:
         write_graphs(classifier, stage)
-        manifest_fields = {
-            "name": target.parent.name,
-            "version": int(target.name),
-            **_describe(run, classifier, images),
-        }
-        _check_parity(stage, manifest_fields)
-        write_manifest(stage, metrics=_measure(stage, manifest_fields, images), **manifest_fields)
+        write_manifest(stage, metrics={}, **fields)
+        unmeasured = Bundle.load(stage)
+        check_parity(unmeasured)
+        metrics = measure(run_graph(open_runtime(unmeasured, "onnx", "cpu", None), test.images), test.labels)
+        (stage / MANIFEST).unlink()
+        write_manifest(stage, metrics={"split": "test", **metrics}, **fields)
     return Bundle.load(target)
+
+
+def write_graphs(classifier: Classifier, folder: Path) -> None:
+    """Write model.pt, model.onnx and golden.npz of a classifier."""
+    classifier = copy.deepcopy(classifier).cpu().eval()
+    graph = ServedGraph(classifier).eval()
+    golden = golden_images(classifier.architecture.image_shape)
+    exact = ServedGraph(copy.deepcopy(classifier).double()).eval()
+    with torch.inference_mode():
+        answers = {name: out.numpy() for name, out in zip(exact.output_names, exact(golden), strict=True)}
+    np.savez(folder / GOLDEN, images=golden.numpy(), **answers)  # type: ignore[arg-type]  # numpy's stub: allow_pickle
+    _write_torchscript(graph, golden, folder / TORCHSCRIPT)
+    _write_onnx(graph, golden, folder / ONNX)
+
+
+def check_parity(bundle: Bundle) -> None:
+    """Compare both graphs with the golden outputs, in one batch and image by image.
+
+    Raises:
+        ParityError: naming the graph, the output, the difference and the tolerance.
+    """
+    with np.load(bundle.golden) as golden:
+        expected = {name: golden[name] for name in golden.files}
+    images = expected.pop("images")
+    for kind in ("torchscript", "onnx"):
+        runtime = open_runtime(bundle, kind, "cpu", None)
+        single = [runtime(images[i : i + 1]) for i in range(len(images))]
+        for outputs in (runtime(images), {name: np.concatenate([s[name] for s in single]) for name in expected}):
+            _require_equal(kind, outputs, expected)
+
+
+def golden_images(image_shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    """Two images of noise and six drawn shapes, uint8 (8, channels, H, W)."""
+    channels, height, width = image_shape
+    generator = np.random.default_rng(seed)
+    images = [generator.integers(0, 256, (height, width, channels), dtype=np.uint8) for _ in range(2)]
+    for draw in ("ellipse", "rectangle", "line") * 2:
+        canvas = Image.new("RGB", (width, height))
+        corners = [tuple(sorted(generator.integers(0, side, 2).tolist())) for side in (width, height)]
+        (left, right), (top, bottom) = corners
+        pen = ImageDraw.Draw(canvas)
+        colour = tuple(generator.integers(128, 256, 3).tolist())
+        getattr(pen, draw)((left, top, right, bottom), fill=colour)
+        images.append(np.asarray(canvas.convert("RGB" if channels == 3 else "L")).reshape(height, width, channels))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _require_equal(kind: str, outputs: Outputs, expected: Outputs) -> None:
+    for name, reference in expected.items():
+        difference = np.abs(outputs[name] - reference)
+        if name in ("log_density", "features"):
+            difference = difference / np.abs(reference).clip(min=1)
+        worst = float(difference.max())
+        if not worst <= TOLERANCE[name]:  # also catches NaN
+            raise ParityError(
+                f"{name} of the {kind} graph must be within {TOLERANCE[name]:g} of float64, got a difference of {worst:.2g}"
+            )
+
+
+def _write_torchscript(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        traced = torch.jit.freeze(torch.jit.trace(graph, example))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
+
+
+def _write_onnx(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            input_names=["images"],
+            output_names=list(graph.output_names),
+            dynamic_shapes=({0: torch.export.Dim("images_count")},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ParityError("torch.onnx.export must return a program, got None")
+    program.save(file, external_data=False)
+
+
+def _head_spec(architecture: Architecture) -> dict[str, Any]:
+    head = architecture.head
+    return {
+        "kind": head.kind,
+        "classes": architecture.classes,
+        "dim": architecture.encoder.dim,
+        "components": head.components,
+    }
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+
+    return {"torch": str(torch.__version__), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
