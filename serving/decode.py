@@ -1,0 +1,129 @@
+"""Decoding: the bytes of one PNG, JPEG or WebP image → uint8 (H, W, C), gray or RGB.
+
+Bytes come from strangers. Limits are checked before a pixel is decoded, only the three plugins above are reachable,
+and whatever goes wrong inside Pillow becomes an `ImageError`. Nothing here keeps state, so threads may share it.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
+
+SERVED_TYPES = "PNG, JPEG or WebP"
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        max_bytes: size of one encoded image.
+        max_pixels: height times width of one image.
+        max_instances: images in one request.
+    """
+
+    max_bytes: int = 10 * 1024 * 1024
+    max_pixels: int = 40_000_000
+    max_instances: int = 256
+
+
+def decode(
+    data: bytes, *, channels: Literal[1, 3], background: int = 0, limits: Limits = Limits()
+) -> NDArray[np.uint8]:
+    """Decode one image, upright as its EXIF orientation says; of an animation, the first frame.
+
+    Args:
+        data: the encoded image.
+        channels: 1 for gray, 3 for RGB.
+        background: gray level, 0 to 255, that shows through transparent pixels.
+        limits: bytes and pixels allowed.
+
+    Returns:
+        The pixels, (H, W, channels).
+
+    Raises:
+        UnsupportedImage: if the bytes start like no type that is served.
+        ImageTooLarge: if the image has more bytes or pixels than allowed.
+        ImageError: if the image is empty, truncated or otherwise broken.
+    """
+    if not data:
+        raise ImageError("image must not be empty, got 0 bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"image must have at most {limits.max_bytes} bytes, got {len(data)}")
+    kind = _kind(data)
+    try:
+        return _pixels(_open(data, kind, limits), channels, background)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+        raise ImageTooLarge(f"image must have at most {limits.max_pixels} pixels, got more: {exc}") from exc
+    except Exception as exc:  # a broken image can raise anything in Pillow: SyntaxError, struct.error, EOFError, ...
+        raise ImageError(f"image must be a whole {kind} image, got a broken one: {exc}") from exc
+
+
+def _kind(data: bytes) -> str:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    raise UnsupportedImage(f"image must be {SERVED_TYPES}, got bytes that start with {data[:8]!r}")
+
+
+def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
+    image = Image.open(BytesIO(data), formats=[kind.upper()])
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageTooLarge(f"image must have at most {limits.max_pixels} pixels, got {width} x {height}")
+    return image
+
+
+def _pixels(image: Image.Image, channels: Literal[1, 3], background: int) -> NDArray[np.uint8]:
+    orientation = _orientation(image)
+    image.load()
+    if image.mode.startswith("I"):
+        image = _gray8(image, background)
+    if image.has_transparency_data:
+        image = _opaque(image, background)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # the pixels are worth an answer even if the metadata beside them is broken
+        return 1
+
+
+def _gray8(image: Image.Image, background: int) -> Image.Image:
+    """Scale 16-bit gray to 8 bits; Pillow's own conversion clips it."""
+    values = np.asarray(image).astype(np.uint32)  # (H, W), 0 to 65535
+    gray = (values * 255 + 32767) // 65535
+    if "transparency" in image.info:
+        gray[values == image.info["transparency"]] = background
+    return Image.fromarray(gray.astype(np.uint8))
+
+
+def _opaque(image: Image.Image, background: int) -> Image.Image:
+    colours = image.convert("RGBA")
+    canvas = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(canvas, colours)

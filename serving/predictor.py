@@ -1,0 +1,143 @@
+"""The predictor: bytes → decode → infer → encode → answers, without any server in it.
+
+    predictor = Predictor.open("model_store/mnist-mda/1")
+    [answer] = predictor.predict([Path("seven.png").read_bytes()])
+
+Whatever serves a bundle, by HTTP or from a folder of files, does it through this class, so all of them answer the same.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle
+from serving.decode import Limits, decode
+from serving.errors import BundleError, ServingError
+from serving.preprocess import fit
+from serving.respond import Answer, Options, encode
+from serving.runtimes import Outputs, RuntimeName, open_runtime
+
+# How far a runtime's float32 may be from the float64 of golden.npz: absolute, and relative to the value.
+TOLERANCES = {
+    "posterior": (1e-4, 0.0),
+    "responsibilities": (1e-3, 0.0),
+    "log_density": (1e-2, 1e-3),
+    "features": (1e-2, 1e-3),
+}
+
+Work = tuple[Sequence[bytes | ServingError], Options]
+
+
+class Predictor:
+    """Answers images with one bundle on one device. Decoding may be called from several threads at once."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: RuntimeName = "onnx",
+        device: str = "cpu",
+        threads: int | None = None,
+        limits: Limits = Limits(),
+        max_batch: int = 64,
+    ) -> None:
+        """Load the bundle's graph.
+
+        Args:
+            bundle: a verified bundle.
+            runtime: `onnx` or `torchscript`.
+            device: `cpu`, `cuda` or `cuda:N`.
+            threads: of one inference on the CPU; None leaves it to the runtime.
+            limits: bytes and pixels of one image.
+            max_batch: images in one call of the graph.
+
+        Raises:
+            DeviceUnavailable: if the device is not there.
+            BundleError: if the runtime cannot read the graph.
+        """
+        self.bundle = bundle
+        self.limits = limits
+        self._max_batch = max_batch
+        self._run = open_runtime(bundle, runtime, device, threads)
+
+    @classmethod
+    def open(
+        cls, path: str | Path, runtime: RuntimeName = "onnx", device: str = "cpu", threads: int | None = None
+    ) -> Self:
+        """Load and verify the bundle in folder `path`; the rest is as in the constructor."""
+        return cls(Bundle.load(path), runtime, device, threads)
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """One encoded image → (channels, height, width), as the graph takes it.
+
+        Raises:
+            ImageError: or one of its subclasses, if the image cannot be answered.
+        """
+        spec = self.bundle.manifest.input
+        image = decode(data, channels=spec.channels, background=spec.background, limits=self.limits)
+        return fit(image, spec)
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        """Run the graph on (N, channels, height, width), N ≥ 1, in batches of at most `max_batch`."""
+        starts = range(0, len(images), self._max_batch)
+        parts = [self._run(images[start : start + self._max_batch]) for start in starts]
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def encode(self, outputs: Outputs, options: Options = Options()) -> list[Answer]:
+        """The graph's outputs for N images → N answers."""
+        return encode(outputs, self.bundle.manifest, options)
+
+    def predict(
+        self, images: Sequence[bytes | ServingError], options: Options = Options()
+    ) -> list[Answer | ServingError]:
+        """Answer images in order; one that cannot be answered gets its error in its place.
+
+        An error among `images` is passed through, so that a reader can put it where an image should have been.
+        """
+        return self.predict_together([(images, options)])[0]
+
+    def predict_together(self, work: Sequence[Work]) -> list[list[Answer | ServingError]]:
+        """Answer several requests, each with its own options, by one call of the graph."""
+        decoded = [[self._try_decode(image) for image in images] for images, _ in work]
+        arrays = [item for items in decoded for item in items if not isinstance(item, ServingError)]
+        outputs = self.infer(np.stack(arrays)) if arrays else {}
+        results, start = [], 0
+        for items, (_, options) in zip(decoded, work, strict=True):
+            count = sum(not isinstance(item, ServingError) for item in items)
+            part = {name: values[start : start + count] for name, values in outputs.items()}
+            answers = iter(self.encode(part, options) if count else [])
+            results.append([item if isinstance(item, ServingError) else next(answers) for item in items])
+            start += count
+        return results
+
+    def warm_up(self) -> None:
+        """Run the bundle's golden inputs, which also makes the first request as fast as the next.
+
+        Raises:
+            BundleError: if the answers are not the golden ones: such a runtime must not serve.
+        """
+        with np.load(self.bundle.golden, allow_pickle=False) as golden:
+            expected = {name: golden[name] for name in golden.files}
+        outputs = self.infer(expected["images"])
+        for name in self.bundle.manifest.outputs:
+            _check_golden(name, outputs[name], expected[name], self.bundle.golden)
+
+    def _try_decode(self, image: bytes | ServingError) -> NDArray[np.uint8] | ServingError:
+        if isinstance(image, ServingError):
+            return image
+        try:
+            return self.decode(image)
+        except ServingError as error:
+            return error
+
+
+def _check_golden(name: str, actual: NDArray[np.floating], expected: NDArray[np.floating], file: Path) -> None:
+    absolute, relative = TOLERANCES[name]
+    if actual.shape != expected.shape:
+        raise BundleError(f"{name} must have shape {expected.shape} as in {file}, got {actual.shape}")
+    excess = np.abs(actual - expected) - relative * np.abs(expected)
+    if not np.all(excess <= absolute):  # written so that NaN fails
+        worst = float(np.max(np.abs(actual - expected)))
+        raise BundleError(f"{name} must be within {absolute} of {file}, got a difference of {worst:.3g}")

@@ -1,0 +1,46 @@
+"""Preprocessing: an image of any size → the uint8 (channels, height, width) that the graph takes.
+
+Training and every server resize with this function, so that a model sees what it has learned. Normalisation is not
+here: it is part of the exported graph.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.bundle import InputSpec
+
+
+def fit(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """Bring an image to the model's size by antialiased bilinear sampling.
+
+    Args:
+        image: (H, W, C).
+        spec: the size and the rule: `crop` cuts the centre at the model's aspect ratio, `stretch` takes the whole.
+
+    Returns:
+        (channels, height, width), contiguous; the same pixels if the size is right already.
+
+    Raises:
+        ValueError: if the image is not (H, W, channels) uint8.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != spec.channels:
+        raise ValueError(f"image must be uint8 (H, W, {spec.channels}), got {image.dtype} {image.shape}")
+    if image.shape[:2] != (spec.height, spec.width):
+        image = _resize(image, spec)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _resize(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    height, width, channels = image.shape
+    box = _centre(height, width, spec) if spec.resize == "crop" else (0, 0, width, height)
+    picture = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    resized = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized).reshape(spec.height, spec.width, channels)
+
+
+def _centre(height: int, width: int, spec: InputSpec) -> tuple[float, float, float, float]:
+    """The largest centred box (left, top, right, bottom) of the model's aspect ratio, in pixels."""
+    scale = min(height / spec.height, width / spec.width)
+    top, left = (height - scale * spec.height) / 2, (width - scale * spec.width) / 2
+    return max(left, 0), max(top, 0), min(left + scale * spec.width, width), min(top + scale * spec.height, height)

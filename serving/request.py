@@ -1,0 +1,125 @@
+"""Reading: what arrived by HTTP or gRPC → the images and the options of one request.
+
+The forms are:
+
+    a raw body             the bytes of one image
+    multipart/form-data    `data`, one image, and optionally `parameters`, JSON text
+    application/json       {"instances": [{"b64": "..."}], "parameters": {"top_k": 3, "return": ["features"]}}
+
+JSON is known by its content type, or, where there is none, by its first character: no image starts with a brace.
+"""
+
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from serving.decode import Limits
+from serving.errors import BadParameter, BadRequest, ImageError, ServingError
+from serving.respond import RETURNABLE, Options
+
+FORMS = 'an image as body, a form field "data", or JSON {"instances": [{"b64": "..."}]}'
+PARAMETERS = ("top_k", "return")
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, read.
+
+    Attributes:
+        images: the bytes of each image, or the error that answers it.
+        options: the client's choices.
+        single: whether it was one bare image, rather than a list of `instances`.
+    """
+
+    images: Sequence[bytes | ServingError]
+    options: Options = Options()
+    single: bool = True
+
+
+def read(fields: Mapping[str, Any], content_type: str = "", limits: Limits = Limits()) -> Request:
+    """Read one request.
+
+    Args:
+        fields: the raw body as `body`, or the parts of a form by their names; bytes, or text.
+        content_type: of the body; may be empty.
+        limits: how many instances one request may hold.
+
+    Raises:
+        BadRequest: if the request as a whole cannot be read.
+        BadParameter: if one of its parameters breaks its rule.
+    """
+    name = "body" if "body" in fields else "data"
+    if name not in fields or not set(fields) <= {name, "parameters"}:
+        raise BadRequest(f"request must be {FORMS}, got form fields {_shown(sorted(fields))}")
+    payload = _bytes(fields[name])
+    if _is_json(payload, content_type if name == "body" else ""):
+        return _read_instances(payload, limits)
+    return Request([payload], _read_options(_loads("parameters", fields.get("parameters", b"{}"), BadParameter)))
+
+
+def _is_json(payload: bytes, content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or payload[:64].lstrip().startswith(b"{")
+
+
+def _read_instances(payload: bytes, limits: Limits) -> Request:
+    body = _loads("request body", payload, BadRequest)
+    if not isinstance(body, dict) or "instances" not in body:
+        raise BadRequest(f'request body must be an object with "instances", got {_shown(body)}')
+    unknown = sorted(set(body) - {"instances", "parameters"})
+    if unknown:
+        raise BadRequest(f"request body must have no keys but instances and parameters, got {_shown(unknown)}")
+    instances = body["instances"]
+    if not isinstance(instances, list):
+        raise BadRequest(f"instances must be a list, got {_shown(instances)}")
+    if not 1 <= len(instances) <= limits.max_instances:
+        raise BadRequest(f"instances must hold 1 to {limits.max_instances} images, got {len(instances)}")
+    return Request([_read_instance(item) for item in instances], _read_options(body.get("parameters", {})), False)
+
+
+def _read_instance(item: Any) -> bytes | ServingError:
+    if not isinstance(item, dict) or set(item) != {"b64"} or not isinstance(item["b64"], str):
+        return ImageError(f'instance must be an object {{"b64": "..."}}, got {_shown(item)}')
+    try:
+        return binascii.a2b_base64(item["b64"], strict_mode=True)
+    except ValueError as exc:
+        return ImageError(f"b64 must be base64 without line breaks, got {_shown(item['b64'])} ({exc})")
+
+
+def _read_options(parameters: Any) -> Options:
+    if not isinstance(parameters, dict):
+        raise BadParameter(f"parameters must be an object, got {_shown(parameters)}")
+    for name in parameters:
+        if name not in PARAMETERS:
+            raise BadParameter(f"parameter must be one of {', '.join(PARAMETERS)}, got {_shown(name)}")
+    top_k = parameters.get("top_k", Options.top_k)
+    if type(top_k) is not int or top_k < 1:
+        raise BadParameter(f"top_k must be an integer of at least 1, got {_shown(top_k)}")
+    returns = parameters.get("return", sorted(Options.returns))
+    if not isinstance(returns, list) or not all(item in RETURNABLE for item in returns):
+        raise BadParameter(f"return must be a list of {', '.join(RETURNABLE)}, got {_shown(returns)}")
+    return Options(top_k, frozenset(returns))
+
+
+def _loads(what: str, text: Any, error: type[BadRequest]) -> Any:
+    try:
+        return orjson.loads(_bytes(text))
+    except orjson.JSONDecodeError as exc:
+        raise error(f"{what} must be JSON, got {_shown(_bytes(text))} ({exc})") from exc
+
+
+def _bytes(value: Any) -> bytes:
+    """The bytes of a field, which a server may have decoded to text or JSON already."""
+    if isinstance(value, str):
+        return value.encode()
+    return bytes(value) if isinstance(value, bytes | bytearray) else orjson.dumps(value)
+
+
+def _shown(value: Any) -> str:
+    """`value` for a message, cut to a readable length."""
+    text = repr(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

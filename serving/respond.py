@@ -1,0 +1,114 @@
+"""Answering: the graph's outputs → the answer schema.
+
+    {"label": "7", "probability": 0.981, "component": 1, "component_probability": 0.93,
+     "top_k": [{"label": "7", "probability": 0.981, "component": 1, "component_probability": 0.93}, ...],
+     "probabilities": {"0": ..., "9": ...}, "components": {"7": [0.07, 0.93], ...},
+     "log_density": -1.93, "model": {"name": "mnist-mda", "version": "1"}}
+
+Softmax and SVM models have no components and no log-density, so their answers leave those keys out. Numbers are plain
+floats with 7 significant digits: all that float32 holds, and short as JSON.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Manifest
+from serving.errors import ServingError
+
+DIGITS = 7
+RETURNABLE = ("probabilities", "components", "features")
+
+Answer = dict[str, Any]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a client may choose about its answers.
+
+    Attributes:
+        top_k: classes in `top_k`, at least 1; more than the model has means all of them.
+        returns: which of RETURNABLE to include.
+    """
+
+    top_k: int = 3
+    returns: frozenset[str] = frozenset({"probabilities", "components"})
+
+
+def encode(outputs: Arrays, manifest: Manifest, options: Options = Options()) -> list[Answer]:
+    """Turn the outputs for N images into N answers.
+
+    Args:
+        outputs: arrays by the names of `manifest.outputs`, each (N, ...).
+        manifest: of the bundle that computed them.
+        options: the client's choices.
+    """
+    rounded = {name: significant(values) for name, values in outputs.items()}
+    winners = np.argsort(-outputs["posterior"], axis=1, kind="stable")[:, : options.top_k].tolist()
+    posterior = rounded["posterior"].tolist()
+    responsibilities = rounded["responsibilities"].tolist() if "responsibilities" in rounded else None
+    log_density = rounded["log_density"].tolist() if "log_density" in rounded else None
+    features = rounded["features"].tolist() if "features" in options.returns else None
+    model = {"name": manifest.name, "version": str(manifest.version)}
+
+    answers = []
+    for n, classes in enumerate(winners):
+        weights = responsibilities[n] if responsibilities is not None else None
+        top = [_candidate(manifest.labels, posterior[n], weights, c) for c in classes]
+        answer: Answer = {**top[0], "top_k": top}
+        if "probabilities" in options.returns:
+            answer["probabilities"] = dict(zip(manifest.labels, posterior[n], strict=True))
+        if weights is not None and "components" in options.returns:
+            answer["components"] = dict(zip(manifest.labels, weights, strict=True))
+        if log_density is not None:
+            answer["log_density"] = log_density[n]
+        if features is not None:
+            answer["features"] = features[n]
+        answer["model"] = model
+        answers.append(answer)
+    return answers
+
+
+def error_body(error: ServingError) -> Answer:
+    """What stands in the place of an answer that could not be given."""
+    return {"error": {"code": error.code, "message": str(error)}}
+
+
+def respond(results: Sequence[Answer | ServingError], *, single: bool) -> tuple[int, Answer]:
+    """Join the results of one request to its HTTP status and body.
+
+    An error sets the status if its image is alone in the request; among several it only takes its place.
+
+    Args:
+        results: one per image, in order.
+        single: whether the request was one bare image, answered by a bare object rather than by `predictions`.
+    """
+    status = results[0].status if len(results) == 1 and isinstance(results[0], ServingError) else 200
+    bodies = [error_body(result) if isinstance(result, ServingError) else result for result in results]
+    return status, bodies[0] if single else {"predictions": bodies}
+
+
+def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float64]:
+    """Round to `digits` significant decimal digits, to the float64 whose shortest form has no more of them."""
+    # Extended precision, for 10^28 and beyond (a probability of 1e-22) is not exact in float64.
+    wide = values.astype(np.longdouble)
+    magnitude = np.zeros(wide.shape, dtype=np.longdouble)
+    np.log10(np.abs(wide), out=magnitude, where=np.isfinite(wide) & (wide != 0))
+    scale = np.power(np.longdouble(10), digits - 1 - np.floor(magnitude))
+    return np.asarray(np.rint(wide * scale) / scale, dtype=np.float64)
+
+
+def _candidate(
+    labels: Sequence[str], posterior: Sequence[float], responsibilities: Sequence[Sequence[float]] | None, index: int
+) -> Answer:
+    """One class with its probability and, if the head has components, the likeliest of them."""
+    candidate: Answer = {"label": labels[index], "probability": posterior[index]}
+    if responsibilities is not None:
+        weights = responsibilities[index]
+        candidate["component"] = max(range(len(weights)), key=weights.__getitem__)
+        candidate["component_probability"] = max(weights)
+    return candidate

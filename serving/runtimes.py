@@ -1,0 +1,131 @@
+"""Runtimes: TorchScript or ONNX Runtime behind one call, uint8 (N, channels, height, width) → named arrays.
+
+The libraries are imported by the runtime that uses them. A device that was asked for is used or refused; nothing falls
+back to the CPU by itself, and GPUs compute in full float32, as the golden answers ask.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle
+from serving.errors import BundleError, DeviceUnavailable
+
+RuntimeName = Literal["onnx", "torchscript"]
+Outputs = dict[str, NDArray[Any]]
+Runtime = Callable[[NDArray[np.uint8]], Outputs]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+def open_runtime(bundle: Bundle, kind: RuntimeName, device: str = "cpu", threads: int | None = None) -> Runtime:
+    """Load a bundle's graph.
+
+    Args:
+        bundle: a verified bundle.
+        kind: which of its two graphs to run, and by which library.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: of one inference on the CPU; None leaves it to the library. TorchScript sets it for the process.
+
+    Returns:
+        A function of a batch that returns the arrays of `Manifest.outputs`, float32, by their names.
+
+    Raises:
+        DeviceUnavailable: if the device is not there or the library cannot use it.
+        BundleError: if the library cannot read the graph.
+    """
+    gpu = _gpu_index(device)
+    if kind == "onnx":
+        return _open_onnx(bundle, gpu, threads)
+    return _open_torchscript(bundle, gpu, threads)
+
+
+def _gpu_index(device: str) -> int | None:
+    if device == "cpu":
+        return None
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
+        raise DeviceUnavailable(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    return int(match[1] or 0)
+
+
+def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; what matters of its warnings is checked below
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[Any] = [CPU_PROVIDER]
+    if gpu is not None:
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        providers.insert(0, (CUDA_PROVIDER, {"device_id": gpu, "use_tf32": 0}))
+    try:
+        session = ort.InferenceSession(bundle.onnx, options, providers=providers)
+    except Exception as exc:  # ONNX Runtime has no public base class of its errors
+        if gpu is not None:
+            raise _no_cuda(gpu, f"ONNX Runtime says: {exc}") from exc
+        raise BundleError(f"{bundle.onnx} must be a graph that ONNX Runtime {ort.__version__} reads, got {exc}") from exc
+    if gpu is not None and CUDA_PROVIDER not in session.get_providers():
+        raise _no_cuda(gpu, f"ONNX Runtime offers only {', '.join(session.get_providers())}")
+    names = list(bundle.manifest.outputs)
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+    return run
+
+
+def _open_torchscript(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
+    import torch
+
+    if gpu is not None and (not torch.cuda.is_available() or gpu >= torch.cuda.device_count()):
+        raise _no_cuda(gpu, f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    device = torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
+    module = _load_torchscript(bundle.torchscript, device)
+    names = bundle.manifest.outputs
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(images).to(device))
+            return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def _load_torchscript(path: Path, device: Any) -> Any:
+    import torch
+
+    with _without_deprecation():
+        try:
+            return torch.jit.freeze(torch.jit.load(str(path), map_location=device).eval())
+        except RuntimeError as exc:
+            reason = str(exc).strip().splitlines()[0]
+            raise BundleError(f"{path} must be a graph that torch {torch.__version__} reads, got {reason}") from exc
+
+
+@contextmanager
+def _without_deprecation() -> Iterator[None]:
+    """torch 2.13 deprecates `torch.jit`, which is the runtime that was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+        yield
+
+
+def _no_cuda(gpu: int, reason: str) -> DeviceUnavailable:
+    return DeviceUnavailable(
+        f"device cuda:{gpu} must be usable, got none: {reason}. Check the driver with nvidia-smi and that the CUDA "
+        "build is installed, or choose the CPU"
+    )
