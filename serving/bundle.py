@@ -14,7 +14,6 @@ softmax and SVM heads have neither responsibilities nor a log-density.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serving.errors import BundleError
 
-SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 TORCHSCRIPT = "model.pt"
 ONNX = "model.onnx"
@@ -81,7 +79,7 @@ class DatasetInfo(_Strict):
 class Manifest(_Strict):
     """Everything about a bundle that is not weights; `bundle.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
     version: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
@@ -167,7 +165,9 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
         BundleError: if `target` exists and may not be replaced.
     """
     if target.exists() and not replace:
-        raise BundleError(f"{target} must not exist yet, got a bundle that is there: choose another version or replace it")
+        raise BundleError(
+            f"{target} must not exist yet, got a bundle that is there: choose another version or replace it"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     stage.chmod(0o755)
@@ -175,7 +175,7 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
         yield stage
         if target.exists():
             shutil.rmtree(target)
-        os.replace(stage, target)
+        stage.replace(target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -195,7 +195,7 @@ def _read_manifest(file: Path) -> Manifest:
         raise BundleError(f"{file} must be readable, got {exc}") from exc
     except ValidationError as exc:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in exc.errors()[:5])
-        raise BundleError(f"{file} must follow schema {SCHEMA_VERSION}, got {problems}") from exc
+        raise BundleError(f"{file} must follow the schema of a bundle, got {problems}") from exc
 
 
 def _verify(file: Path, expected: str) -> None:

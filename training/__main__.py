@@ -18,6 +18,7 @@ from training.data import DataError, Sources, load_dataset, write_samples
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
+from training.progress import console
 from training.recipe import DatasetName, DataSpec, Recipe, RecipeError, parse_recipe
 from training.run import Run, RunError
 from training.train import choose_device, load_images, sources_of, train
@@ -28,10 +29,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
-
-DataRoot = Annotated[Path, typer.Option(help="Folder of fashion-mnist, cifar10 and cifar100, as torchvision lays them out.")]
-Folder = Annotated[Path | None, typer.Option("--data", help="Your own images: a folder with one folder of images a class.")]
+DataRoot = Annotated[
+    Path, typer.Option(help="Folder of fashion-mnist, cifar10 and cifar100, as torchvision lays them out.")
+]
+Folder = Annotated[
+    Path | None, typer.Option("--data", help="Your own images: a folder with one folder of images a class.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="auto|cpu|cuda")]
 
 
@@ -57,7 +60,9 @@ def train_command(
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's fit.epochs.")] = None,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the run; the time if left out.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run after its newest checkpoint.")] = None,
 ) -> None:
@@ -68,7 +73,9 @@ def train_command(
     chosen = choose_device(device)
     if resume is not None:
         if recipe or overrides or epochs is not None or seed is not None:
-            raise typer.BadParameter("--resume takes the run's own recipe: leave RECIPE, --set, --epochs and --seed out")
+            raise typer.BadParameter(
+                "--resume takes the run's own recipe: leave RECIPE, --set, --epochs and --seed out"
+            )
         run = Run.open(resume)
         sources = sources_of(run, data_root, data)
     else:
@@ -83,7 +90,9 @@ def train_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    target: Annotated[Path, typer.Argument(help="A run (runs/<recipe>/<id>) or a bundle (model_store/<name>/<version>).")],
+    target: Annotated[
+        Path, typer.Argument(help="A run (runs/<recipe>/<id>) or a bundle (model_store/<name>/<version>).")
+    ],
     split: Annotated[str, typer.Option(help="train, validation or test.", metavar="train|validation|test")] = "test",
     data_root: DataRoot = Path("data"),
     data: Folder = None,

@@ -118,7 +118,7 @@ class ServedGraph(nn.Module):
         return GENERATIVE_OUTPUTS if self.generative else LINEAR_OUTPUTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """posterior (N, C)[, responsibilities (N, C, K), log_density (N,)], features (N, D)."""
+        """Answer images with posterior (N, C)[, responsibilities (N, C, K), log_density (N,)], features (N, D)."""
         features = self.classifier.encoder(self.classifier.normalise(images))
         if not self.generative:
             return self.classifier.head(features).log_joints.softmax(1), features

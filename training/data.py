@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from serving.bundle import InputSpec
 from serving.decode import Limits, decode
 from serving.errors import ImageError
 from serving.preprocess import fit
+from training.progress import track
 from training.recipe import DataSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -144,7 +144,7 @@ def augment(images: Tensor, *, crop_padding: int, flip: bool, generator: torch.G
 
 
 def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list[Path]:
-    """Write `count` images as PNG files named <position>-<label>.png, from the data set's own test split if it has one."""
+    """Write `count` PNG files named <position>-<label>.png, from the data set's own test split if it has one."""
     first = dataset.test_start or 0
     order = torch.randperm(len(dataset.labels) - first, generator=torch.Generator().manual_seed(seed))
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,9 @@ def _cut(dataset: Dataset, positions: Tensor, share: float, seed: int) -> tuple[
             positions.numpy(), test_size=share, random_state=seed, stratify=dataset.labels[positions].numpy()
         )
     except ValueError as exc:
-        raise DataError(f"every class of {dataset.name} must have images enough for a {share:.0%} split: {exc}") from exc
+        raise DataError(
+            f"every class of {dataset.name} must have images enough for a {share:.0%} split: {exc}"
+        ) from exc
     return torch.from_numpy(rest).sort().values, torch.from_numpy(chosen).sort().values
 
 
@@ -182,7 +184,9 @@ def _package_folder(inside: str) -> Path:
 def _digits() -> Dataset:
     """5,620 handwritten digits of 8 x 8 pixels with 17 gray levels (Alpaydin & Kaynak, UCI optdigits)."""
     folder = _package_folder("DS2_Alpaydin_digits/optical+recognition+of+handwritten+digits")
-    table = np.concatenate([np.loadtxt(folder / f"optdigits.{part}", delimiter=",", dtype=int) for part in ("tra", "tes")])
+    table = np.concatenate(
+        [np.loadtxt(folder / f"optdigits.{part}", delimiter=",", dtype=int) for part in ("tra", "tes")]
+    )
     pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     return Dataset("digits", torch.from_numpy(pixels), torch.from_numpy(table[:, 64]), _DIGITS, _exact(1, 8, 8))
 
@@ -241,7 +245,9 @@ def _folder(spec: DataSpec, folder: Path | None) -> Dataset:
         raise DataError(f"{folder} must hold at least 2 class folders, got {classes}")
     found = {name: _image_files(folder / name) for name in classes}
     if empty := [name for name, files in found.items() if not files]:
-        raise DataError(f"every class folder of {folder} must hold {', '.join(IMAGE_SUFFIXES)} files, got none in {empty}")
+        raise DataError(
+            f"every class folder of {folder} must hold {', '.join(IMAGE_SUFFIXES)} files, got none in {empty}"
+        )
     files = [file for name in classes for file in found[name]]
     labels = [index for index, name in enumerate(classes) for _ in found[name]]
     shape = InputSpec(
@@ -249,7 +255,7 @@ def _folder(spec: DataSpec, folder: Path | None) -> Dataset:
     )
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(lambda file: _read(file, shape), files)
-        images = np.stack(list(track(decoded, f"reading {folder}", total=len(files), transient=True)))
+        images = np.stack(list(track(decoded, f"reading {folder}", total=len(files))))
     return Dataset(folder.resolve().name, torch.from_numpy(images), torch.tensor(labels), tuple(classes), shape)
 
 

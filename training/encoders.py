@@ -39,7 +39,7 @@ def build_encoder(
     """Build an encoder.
 
     Args:
-        kind: `six-conv`, `mlp` (at least one hidden layer), `linear` (a projection of the pixels) or `none` (the pixels).
+        kind: `six-conv`, `mlp`, `linear` (a projection of the pixels) or `none` (the pixels themselves).
         image_shape: channels, height, width; `six-conv` takes 4 x 4 and up.
         dim: D. For `none` it must be the number of pixels.
         width: channels of the first convolutions of `six-conv`; the others have twice and four times as many.

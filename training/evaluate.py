@@ -5,29 +5,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.classifier import Classifier, ServedGraph
+from training.progress import track
 
 ECE_BINS = 15
 
-Outputs = dict[str, np.ndarray]  # posterior (N, C), responsibilities (N, C, K), log_density (N,), features (N, D)
+Outputs = dict[str, NDArray[Any]]  # posterior (N, C), responsibilities (N, C, K), log_density (N,), features (N, D)
 
 
-def run_graph(call: Callable[[np.ndarray], Outputs], images: Tensor, batch_size: int = 256) -> Outputs:
+def run_graph(call: Callable[[NDArray[np.uint8]], Outputs], images: Tensor, batch_size: int = 256) -> Outputs:
     """Every output for every image, from a callable that answers one uint8 batch."""
-    batches = track(images.split(batch_size), "evaluate", transient=True)
+    batches = track(images.split(batch_size), "evaluate")
     parts = [call(batch.numpy()) for batch in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def eager(classifier: Classifier, device: torch.device) -> Callable[[np.ndarray], Outputs]:
+def eager(classifier: Classifier, device: torch.device) -> Callable[[NDArray[np.uint8]], Outputs]:
     """A classifier as a callable for `run_graph`."""
     graph = ServedGraph(classifier).to(device).eval()
 
     @torch.inference_mode()
-    def call(images: np.ndarray) -> Outputs:
+    def call(images: NDArray[np.uint8]) -> Outputs:
         outputs = graph(torch.from_numpy(images).to(device))
         return {name: out.cpu().numpy() for name, out in zip(graph.output_names, outputs, strict=True)}
 
@@ -66,10 +67,11 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
     return metrics
 
 
-def occupancy_of(responsibilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def occupancy_of(responsibilities: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of each class's images that its components take: (N, C, K) and (N,) to (C, K), rows summing to one."""
     classes, components = responsibilities.shape[1:]
     assigned = responsibilities[np.arange(len(labels)), labels].argmax(1)
     counts = np.zeros((classes, components))
     np.add.at(counts, (labels, assigned), 1)
-    return counts / counts.sum(1, keepdims=True).clip(min=1)
+    shares: NDArray[np.float64] = counts / counts.sum(1, keepdims=True).clip(min=1)
+    return shares

@@ -54,8 +54,10 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -
     )
 
 
-def write_bundle(target: Path, classifier: Classifier, test: Labelled, *, replace: bool = False, **fields: Any) -> Bundle:
-    """Export `classifier`, check it, measure it on `test`; `fields` are the manifest's labels, input, recipe, dataset."""
+def write_bundle(
+    target: Path, classifier: Classifier, test: Labelled, *, replace: bool = False, **fields: Any
+) -> Bundle:
+    """Export `classifier` and measure it on `test`; `fields`: the manifest's labels, input, recipe and dataset."""
     fields |= {
         "name": target.parent.name,
         "version": target.name,
@@ -82,7 +84,7 @@ def write_graphs(classifier: Classifier, folder: Path) -> None:
     exact = ServedGraph(copy.deepcopy(classifier).double()).eval()
     with torch.inference_mode():
         answers = {name: out.numpy() for name, out in zip(exact.output_names, exact(golden), strict=True)}
-    np.savez(folder / GOLDEN, images=golden.numpy(), **answers)  # type: ignore[arg-type]  # numpy's stub: allow_pickle
+    np.savez(folder / GOLDEN, images=golden.numpy(), **answers)
     _write_torchscript(graph, golden, folder / TORCHSCRIPT)
     _write_onnx(graph, golden, folder / ONNX)
 
@@ -127,15 +129,15 @@ def _require_equal(kind: str, outputs: Outputs, expected: Outputs) -> None:
         worst = float(difference.max())
         if not worst <= TOLERANCE[name]:  # also catches NaN
             raise ParityError(
-                f"{name} of the {kind} graph must be within {TOLERANCE[name]:g} of float64, got a difference of {worst:.2g}"
+                f"{name} of the {kind} graph must be within {TOLERANCE[name]:g} of float64, got {worst:.2g} apart"
             )
 
 
 def _write_torchscript(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
-        traced = torch.jit.freeze(torch.jit.trace(graph, example))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
+        traced = torch.jit.freeze(torch.jit.trace(graph, example))
+        torch.jit.save(traced, file)
 
 
 def _write_onnx(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:

@@ -9,16 +9,14 @@ channels_last.
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from training import progress
 from training.classifier import Classifier
 from training.data import augment, batches
 from training.losses import build_loss
@@ -50,26 +48,21 @@ def fit(classifier: Classifier, recipe: Recipe, train: Labelled, validation: Lab
         DivergedError: naming the epoch and the step; the checkpoint of the last good epoch stays.
     """
     spec = recipe.fit
-    if spec.epochs and train.images.is_floating_point():
-        raise TypeError(f"images must be uint8, got {train.images.dtype}")
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if spec.compile:
+        classifier.encoder.compile()
     steps = math.ceil(len(train) / spec.batch_size)
     optimizer = build_optimizer(classifier, spec)
     schedule = build_schedule(optimizer, spec, steps)
     first = _restore(run, classifier, optimizer, schedule)
-    with _progress(run.name, spec.epochs, steps, first) as bar:
+    with progress.steps(run.name, spec.epochs * steps, (first - 1) * steps) as bar:
         for epoch in range(first, spec.epochs + 1):
             started = time.perf_counter()
-            loss, accuracy = _one_epoch(classifier, recipe, train, optimizer, schedule, epoch, bar)
+            lr = optimizer.param_groups[0]["lr"]
+            metrics = {"epoch": epoch, **_one_epoch(classifier, recipe, train, optimizer, schedule, epoch, bar)}
             seconds = time.perf_counter() - started
-            metrics = {
-                "epoch": epoch,
-                "loss": loss,
-                "train_accuracy": accuracy,
-                "lr": optimizer.param_groups[0]["lr"],
-                "seconds": round(seconds, 3),
-                "images_per_s": round(len(train) / seconds, 1),
-            } | score(classifier, validation)
+            metrics |= {"lr": lr, "seconds": round(seconds, 3), "images_per_s": round(len(train) / seconds, 1)}
+            metrics |= score(classifier, validation)
             run.log_epoch(metrics)
             run.save_checkpoint(
                 {
@@ -79,7 +72,7 @@ def fit(classifier: Classifier, recipe: Recipe, train: Labelled, validation: Lab
                     "schedule": schedule.state_dict(),
                 }
             )
-            bar.report(metrics)
+            bar.line(_in_words(metrics, spec.epochs))
 
 
 def build_optimizer(classifier: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
@@ -91,9 +84,7 @@ def build_optimizer(classifier: nn.Module, spec: FitSpec) -> torch.optim.Optimiz
     return kind(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, spec: FitSpec, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, spec: FitSpec, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate per step over the whole training."""
     total = spec.epochs * steps
     if spec.schedule == "one-cycle":
@@ -124,38 +115,40 @@ def _one_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     epoch: int,
-    bar: "_Bar",
-) -> tuple[float, float]:
-    """Mean loss and accuracy over the epoch's batches."""
-    spec, loss_of = recipe.fit, build_loss(recipe.loss.kind, recipe.loss.weight)
-    device = train.images.device
-    encode = torch.compile(classifier.encoder) if spec.compile else classifier.encoder
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    torch.manual_seed(recipe.seed * 1_000_003 + epoch)  # dropout
+    bar: progress.Steps,
+) -> dict[str, float]:
+    """One pass over the images; mean loss and accuracy over its batches."""
+    spec = recipe.fit
+    epoch_seed = recipe.seed * 1_000_003 + epoch
+    generator = torch.Generator().manual_seed(epoch_seed)
+    torch.manual_seed(epoch_seed)  # dropout
     classifier.train()
-    losses, right, seen = [], torch.zeros((), dtype=torch.long, device=device), 0
+    losses, right, seen = [], torch.zeros((), dtype=torch.long, device=train.images.device), 0
     for step, batch in enumerate(batches(len(train), spec.batch_size, generator), start=1):
-        batch = batch.to(device)
-        labels = train.labels[batch]
-        images = augment(
-            train.images[batch], crop_padding=spec.crop_padding, flip=spec.flip, generator=generator
-        )
-        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            features = encode(classifier.normalise(images))
-        scores = classifier.head(features.float())
-        loss = loss_of(scores, labels)
+        picked = batch.to(train.images.device)
+        labels = train.labels[picked]
+        images = augment(train.images[picked], crop_padding=spec.crop_padding, flip=spec.flip, generator=generator)
+        loss, log_joints = _loss(classifier, recipe, images, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
-        right += (scores.log_joints.detach().argmax(1) == labels).sum()
+        right += (log_joints.argmax(1) == labels).sum()
         seen += len(batch)
         if step % CHECK_EVERY == 0:
             _require_finite(losses, epoch, spec.lr)
         bar.advance()
     _require_finite(losses, epoch, spec.lr)
-    return torch.stack(losses).mean().item(), right.item() / seen
+    return {"loss": torch.stack(losses).mean().item(), "train_accuracy": right.item() / seen}
+
+
+def _loss(classifier: Classifier, recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch's loss and log-joints; the encoder may run in bfloat16, the head is always in float32."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.fit.precision == "bfloat16"):
+        features = classifier.encoder(classifier.normalise(images))
+    scores = classifier.head(features.float())
+    return build_loss(recipe.loss.kind, recipe.loss.weight)(scores, labels), scores.log_joints.detach()
 
 
 def _require_finite(losses: list[Tensor], epoch: int, lr: float) -> None:
@@ -184,29 +177,9 @@ def _restore(
     return int(state["epoch"]) + 1
 
 
-class _Bar:
-    """Progress over all steps; a line an epoch, which is all that remains where there is no terminal."""
-
-    def __init__(self, progress: Progress, name: str, epochs: int, steps: int, first: int):
-        self._progress, self._epochs = progress, epochs
-        self._task = progress.add_task(name, total=epochs * steps, completed=(first - 1) * steps)
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        validation = metrics.get("validation_accuracy")
-        self._progress.console.print(
-            f"epoch {metrics['epoch']:>3}/{self._epochs}  loss {metrics['loss']:8.4f}"
-            f"  train {metrics['train_accuracy']:7.2%}"
-            + (f"  validation {validation:7.2%}" if validation is not None else "")
-            + f"  {metrics['images_per_s']:,.0f} images/s",
-            highlight=False,
-        )
-
-
-@contextmanager
-def _progress(name: str, epochs: int, steps: int, first: int) -> Iterator[_Bar]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        yield _Bar(progress, name, epochs, steps, first)
+def _in_words(metrics: dict[str, Any], epochs: int) -> str:
+    words = [f"epoch {metrics['epoch']:>3}/{epochs}", f"loss {metrics['loss']:8.4f}"]
+    words.append(f"train {metrics['train_accuracy']:7.2%}")
+    if "validation_accuracy" in metrics:
+        words.append(f"validation {metrics['validation_accuracy']:7.2%}")
+    return "  ".join([*words, f"{metrics['images_per_s']:,.0f} images/s"])

@@ -122,9 +122,7 @@ class DiscriminantHead(nn.Module):
         trainable_means: False keeps the means where they are.
     """
 
-    def __init__(
-        self, kind: str, means: Tensor, covariance: Covariance, *, shared: bool, trainable_means: bool = True
-    ):
+    def __init__(self, kind: str, means: Tensor, covariance: Covariance, *, shared: bool, trainable_means: bool = True):
         super().__init__()
         self.kind = kind
         self.classes, self.components, self.dim = means.shape
@@ -138,7 +136,7 @@ class DiscriminantHead(nn.Module):
         return -0.5 * self.dim * math.log(2 * math.pi)
 
     def log_weights(self) -> Tensor:
-        """log p(c) + log p(k|c), (C, K)."""
+        """Sum of log p(c) and log p(k|c), (C, K)."""
         return self.prior_logits.log_softmax(0)[:, None] + self.weight_logits.log_softmax(1)
 
     def forward(self, features: Tensor) -> Scores:
@@ -164,7 +162,9 @@ class LinearHead(nn.Module):
 Head = DiscriminantHead | LinearHead
 
 
-def lda_head(classes: int, dim: int, covariance: Covariance = "spherical", *, simplex: bool = False) -> DiscriminantHead:
+def lda_head(
+    classes: int, dim: int, covariance: Covariance = "spherical", *, simplex: bool = False
+) -> DiscriminantHead:
     """One Gaussian a class, one covariance for all; `simplex` fixes the means at the vertices of a regular simplex."""
     means = _class_means(classes, dim, simplex=simplex)
     return DiscriminantHead("lda", means[:, None, :], covariance, shared=True, trainable_means=not simplex)

@@ -20,9 +20,7 @@ from training.heads import Covariance
 RECIPES = Path(__file__).parent / "recipes"
 
 HeadKind = Literal["lda", "mda", "softmax", "svm"]
-LossKind = Literal[
-    "cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"
-]
+LossKind = Literal["cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"]
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.classifier import Classifier, build_head
 from training.encoders import Encoder
 from training.heads import Covariance, DiscriminantHead
+from training.progress import track
 from training.recipe import HeadSpec, RefitSpec
 
 SKLEARN_COVARIANCE = {"spherical": "spherical", "diagonal": "diag", "full": "full"}
@@ -51,7 +52,9 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tenso
     return refitted.to(images.device).eval()
 
 
-def fit_head(features: np.ndarray, labels: np.ndarray, classes: int, spec: RefitSpec, seed: int) -> DiscriminantHead:
+def fit_head(
+    features: NDArray[np.float64], labels: NDArray[np.int64], classes: int, spec: RefitSpec, seed: int
+) -> DiscriminantHead:
     """Fit LDA or MDA to features (N, D) with labels (N,); priors are the class shares."""
     by_class = [features[labels == c] for c in range(classes)]
     if spec.head == "lda":
@@ -59,38 +62,37 @@ def fit_head(features: np.ndarray, labels: np.ndarray, classes: int, spec: Refit
     components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
     if (fewest := min(map(len, by_class))) <= components:
         raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {components}")
-    mixtures = [
-        _mixture(points, components, spec, seed, _floor(features, spec))
-        for points in track(by_class, "refit", transient=True)
-    ]
-    head = build_head(HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1])
+    mixtures = [_mixture(points, components, spec, seed, _floor(features, spec)) for points in track(by_class, "refit")]
+    head = build_head(
+        HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1]
+    )
     covariances = np.concatenate([m.covariances_ for m in mixtures])
     means, weights = np.stack([m.means_ for m in mixtures]), np.stack([m.weights_ for m in mixtures])
     return _filled(head, by_class, means, weights, covariances)
 
 
-def choose_components(by_class: list[np.ndarray], spec: RefitSpec, seed: int) -> int:
+def choose_components(by_class: list[NDArray[np.float64]], spec: RefitSpec, seed: int) -> int:
     """The number of components, the same for every class, with the least Bayesian information criterion in sum."""
     floor = _floor(np.concatenate(by_class), spec)
     candidates = range(1, spec.max_components + 1)
     bic = {
         k: sum(float(_mixture(points, k, spec, seed, floor).bic(points)) for points in by_class)
-        for k in track(candidates, "refit: BIC", transient=True)
+        for k in track(candidates, "refit: BIC")
     }
     return min(bic, key=bic.__getitem__)
 
 
-def pooled_covariance(by_class: list[np.ndarray], covariance: Covariance, floor: float) -> np.ndarray:
+def pooled_covariance(by_class: list[NDArray[np.float64]], covariance: Covariance, floor: float) -> NDArray[np.float64]:
     """Within-class covariance over all classes: (1,) spherical, (1, D) diagonal or (1, D, D) full."""
     centred = np.concatenate([points - points.mean(0) for points in by_class])
-    full = centred.T @ centred / len(centred) + floor * np.eye(centred.shape[1])
+    full: NDArray[np.float64] = centred.T @ centred / len(centred) + floor * np.eye(centred.shape[1])
     if covariance == "full":
         return full[None]
     diagonal = np.diag(full)
     return diagonal[None] if covariance == "diagonal" else diagonal.mean(keepdims=True)
 
 
-def _fit_lda(by_class: list[np.ndarray], spec: RefitSpec) -> DiscriminantHead:
+def _fit_lda(by_class: list[NDArray[np.float64]], spec: RefitSpec) -> DiscriminantHead:
     dim = by_class[0].shape[1]
     head = build_head(HeadSpec(kind="lda", covariance=spec.covariance), len(by_class), dim)
     means = np.stack([points.mean(0) for points in by_class])[:, None]
@@ -101,7 +103,11 @@ def _fit_lda(by_class: list[np.ndarray], spec: RefitSpec) -> DiscriminantHead:
 
 @torch.no_grad()
 def _filled(
-    head: Any, by_class: list[np.ndarray], means: np.ndarray, weights: np.ndarray, covariances: np.ndarray
+    head: Any,
+    by_class: list[NDArray[np.float64]],
+    means: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    covariances: NDArray[np.float64],
 ) -> DiscriminantHead:
     """Put means (C, K, D), weights (C, K) and covariances into a head; priors from the class sizes."""
     filled: DiscriminantHead = head.double()
@@ -112,7 +118,7 @@ def _filled(
     return filled.float()
 
 
-def _mixture(points: np.ndarray, components: int, spec: RefitSpec, seed: int, floor: float) -> Any:
+def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed: int, floor: float) -> Any:
     from sklearn.mixture import GaussianMixture
 
     return GaussianMixture(
@@ -126,17 +132,17 @@ def _mixture(points: np.ndarray, components: int, spec: RefitSpec, seed: int, fl
     ).fit(points)
 
 
-def _floor(features: np.ndarray, spec: RefitSpec) -> float:
+def _floor(features: NDArray[np.float64], spec: RefitSpec) -> float:
     return spec.variance_floor * float(features.var(0).mean())
 
 
 @torch.inference_mode()
-def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[np.ndarray, nn.Module]:
+def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[NDArray[np.float64], nn.Module]:
     """Features (N, D) in float64 and the projection that makes them."""
     classifier.eval()
     encoder = classifier.encoder
     part = encoder if spec.features == "output" else encoder.trunk
-    batches = track(images.split(512), "refit: features", transient=True)
+    batches = track(images.split(512), "refit: features")
     raw = torch.cat([part(classifier.normalise(batch)) for batch in batches]).double().cpu().numpy()
     if spec.dim is None:
         return raw, encoder.projection
@@ -147,7 +153,7 @@ def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[
     return raw @ components.T + offset, projection
 
 
-def _principal_components(raw: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _principal_components(raw: NDArray[np.float64], dim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights (dim, P) and offset (dim,) of the projection onto the first principal components."""
     from sklearn.decomposition import PCA
 

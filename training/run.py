@@ -1,10 +1,10 @@
 """A run: the folder `runs/<recipe>/<id>/` in which a training keeps everything.
 
-    recipe.toml     the resolved recipe
-    run.json        where the images came from, their fingerprint, device and versions
-    metrics.jsonl   one line an epoch
-    checkpoint.pt   the newest good state: weights, optimiser, schedule
-    classifier.pt   the finished classifier, refit included
+recipe.toml     the resolved recipe
+run.json        where the images came from, their fingerprint, device and versions
+metrics.jsonl   one line an epoch
+checkpoint.pt   the newest good state: weights, optimiser, schedule
+classifier.pt   the finished classifier, refit included
 """
 
 import json
@@ -95,7 +95,7 @@ class Run:
         _replace(self.path / "checkpoint.pt", lambda out: torch.save(state, out))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest good state, or None before the first epoch's end; metrics of unfinished epochs are dropped."""
+        """The newest good state, or None before the first epoch's end."""
         file = self.path / "checkpoint.pt"
         if not file.is_file():
             return None
@@ -129,7 +129,9 @@ class Run:
         """
         file = self.path / "classifier.pt"
         if not file.is_file():
-            raise RunError(f"run must be finished, got {self.path} without classifier.pt: go on with --resume {self.path}")
+            raise RunError(
+                f"run must be finished, got {self.path} without classifier.pt: go on with --resume {self.path}"
+            )
         saved = torch.load(file, map_location="cpu", weights_only=True)
         tree = saved["architecture"]
         architecture = Architecture(
@@ -154,4 +156,4 @@ def _replace(file: Path, write: Callable[[BinaryIO], object]) -> None:
         write(out)
         out.flush()
         os.fsync(out.fileno())
-    os.replace(partial, file)
+    partial.replace(file)
