@@ -16,9 +16,9 @@ from typing import Any
 
 import orjson
 
-from serving.decode import Limits
+from serving.decode import DEFAULT_LIMITS, Limits
 from serving.errors import BadParameter, BadRequest, ImageError, ServingError
-from serving.respond import RETURNABLE, Options
+from serving.respond import DEFAULT_OPTIONS, RETURNABLE, Options
 
 FORMS = 'an image as body, a form field "data", or JSON {"instances": [{"b64": "..."}]}'
 PARAMETERS = ("top_k", "return")
@@ -36,11 +36,11 @@ class Request:
     """
 
     images: Sequence[bytes | ServingError]
-    options: Options = Options()
+    options: Options = DEFAULT_OPTIONS
     single: bool = True
 
 
-def read(fields: Mapping[str, Any], content_type: str = "", limits: Limits = Limits()) -> Request:
+def read(fields: Mapping[str, Any], content_type: str = "", limits: Limits = DEFAULT_LIMITS) -> Request:
     """Read one request.
 
     Args:
@@ -54,7 +54,9 @@ def read(fields: Mapping[str, Any], content_type: str = "", limits: Limits = Lim
     """
     name = "body" if "body" in fields else "data"
     if name not in fields or not set(fields) <= {name, "parameters"}:
-        raise BadRequest(f"request must be {FORMS}, got form fields {_shown(sorted(fields))}")
+        raise BadRequest(
+            f"request must be {FORMS}, got form fields {_shown(sorted(fields))}; with curl, send a file by -T"
+        )
     payload = _bytes(fields[name])
     if _is_json(payload, content_type if name == "body" else ""):
         return _read_instances(payload, limits)
@@ -96,10 +98,10 @@ def _read_options(parameters: Any) -> Options:
     for name in parameters:
         if name not in PARAMETERS:
             raise BadParameter(f"parameter must be one of {', '.join(PARAMETERS)}, got {_shown(name)}")
-    top_k = parameters.get("top_k", Options.top_k)
+    top_k = parameters.get("top_k", DEFAULT_OPTIONS.top_k)
     if type(top_k) is not int or top_k < 1:
         raise BadParameter(f"top_k must be an integer of at least 1, got {_shown(top_k)}")
-    returns = parameters.get("return", sorted(Options.returns))
+    returns = parameters.get("return", sorted(DEFAULT_OPTIONS.returns))
     if not isinstance(returns, list) or not all(item in RETURNABLE for item in returns):
         raise BadParameter(f"return must be a list of {', '.join(RETURNABLE)}, got {_shown(returns)}")
     return Options(top_k, frozenset(returns))

@@ -1,0 +1,248 @@
+"""The command line of serving: package, start, stop, status, classify, score.
+
+python -m serving package model_store/mnist-mda/1
+python -m serving start
+python -m serving classify seven.png
+python -m serving stop
+"""
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serving import client
+from serving.client import Answer
+from serving.errors import ServerError, ServingError
+from serving.torchserve import archive, launch, readiness
+from serving.torchserve.state import Server, load
+
+app = typer.Typer(
+    help="Serve bundles with TorchServe, ask the server, or score a folder of images without one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Runtime(StrEnum):
+    """Which of a bundle's graphs to run."""
+
+    onnx = "onnx"
+    torchscript = "torchscript"
+
+
+class Device(StrEnum):
+    """Where the workers compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+RuntimeOption = Annotated[Runtime, typer.Option(help="The graph to run, and the library that runs it.")]
+StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
+StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]
+
+
+@app.command()
+def package(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, <name>/<version>.", metavar="BUNDLE...")],
+    runtime: RuntimeOption = Runtime.onnx,
+    model_store: StoreOption = launch.MODEL_STORE,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that a worker gets at once, at most.")] = 32,
+    max_batch_delay_ms: Annotated[int, typer.Option(min=0, help="How long a batch may wait to fill.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that serve the model.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a worker; all cores are shared if unset.")
+    ] = None,
+) -> None:
+    """Make bundles into the archives that `start` serves."""
+    for bundle in bundles:
+        made = archive.package(
+            bundle,
+            model_store=model_store,
+            runtime=runtime.value,
+            batch_size=batch_size,
+            max_batch_delay_ms=max_batch_delay_ms,
+            workers=workers,
+            threads=threads,
+        )
+        print(f"Packaged {bundle} as {made} ({made.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def start(
+    models: Annotated[list[str] | None, typer.Option(help="Models to serve, by name; again, or with commas.")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes the GPUs that there are.")] = Device.auto,
+    port: Annotated[int, typer.Option(min=0, max=65531, help="Takes this port and the next four; 0, any.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address of the inference interface; the others stay local.")] = "127.0.0.1",
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until SIGTERM or Ctrl-C, then stop.")] = False,
+    token_auth: Annotated[bool | None, typer.Option(help="Ask clients for a key; by default beyond localhost.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that the workers may take.")] = launch.START_TIMEOUT_S,
+    model_store: StoreOption = launch.MODEL_STORE,
+    state: StateOption = launch.STATE,
+) -> None:
+    """Start the server and return when every worker can answer."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    names = [name.strip() for entry in models or [] for name in entry.split(",") if name.strip()]
+    try:
+        server = launch.start(
+            names,
+            model_store=model_store,
+            state=state,
+            device=device.value,
+            host=host,
+            port=port,
+            timeout_s=timeout,
+            token_auth=token_auth,
+        )
+    except KeyboardInterrupt:
+        print("Interrupted; nothing is left running.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
+    if foreground:
+        _stay(server, state)
+    else:
+        _print_next(server, state)
+
+
+@app.command()
+def stop(state: StateOption = launch.STATE) -> None:
+    """Stop the server; no error if none runs."""
+    print(launch.stop(state))
+
+
+@app.command()
+def status(state: StateOption = launch.STATE) -> None:
+    """Show each model's workers; exit code 0: all are ready, 1: some are not, 3: no server runs."""
+    statuses = launch.status(state)
+    if statuses is None:
+        print(f"No server runs in {state}.")
+        raise typer.Exit(3)
+    table = Table("model", "version", "workers ready", "state")
+    for one in statuses:
+        table.add_row(one.name, one.version, f"{one.ready}/{one.workers}", "ready" if one.is_ready else "not ready")
+    Console().print(table)
+    if not all(one.is_ready for one in statuses):
+        raise typer.Exit(1)
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    model: Annotated[str | None, typer.Option(help="Not needed if one model is served.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes in top_k of the JSON.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one a line.")] = False,
+    url: Annotated[str | None, typer.Option(help="A server elsewhere.", show_default="the one started here")] = None,
+    state: StateOption = launch.STATE,
+) -> None:
+    """Classify images by the running server; exit code 1 if one of them got no answer."""
+    server = None if url else load(state)
+    key = readiness.inference_key(state / "key_file.json")
+    name = model or _only_model(server)
+    with client.connect(url or (server.url if server else client.DEFAULT_URL), key) as connection:
+        answers = [client.classify(connection, name, _read(image), top_k) for image in images]
+    if json:
+        for answer in answers:
+            print(orjson.dumps(answer).decode())
+    else:
+        Console().print(_answer_table(images, answers))
+    if any("error" in answer for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="Folder of images, subfolders included.")],
+    bundle: Annotated[Path, typer.Option(help="Bundle folder, <name>/<version>.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    runtime: RuntimeOption = Runtime.onnx,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = 64,
+    decode_workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core if unset.")] = None,
+) -> None:
+    """Score every file of a folder without a server, into a Parquet file."""
+    from serving.batch.score import score as score_folder
+
+    summary = score_folder(
+        folder, bundle, out, runtime=runtime.value, device=device, batch_size=batch_size, decode_workers=decode_workers
+    )
+    print(f"{out}: {summary}")
+
+
+def main() -> None:
+    """Run the command line; what serving refuses is one red line, not a traceback."""
+    try:
+        app()
+    except ServingError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/red] {_plain(str(error))}")
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _stay(server: Server, state: Path) -> None:
+    try:
+        launch.wait(server, state)
+    except KeyboardInterrupt:
+        print(launch.stop(state), flush=True)
+
+
+def _print_next(server: Server, state: Path) -> None:
+    option = "" if state == launch.STATE else f" --state {state}"
+    print(f"  try   curl -T IMAGE {server.url}/predictions/{server.models[0]}")
+    print(f"  or    python -m serving classify IMAGE --model {server.models[0]}{option}")
+    print(f"  stop  python -m serving stop{option}")
+
+
+def _only_model(server: Server | None) -> str:
+    if server is None:
+        raise ServerError("--model must be given where no server was started here, got none")
+    if len(server.models) > 1:
+        raise ServerError(f"--model must be one of {', '.join(server.models)}, got none")
+    return server.models[0]
+
+
+def _read(image: Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except OSError as exc:
+        raise ServingError(f"{image} must be a readable file, got {exc.strerror}") from exc
+
+
+def _answer_table(images: list[Path], answers: list[Answer]) -> Table:
+    table = Table()
+    table.add_column("image", overflow="fold")
+    for name in ("label", "probability", "component", "p(component)", "log-density"):
+        table.add_column(name, no_wrap=True)
+    if any("error" in answer for answer in answers):
+        table.add_column("error", ratio=1)
+    for image, answer in zip(images, answers, strict=True):
+        table.add_row(_plain(str(image)), *_cells(answer))
+    return table
+
+
+def _cells(answer: Answer) -> list[str]:
+    if "error" in answer:
+        return [*[""] * 5, f"[red]{_plain(answer['error']['message'])}[/red]"]
+    numbers = [answer.get(name) for name in ("probability", "component", "component_probability", "log_density")]
+    return [_plain(answer["label"]), *("-" if number is None else f"{number:.4g}" for number in numbers)]
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere, kept from being read as rich's markup."""
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

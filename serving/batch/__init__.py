@@ -1,0 +1,1 @@
+"""Offline scoring: the same predictor over files instead of requests."""

@@ -1,0 +1,54 @@
+"""The client's side of the served models: post images, read answers."""
+
+import json
+from typing import Any
+
+import httpx
+
+from serving.errors import ServerError
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+
+Answer = dict[str, Any]
+
+
+def connect(url: str, key: str | None = None) -> httpx.Client:
+    """A client for the server at `url`; `key` is its inference key, if it asks for one."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=False)
+
+
+def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answer:
+    """Send one image.
+
+    Returns:
+        The answer, or `{"error": {"code": ..., "message": ...}}` for an image that cannot be answered.
+
+    Raises:
+        ServerError: if there is no server, it has no such model, or it cannot answer at all.
+    """
+    form = {"parameters": json.dumps({"top_k": top_k})}
+    try:
+        response = client.post(f"/predictions/{model}", files={"data": image}, data=form)
+    except httpx.ConnectError as exc:
+        raise ServerError(f"no server at {client.base_url}: start one with `python -m serving start`") from exc
+    except httpx.TimeoutException as exc:
+        raise ServerError(f"{client.base_url} must answer within {TIMEOUT.read:g} s, got no answer") from exc
+    except httpx.HTTPError as exc:
+        raise ServerError(f"{client.base_url} must answer, got {exc}") from exc
+    return _answer(response)
+
+
+def _answer(response: httpx.Response) -> Answer:
+    """Our answer or error; TorchServe's own refusals look different, and that of too large a body is empty."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    if "label" in body or "error" in body:
+        return dict(body)
+    if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return {"error": {"code": "request_too_large", "message": "request must be smaller, got a refusal to read it"}}
+    reason = body.get("message") or response.reason_phrase
+    raise ServerError(f"{response.url} must answer with 200, got {response.status_code}: {reason}")

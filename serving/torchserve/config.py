@@ -1,0 +1,108 @@
+"""TorchServe's configuration: `config.properties`, the command line and the environment. Pure text, no I/O."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from serving.torchserve.ports import LOOPBACK, Ports
+
+SERVER_CLASS = "org.pytorch.serve.ModelServer"
+MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
+SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
+TOKEN_LIFETIME_MIN = 365 * 24 * 60
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+def properties(
+    models: Sequence[str], model_store: Path, host: str, ports: Ports, gpus: int | None, token_auth: bool
+) -> str:
+    """The text of `config.properties`.
+
+    Args:
+        models: names of the archives to load, without `.mar`.
+        model_store: the only folder that archives may come from.
+        host: address of the inference listener.
+        ports: of all listeners.
+        gpus: how many to use; None takes all that there are.
+        token_auth: whether inference and management ask for the keys in `key_file.json`.
+    """
+    values = {
+        "inference_address": f"http://{host}:{ports.inference}",
+        "management_address": f"http://{LOOPBACK}:{ports.management}",
+        "metrics_address": f"http://{LOOPBACK}:{ports.metrics}",
+        "grpc_inference_address": LOOPBACK,
+        "grpc_inference_port": ports.grpc_inference,
+        "grpc_management_address": LOOPBACK,
+        "grpc_management_port": ports.grpc_management,
+        "model_store": model_store,
+        "load_models": ",".join(f"{name}={name}.mar" for name in models),
+        "allowed_urls": f"file://{re.escape(str(model_store))}/.*",
+        "enable_model_api": "false",
+        "disable_token_authorization": str(not token_auth).lower(),
+        "token_expiration_min": TOKEN_LIFETIME_MIN,
+        "blacklist_env_vars": SECRET_VARIABLES,
+        "install_py_dep_per_model": "false",
+        "default_workers_per_model": 1,
+        "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
+        "max_request_size": MAX_REQUEST_BYTES,
+        "max_response_size": MAX_REQUEST_BYTES,
+        "metrics_mode": "prometheus",
+        "disable_system_metrics": "true",
+    }
+    if gpus is not None:
+        values["number_of_gpu"] = gpus
+    return "".join(f"{name}={_escaped(str(value))}\n" for name, value in values.items())
+
+
+def command(
+    java: Path, java_version: tuple[int, ...], torchserve_home: Path, config: Path, log4j2: Path, tmp: Path
+) -> list[str]:
+    """The command line that runs TorchServe's Java part, which starts the workers.
+
+    Args:
+        java: the executable.
+        java_version: of it, major version first.
+        torchserve_home: folder that holds the package `ts`.
+        config: `config.properties`.
+        log4j2: the logging configuration.
+        tmp: folder for extracted archives and the workers' sockets.
+    """
+    quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
+    return [
+        str(java),
+        *(quiet if java_version >= (24,) else []),
+        "-XX:+ExitOnOutOfMemoryError",
+        f"-Djava.io.tmpdir={tmp}",
+        f"-Dmodel_server_home={torchserve_home}",
+        f"-Dlog4j.configurationFile={log4j2.as_uri()}",
+        "-cp",
+        str(torchserve_home / "ts" / "frontend" / "*"),
+        SERVER_CLASS,
+        "--python",
+        sys.executable,
+        "--ts-config-file",
+        str(config),
+        "--no-config-snapshot",
+    ]
+
+
+def environment(base: Mapping[str, str], java_home: Path, logs: Path, tmp: Path) -> dict[str, str]:
+    """The environment of the server and its workers, which find the project on their PYTHONPATH."""
+    paths = [str(PROJECT_ROOT), *filter(None, [base.get("PYTHONPATH")])]
+    ours = {name: value for name, value in base.items() if not name.startswith("TS_")}
+    return ours | {
+        "JAVA_HOME": str(java_home),
+        "PATH": os.pathsep.join([str(java_home / "bin"), base.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "LOG_LOCATION": str(logs),
+        "METRICS_LOCATION": str(logs),
+        "TMPDIR": str(tmp),
+        "TEMP": str(tmp),
+    }
+
+
+def _escaped(value: str) -> str:
+    """A value as Java reads it from a properties file: Latin-1, backslash escapes."""
+    return value.encode("unicode_escape").decode("ascii")

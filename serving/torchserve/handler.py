@@ -1,0 +1,87 @@
+"""TorchServe's handler: a batch of requests in, one JSON body and status for each out.
+
+Workers import this module by name (see `archive.py`), with the project on their PYTHONPATH. TorchServe wants exactly
+one class here. Whatever it raises would fail the whole batch, so nothing is raised once the model is loaded.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from serving.errors import BadRequest, ServingError
+from serving.predictor import Predictor
+from serving.request import Request, read
+from serving.respond import Answer, error_body, respond
+
+logger = logging.getLogger(__name__)
+
+
+class ImageHandler:
+    """Answers the images of all requests of a batch by one call of the predictor."""
+
+    predictor: Predictor
+
+    def initialize(self, context: Any) -> None:
+        """Load, verify and warm up the bundle in the model's folder; the worker is ready when this returns.
+
+        Raises:
+            ServingError: if the bundle is not what its digests say, the device is not there, or the runtime computes
+                other than the golden answers. The worker dies of it, which the launcher reports.
+        """
+        # The worker logs one line a request at INFO; its metrics, which travel by log lines too, must pass.
+        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("ts.metrics").setLevel(logging.INFO)
+
+        config = context.model_yaml_config
+        settings = config["handler"]
+        threads = settings["threads"] or max(1, len(os.sched_getaffinity(0)) // config["minWorkers"])
+        gpu = context.system_properties["gpu_id"]
+        device = "cpu" if gpu is None else f"cuda:{gpu}"
+        self.predictor = Predictor.open(context.system_properties["model_dir"], settings["runtime"], device, threads)
+        self.predictor.warm_up()
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Answer each request of the batch."""
+        requests = [self._read(fields, context, index) for index, fields in enumerate(data)]
+        responses = iter(self._answer([request for request in requests if isinstance(request, Request)]))
+        bodies = []
+        for index, request in enumerate(requests):
+            status, body = _failed(request) if isinstance(request, ServingError) else next(responses)
+            context.set_response_status(status, HTTPStatus(status).phrase, index)
+            context.set_response_content_type(index, "application/json")
+            bodies.append(orjson.dumps(body))
+        return bodies
+
+    def _read(self, fields: Mapping[str, Any], context: Any, index: int) -> Request | ServingError:
+        headers = context.get_request_header(index, "body")  # TorchServe files a part's headers under its name
+        content_type = headers.get("content-type") if isinstance(headers, dict) else None
+        try:
+            return read(fields, content_type or "", self.predictor.limits)
+        except BadRequest as error:
+            return error
+        except Exception:
+            return _unexpected()
+
+    def _answer(self, requests: Sequence[Request]) -> list[tuple[int, Answer]]:
+        """Answer requests together, or, if that fails unexpectedly, each alone to spare the others."""
+        try:
+            results = self.predictor.predict_together([(request.images, request.options) for request in requests])
+            return [respond(r, single=request.single) for r, request in zip(results, requests, strict=True)]
+        except Exception:
+            error = _unexpected()
+        if len(requests) > 1:
+            return [self._answer([request])[0] for request in requests]
+        return [_failed(error)]
+
+
+def _failed(error: ServingError) -> tuple[int, Answer]:
+    return error.status, error_body(error)
+
+
+def _unexpected() -> ServingError:
+    logger.exception("A request failed unexpectedly")
+    return ServingError("the server failed to answer this request; its log says why")

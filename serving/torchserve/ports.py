@@ -1,0 +1,51 @@
+"""Where a server listens: inference where it is told to, everything else on the loopback address."""
+
+import ipaddress
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from serving.errors import ServerError
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """One port per listener; all but inference listen on the loopback address only."""
+
+    inference: int
+    management: int
+    metrics: int
+    grpc_inference: int
+    grpc_management: int
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def choose_ports(host: str, port: int) -> Ports:
+    """Five ports in a row from `port`, or any free ones for 0.
+
+    Raises:
+        ServerError: if one of them is in use.
+    """
+    wanted = [port + offset if port else 0 for offset in range(5)]
+    with ExitStack() as stack:
+        found = []
+        for number in wanted:
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            address = host if number == port else LOOPBACK
+            try:
+                listener.bind((address, number))
+            except OSError as exc:
+                rule = "five ports in a row from --port must be free (0 takes any)"
+                raise ServerError(f"{rule}, got {address}:{number}: {exc.strerror}") from exc
+            found.append(listener.getsockname()[1])
+    return Ports(*found)

@@ -1,0 +1,105 @@
+"""Readiness: what each worker is doing, asked of TorchServe's management interface; and why one could not load.
+
+`/ping` says Healthy while every worker is dead, so nothing here asks it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving.errors import ServerError
+
+TIMEOUT_S = 5.0
+WORKER_LINE = re.compile(r"\S+ \S+ +W-\d+-(?P<model>.+)_[^_]+-std(?:out|err) - (?P<text>.*)")
+DIED = "Backend worker process died."
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:: |$)")
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One version of one model: its workers, how many of them are ready, and whether all of those are on a GPU."""
+
+    name: str
+    version: str
+    workers: int
+    ready: int
+    on_gpu: bool
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every worker can answer."""
+        return 0 < self.workers == self.ready
+
+
+def describe(management_url: str, model: str, key: str | None = None) -> list[ModelStatus]:
+    """Ask for the state of all versions of a model.
+
+    Returns:
+        One status per version, or nothing if the model is not registered.
+
+    Raises:
+        ServerError: if the server does not answer, or answers something else.
+    """
+    url = f"{management_url}/models/{model}/all"
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.get(url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return []
+        return [_status(entry) for entry in response.raise_for_status().json()]
+    except (httpx.HTTPError, ValueError) as exc:
+        raise ServerError(f"{url} must answer with the state of the model, got {exc}") from exc
+
+
+def management_key(key_file: Path) -> str | None:
+    """The key for the management interface, if the server asks for one."""
+    return _key(key_file, "management")
+
+
+def inference_key(key_file: Path) -> str | None:
+    """The key for the inference interface, if the server asks for one."""
+    return _key(key_file, "inference")
+
+
+def failure(model_log: Path) -> tuple[str, str] | None:
+    """The first model in the log whose worker died, and the last exception that it printed.
+
+    Returns:
+        The model's name and the exception, or None if no worker died.
+    """
+    if not model_log.is_file():
+        return None
+    lines = [match for line in model_log.read_text(errors="replace").splitlines() if (match := WORKER_LINE.match(line))]
+    dead = next((index for index, line in enumerate(lines) if DIED in line["text"]), None)
+    if dead is None:
+        return None
+    model = lines[dead]["model"]
+    texts = [line["text"] for line in lines[dead + 1 :] if line["model"] == model]
+    return model, _last_exception(texts) or "no reason in its log"
+
+
+def _last_exception(texts: list[str]) -> str:
+    """The message of the traceback that `texts` begins with; chained tracebacks end with the one that was raised."""
+    start = None
+    for index, text in enumerate(texts):
+        if EXCEPTION.match(text) and not text.startswith("Traceback"):
+            start = index
+    return texts[start] if start is not None else ""
+
+
+def _status(entry: dict[str, Any]) -> ModelStatus:
+    workers = entry["workers"]
+    ready = [worker for worker in workers if worker["status"] == "READY"]
+    on_gpu = bool(ready) and all(worker["gpu"] for worker in ready)
+    return ModelStatus(entry["modelName"], entry["modelVersion"], len(workers), len(ready), on_gpu)
+
+
+def _key(key_file: Path, name: str) -> str | None:
+    try:
+        return str(json.loads(key_file.read_bytes())[name]["key"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,73 @@
+"""The state folder of one server: server.json says which process it is and where it listens."""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from serving.errors import ServerError
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that was started; the content of server.json.
+
+    Attributes:
+        pid: of Java, which leads the process group.
+        url: of the inference interface.
+        management_url: of the management interface.
+        metrics_url: where Prometheus finds the metrics.
+        models: the models it was started with.
+        started: when, UTC, ISO 8601.
+        tmp: folder of its extracted archives and sockets.
+    """
+
+    pid: int
+    url: str
+    management_url: str
+    metrics_url: str
+    models: tuple[str, ...]
+    started: str
+    tmp: str
+
+
+def load(state: Path) -> Server | None:
+    """The server that was started last in this folder and not stopped since; it may have died."""
+    try:
+        fields = json.loads((state / "server.json").read_bytes())
+        return Server(**{**fields, "models": tuple(fields["models"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ServerError(f"{state / 'server.json'} must name a server, got {exc!r}: remove it") from exc
+
+
+def save(server: Server, state: Path) -> None:
+    """Write server.json."""
+    partial = state / "server.json.partial"
+    partial.write_text(json.dumps(asdict(server), indent=2) + "\n")
+    partial.replace(state / "server.json")
+
+
+def forget(server: Server, state: Path) -> None:
+    """Remove what a server that has ended leaves outside its logs."""
+    shutil.rmtree(server.tmp, ignore_errors=True)
+    (state / "server.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(state: Path) -> Iterator[None]:
+    """Hold the state folder against a second start.
+
+    Raises:
+        ServerError: if another start holds it.
+    """
+    with (state / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ServerError(f"one start at a time must use {state}, got another that is under way") from exc
+        yield

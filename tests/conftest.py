@@ -1,0 +1,212 @@
+"""Shared fixtures: small real bundles, images, and one real TorchServe for the whole suite.
+
+The bundles are written from the formulas here, not by the project's exporter: a Gaussian-mixture model (4 classes of 2
+components over 3 features of an 8 x 8 gray image) and a softmax model. Their golden answers are numpy in float64.
+"""
+
+import io
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.bundle import staged, write_manifest
+from serving.torchserve import launch
+from serving.torchserve.archive import package
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = ("circle", "cross", "empty", "noise")
+CLASSES, COMPONENTS, DIM, SIZE = 4, 2, 3, 8
+
+
+def gmm_parameters() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    return {
+        "projection": rng.normal(0, 0.4, (SIZE * SIZE, DIM)),
+        "means": rng.normal(0, 1.5, (CLASSES, COMPONENTS, DIM)),
+        "variances": rng.uniform(0.5, 1.5, (CLASSES, COMPONENTS)),
+        "weights": rng.dirichlet(np.full(COMPONENTS, 5.0), CLASSES),
+        "priors": rng.dirichlet(np.full(CLASSES, 5.0)),
+    }
+
+
+def gmm_answers(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The mixture's outputs for (N, 1, 8, 8) uint8, straight from the densities, float64."""
+    p = gmm_parameters()
+    z = images.reshape(len(images), -1) / 255 @ p["projection"]
+    squared = ((z[:, None, None, :] - p["means"]) ** 2).sum(-1)
+    density = np.exp(-squared / (2 * p["variances"])) / (2 * np.pi * p["variances"]) ** (DIM / 2)
+    joint = p["priors"][:, None] * p["weights"] * density  # (N, C, K)
+    total = joint.sum((1, 2))
+    return {
+        "posterior": joint.sum(2) / total[:, None],
+        "responsibilities": joint / joint.sum(2, keepdims=True),
+        "log_density": np.log(total),
+        "features": z,
+    }
+
+
+def softmax_answers(images: np.ndarray) -> dict[str, np.ndarray]:
+    z = images.reshape(len(images), -1) / 255 @ gmm_parameters()["projection"]
+    scores = np.exp(z @ gmm_parameters()["means"][:, 0].T)
+    return {"posterior": scores / scores.sum(1, keepdims=True), "features": z}
+
+
+def golden_images() -> np.ndarray:
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, (4, 1, SIZE, SIZE), dtype=np.uint8)
+    plain = np.stack([np.full((1, SIZE, SIZE), level, dtype=np.uint8) for level in (0, 128, 255)])
+    return np.concatenate([noise, plain])
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """(H, W) or (H, W, C) uint8 → the bytes of an image file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def images() -> list[bytes]:
+    """Eight different 8 x 8 gray PNGs."""
+    rng = np.random.default_rng(11)
+    return [encoded(rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)) for _ in range(8)]
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a bundle of its own: `make_bundle(name="tiny-mda", kind="mda", version=1)`."""
+    graphs = {kind: export_graphs(kind, tmp_path_factory.mktemp(kind)) for kind in ("mda", "softmax")}
+
+    def make(name: str = "tiny-mda", kind: str = "mda", version: int = 1) -> Path:
+        target = tmp_path_factory.mktemp("bundles") / name / str(version)
+        answers = (gmm_answers if kind == "mda" else softmax_answers)(golden_images())
+        with staged(target) as stage:
+            shutil.copytree(graphs[kind], stage, dirs_exist_ok=True)
+            np.savez(stage / "golden.npz", images=golden_images(), **answers)
+            write_manifest(stage, **manifest_fields(name, kind, version, tuple(answers)))
+        return target
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle_dir(make_bundle: Callable[..., Path]) -> Path:
+    """A mixture bundle; read only."""
+    return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def softmax_dir(make_bundle: Callable[..., Path]) -> Path:
+    """A softmax bundle; read only."""
+    return make_bundle("tiny-softmax", "softmax")
+
+
+@pytest.fixture(scope="session")
+def model_store(
+    bundle_dir: Path, softmax_dir: Path, make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, `tiny-softmax`."""
+    store = tmp_path_factory.mktemp("store")
+    # A wide batch window, so that requests sent together do meet in one batch.
+    package(bundle_dir, model_store=store, batch_size=8, max_batch_delay_ms=200, threads=1)
+    package(make_bundle("tiny-mda-ts"), model_store=store, runtime="torchscript", threads=1)
+    package(softmax_dir, model_store=store, threads=1)
+    return store
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of the shared server."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def server(model_store: Path, state: Path) -> Iterator[launch.Server]:
+    """A TorchServe that serves all of `model_store`, started and stopped by the command line."""
+    serving("start", "--model-store", model_store, "--state", state, "--port", 0, "--device", "cpu", check=True)
+    running = launch.load(state)
+    if running is None:
+        raise RuntimeError(f"start must leave server.json in {state}, got none")
+    yield running
+    serving("stop", "--state", state, check=True)
+
+
+def serving(*arguments: object, check: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `python -m serving ...` from the project's root."""
+    command = [sys.executable, "-m", "serving", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    if check and result.returncode != 0:
+        raise RuntimeError(f"{command} exited {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+def manifest_fields(name: str, kind: str, version: int, outputs: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "labels": LABELS,
+        "input": {"channels": 1, "height": SIZE, "width": SIZE},
+        "head": {"kind": kind, "classes": CLASSES, "dim": DIM, "components": COMPONENTS if kind == "mda" else 1},
+        "outputs": outputs,
+        "recipe": {},
+        "dataset": {"name": "made-up", "splits": {"train": 1}, "fingerprint": "0" * 64},
+        "metrics": {},
+        "versions": {},
+    }
+
+
+def export_graphs(kind: str, folder: Path) -> Path:
+    """Write model.pt and model.onnx."""
+    import torch
+
+    module = torch_module(kind).eval()
+    example = torch.from_numpy(golden_images())
+    outputs = (
+        ["posterior", "responsibilities", "log_density", "features"] if kind == "mda" else ["posterior", "features"]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(module, example).save(str(folder / "model.pt"))
+        torch.onnx.export(
+            module,
+            (example,),
+            str(folder / "model.onnx"),
+            input_names=["images"],
+            output_names=outputs,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return folder
+
+
+def torch_module(kind: str) -> Any:
+    import torch
+
+    p = {name: torch.tensor(value, dtype=torch.float32) for name, value in gmm_parameters().items()}
+
+    class Softmax(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            z = images.float().flatten(1) / 255 @ p["projection"]
+            return torch.softmax(z @ p["means"][:, 0].T, 1), z
+
+    class Mixture(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            z = images.float().flatten(1) / 255 @ p["projection"]
+            squared = (z[:, None, None, :] - p["means"]).square().sum(-1)
+            log_density = -squared / (2 * p["variances"]) - DIM / 2 * torch.log(2 * torch.pi * p["variances"])
+            joint = p["priors"].log()[:, None] + p["weights"].log() + log_density
+            per_class = joint.logsumexp(2)
+            total = per_class.logsumexp(1)
+            return (per_class - total[:, None]).exp(), torch.softmax(joint, 2), total, z
+
+    return {"mda": Mixture, "softmax": Softmax}[kind]()
