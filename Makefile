@@ -1,18 +1,80 @@
-# The commands of the project. `make` alone lists them.
+# The commands of the project; `make` alone lists them.
 PYTHON ?= python3
+PORT ?= 8080
+USERS ?= 8
+TIME ?= 30
+
 VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
-EXTRAS := serve train load dev
 ENV := $(VENV)/.synced
+EXTRAS := serve serve-cpu train load dev
+SERVING := $(PY) -m serving
+TRAINING := $(PY) -m training
+DEMO_BUNDLES := model_store/digits-mda/1 model_store/mnist-mda/1
+SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.PHONY: help env demo stop test check format load lock clean
 
-help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+help:
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-env: $(ENV)  ## create .venv from the lock (uv is fetched when missing)
+env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
+
+demo: $(ENV) model_store/digits-mda/1/bundle.json ## train, export, package, serve and classify real images
+	@$(TRAINING) samples digits --count 5 --out $(SAMPLES)/digits >/dev/null
+	@$(TRAINING) samples mnist --count 5 --out $(SAMPLES)/mnist >/dev/null
+	@trap '$(SERVING) stop; exit 130' INT TERM; \
+	if $(SERVING) status >/dev/null 2>&1; then echo "the server is up already"; else \
+	  $(SERVING) package $(DEMO_BUNDLES) && \
+	  $(SERVING) start --models digits-mda,mnist-mda --port $(PORT) || exit 1; fi; \
+	{ $(SERVING) classify $(SAMPLES)/digits/*.png --model digits-mda && \
+	  $(SERVING) classify $(SAMPLES)/mnist/*.png --model mnist-mda && \
+	  echo && echo "one answer as JSON:" && \
+	  $(SERVING) classify $$(ls $(SAMPLES)/mnist/*.png | head -1) --model mnist-mda --json; \
+	} || { $(SERVING) stop; exit 1; }; \
+	echo; $(SERVING) status; echo "The server stays up; make stop ends it."
+
+model_store/digits-mda/1/bundle.json: | $(ENV)
+	@rm -rf runs/digits-mda/demo
+	$(TRAINING) train digits-mda --id demo
+	$(TRAINING) export runs/digits-mda/demo
+
+stop: $(ENV) ## end the server that make demo left up
+	@$(SERVING) stop
+
+test: $(ENV) ## run the tests, a real TorchServe included
+	$(VENV)/bin/pytest
+
+check: $(ENV) ## ruff format, ruff, mypy --strict
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(ENV) ## format and fix what ruff can
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
+	@mkdir -p load_tests/results
+	@trap '$(SERVING) stop; exit 130' INT TERM; ours=; \
+	if ! $(SERVING) status >/dev/null 2>&1; then \
+	  $(SERVING) package model_store/mnist-mda/1 && \
+	  $(SERVING) start --models mnist-mda --port $(PORT) || exit 1; ours=1; fi; \
+	$(VENV)/bin/locust -f load_tests/locustfile.py --headless --host http://127.0.0.1:$(PORT) \
+	  --users $(USERS) --spawn-rate $(USERS) --run-time $(TIME)s \
+	  --only-summary --loglevel WARNING --html load_tests/results/report.html; code=$$?; \
+	if [ -n "$$ours" ]; then $(SERVING) stop; fi; exit $$code
+
+lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
+	@for extra in $(EXTRAS); do \
+	  $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header \
+	    --python-version 3.11 --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
+
+clean: ## remove the environment, runs, archives and samples; bundles stay
+	rm -rf $(VENV) .uv runs data/samples model_store/*.mar
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv
@@ -22,10 +84,3 @@ $(ENV): requirements/dev.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	$(UV) pip sync --quiet --python $(PY) --require-hashes requirements/dev.txt
 	@touch $@
-
-lock: | $(UV)  ## renew requirements/*.txt from the ranges in pyproject.toml
-	@for extra in $(EXTRAS); do \
-	  $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --python-version 3.11 \
-	    --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
-
-.PHONY: help env lock

@@ -1,0 +1,36 @@
+# The service and nothing of training's.
+#
+#   docker build -t discriminant .                          GPU: docker run --gpus all -p 8080:8080 discriminant
+#   docker build -t discriminant --build-arg DEVICE=cpu .   CPU: docker run -p 8080:8080 discriminant
+#
+# MODELS names the bundles that are packaged into the image.
+ARG PYTHON=3.11
+FROM python:${PYTHON}-slim AS environment
+ARG DEVICE=gpu
+COPY requirements/serve.txt requirements/serve-cpu.txt /requirements/
+RUN pip install --no-cache-dir uv && uv venv /opt/venv
+ENV VIRTUAL_ENV=/opt/venv UV_NO_CACHE=1 UV_LINK_MODE=copy
+# torch's CPU build is not in the package index, so it alone comes without a hash, in the version of the lock.
+RUN set -eu; case "$DEVICE" in \
+      gpu) uv pip sync --require-hashes /requirements/serve.txt ;; \
+      cpu) uv pip sync --require-hashes /requirements/serve-cpu.txt; \
+           uv pip install --torch-backend cpu "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' /requirements/serve.txt)" ;; \
+      *) echo "DEVICE must be gpu or cpu, got $DEVICE" >&2; exit 1 ;; \
+    esac
+
+FROM python:${PYTHON}-slim
+ARG DEVICE=gpu
+ARG MODELS="model_store/mnist-mda/1"
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DEVICE=${DEVICE} \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+RUN useradd --create-home --uid 10001 discriminant && install -d -o discriminant /app
+WORKDIR /app
+COPY --from=environment /opt/venv /opt/venv
+COPY --chown=discriminant serving serving
+COPY --chown=discriminant model_store model_store
+USER discriminant
+RUN python -m serving package ${MODELS}
+EXPOSE 8080
+# Healthy once every worker of every model can answer.
+HEALTHCHECK --interval=15s --timeout=15s --start-period=120s --retries=2 CMD ["python", "-m", "serving", "status"]
+CMD ["sh", "-c", "exec python -m serving start --foreground --host 0.0.0.0 --device ${DEVICE}"]
