@@ -15,7 +15,9 @@ from typing import Annotated, NoReturn
 
 import orjson
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from serving import client
@@ -146,7 +148,7 @@ def classify(
 ) -> None:
     """Classify images by the running server; exit code 1 if one of them got no answer."""
     server = None if url else load(state)
-    key = readiness.inference_key(state / "key_file.json")
+    key = readiness.inference_key(state / "key_file.json") if server else None
     name = model or _only_model(server)
     with client.connect(url or (server.url if server else client.DEFAULT_URL), key) as connection:
         answers = [client.classify(connection, name, _read(image), top_k) for image in images]
@@ -154,7 +156,7 @@ def classify(
         for answer in answers:
             print(orjson.dumps(answer).decode())
     else:
-        Console().print(_answer_table(images, answers))
+        _print_table(images, answers)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
@@ -183,7 +185,7 @@ def main() -> None:
     try:
         app()
     except ServingError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/red] {_plain(str(error))}")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(1)
 
 
@@ -220,28 +222,24 @@ def _read(image: Path) -> bytes:
         raise ServingError(f"{image} must be a readable file, got {exc.strerror}") from exc
 
 
-def _answer_table(images: list[Path], answers: list[Answer]) -> Table:
-    table = Table()
+def _print_table(images: list[Path], answers: list[Answer]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold")
     for name in ("label", "probability", "component", "p(component)", "log-density"):
         table.add_column(name, no_wrap=True)
-    if any("error" in answer for answer in answers):
-        table.add_column("error", ratio=1)
+    failed = [(image, answer["error"]) for image, answer in zip(images, answers, strict=True) if "error" in answer]
     for image, answer in zip(images, answers, strict=True):
-        table.add_row(_plain(str(image)), *_cells(answer))
-    return table
+        table.add_row(escape(str(image)), *_cells(answer))
+    Console().print(table)
+    for image, error in failed:
+        Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {escape(error['message'])}")
 
 
 def _cells(answer: Answer) -> list[str]:
     if "error" in answer:
-        return [*[""] * 5, f"[red]{_plain(answer['error']['message'])}[/red]"]
+        return [f"[red]{escape(answer['error']['code'])}[/red]"]
     numbers = [answer.get(name) for name in ("probability", "component", "component_probability", "log_density")]
-    return [_plain(answer["label"]), *("-" if number is None else f"{number:.4g}" for number in numbers)]
-
-
-def _plain(text: str) -> str:
-    """Text from elsewhere, kept from being read as rich's markup."""
-    return text.replace("[", r"\[")
+    return [escape(answer["label"]), *("-" if number is None else f"{number:.4g}" for number in numbers)]
 
 
 if __name__ == "__main__":

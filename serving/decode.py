@@ -4,13 +4,14 @@ Bytes come from strangers. Limits are checked before a pixel is decoded, only th
 and whatever goes wrong inside Pillow becomes an `ImageError`. Nothing here keeps state, so threads may share it.
 """
 
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
 
@@ -42,8 +43,11 @@ class Limits:
     max_instances: int = 256
 
 
+DEFAULT_LIMITS = Limits()
+
+
 def decode(
-    data: bytes, *, channels: Literal[1, 3], background: int = 0, limits: Limits = Limits()
+    data: bytes, *, channels: Literal[1, 3], background: int = 0, limits: Limits = DEFAULT_LIMITS
 ) -> NDArray[np.uint8]:
     """Decode one image, upright as its EXIF orientation says; of an animation, the first frame.
 
@@ -67,11 +71,16 @@ def decode(
         raise ImageTooLarge(f"image must have at most {limits.max_bytes} bytes, got {len(data)}")
     kind = _kind(data)
     try:
-        return _pixels(_open(data, kind, limits), channels, background)
+        image = _open(data, kind, limits)
+        if kind == "PNG":
+            _check_png(data)
+        return _pixels(image, channels, background)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageTooLarge(f"image must have at most {limits.max_pixels} pixels, got more: {exc}") from exc
+    except UnidentifiedImageError as exc:
+        raise ImageError(f"image must be a whole {kind} image, got a broken one: unreadable header") from exc
     except Exception as exc:  # a broken image can raise anything in Pillow: SyntaxError, struct.error, EOFError, ...
         raise ImageError(f"image must be a whole {kind} image, got a broken one: {exc}") from exc
 
@@ -92,6 +101,19 @@ def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
     if width * height > limits.max_pixels:
         raise ImageTooLarge(f"image must have at most {limits.max_pixels} pixels, got {width} x {height}")
     return image
+
+
+def _check_png(data: bytes) -> None:
+    """Check the CRC of every chunk; Pillow does not for the pixels', and would answer for damaged ones."""
+    view, start, kind = memoryview(data), 8, b""
+    while kind != b"IEND":
+        end = start + 8 + int.from_bytes(view[start : start + 4])
+        if end + 4 > len(data):
+            raise ValueError("truncated")
+        kind = bytes(view[start + 4 : start + 8])
+        if int.from_bytes(view[end : end + 4]) != zlib.crc32(view[start + 4 : end]):
+            raise ValueError(f"wrong CRC in {kind.decode('latin-1')}")
+        start = end + 4
 
 
 def _pixels(image: Image.Image, channels: Literal[1, 3], background: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from serving.bundle import Manifest
 from serving.errors import ServingError
 
 DIGITS = 7
+EXACT_POWER = 22  # the greatest power of ten that is a float64
 RETURNABLE = ("probabilities", "components", "features")
 
 Answer = dict[str, Any]
@@ -39,7 +40,10 @@ class Options:
     returns: frozenset[str] = frozenset({"probabilities", "components"})
 
 
-def encode(outputs: Arrays, manifest: Manifest, options: Options = Options()) -> list[Answer]:
+DEFAULT_OPTIONS = Options()
+
+
+def encode(outputs: Arrays, manifest: Manifest, options: Options = DEFAULT_OPTIONS) -> list[Answer]:
     """Turn the outputs for N images into N answers.
 
     Args:
@@ -93,13 +97,18 @@ def respond(results: Sequence[Answer | ServingError], *, single: bool) -> tuple[
 
 
 def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float64]:
-    """Round to `digits` significant decimal digits, to the float64 whose shortest form has no more of them."""
-    # Extended precision, for 10^28 and beyond (a probability of 1e-22) is not exact in float64.
-    wide = values.astype(np.longdouble)
-    magnitude = np.zeros(wide.shape, dtype=np.longdouble)
+    """Round to `digits` significant decimal digits: to the float64 whose shortest form has no more of them."""
+    wide = values.astype(np.float64)
+    magnitude = np.zeros(wide.shape)
     np.log10(np.abs(wide), out=magnitude, where=np.isfinite(wide) & (wide != 0))
-    scale = np.power(np.longdouble(10), digits - 1 - np.floor(magnitude))
-    return np.asarray(np.rint(wide * scale) / scale, dtype=np.float64)
+    places = digits - 1 - np.floor(magnitude).astype(int)  # decimal places that stay; negative left of the point
+    power = 10.0 ** np.abs(places)
+    whole = np.rint(np.where(places < 0, wide / power, wide * power))
+    rounded = np.where(places < 0, whole * power, whole / power)
+    for index in np.argwhere(np.abs(places) > EXACT_POWER):  # the power is not exact, so neither is the division
+        at = tuple(index)
+        rounded[at] = float(f"{whole[at]:.0f}e{-places[at]}")
+    return rounded
 
 
 def _candidate(

@@ -1,0 +1,127 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images
+
+from serving.bundle import Bundle, write_manifest
+from serving.decode import Limits
+from serving.errors import BadRequest, BundleError, ImageError, ImageTooLarge, ServingError, UnsupportedImage
+from serving.predictor import Predictor
+from serving.respond import Options
+
+
+@pytest.fixture(scope="module", params=["onnx", "torchscript"])
+def predictor(request: pytest.FixtureRequest, bundle_dir: Path) -> Predictor:
+    return Predictor.open(bundle_dir, request.param, threads=1)
+
+
+def tampered(bundle_dir: Path, target: Path, **golden: np.ndarray) -> Path:
+    """A copy of the bundle with another golden.npz and digests that fit it."""
+    shutil.copytree(bundle_dir, target)
+    manifest = Bundle.load(bundle_dir).manifest.model_dump(exclude={"sha256"})
+    (target / "bundle.json").unlink()
+    answers = {"images": golden_images(), **gmm_answers(golden_images())}
+    np.savez(target / "golden.npz", **{**answers, **golden})
+    write_manifest(target, **manifest)
+    return target
+
+
+def test_outputs_are_the_densities(predictor: Predictor) -> None:
+    images = np.random.default_rng(5).integers(0, 256, (9, 1, SIZE, SIZE), dtype=np.uint8)
+
+    outputs = predictor.infer(images)
+    for name, expected in gmm_answers(images).items():
+        assert outputs[name] == pytest.approx(expected, rel=1e-4, abs=1e-5), name
+
+
+def test_answers_are_made_of_the_outputs(predictor: Predictor, images: list[bytes]) -> None:
+    expected = gmm_answers(np.stack([predictor.decode(image) for image in images]))
+
+    for n, answer in enumerate(predictor.predict(images)):
+        assert not isinstance(answer, ServingError)
+        winner = int(expected["posterior"][n].argmax())
+        assert answer["label"] == LABELS[winner]
+        assert answer["probability"] == pytest.approx(expected["posterior"][n, winner], abs=1e-5)
+        assert answer["component"] == expected["responsibilities"][n, winner].argmax()
+        assert answer["log_density"] == pytest.approx(expected["log_density"][n], abs=1e-4)
+
+
+def test_a_bad_image_gets_its_error_and_spares_its_neighbours(predictor: Predictor, images: list[bytes]) -> None:
+    mixed = [images[0], b"text", images[1], b"", images[2][:50], images[3]]
+
+    results = predictor.predict(mixed)
+    kinds = [type(result) for result in results]
+    assert kinds == [dict, UnsupportedImage, dict, ImageError, ImageError, dict]
+    assert [results[0], results[2], results[5]] == predictor.predict([images[0], images[1], images[3]])
+
+
+def test_nothing_but_bad_images(predictor: Predictor) -> None:
+    assert [type(result) for result in predictor.predict([b"", b"text"])] == [ImageError, UnsupportedImage]
+
+
+def test_an_error_in_place_of_an_image_is_passed_through(predictor: Predictor, images: list[bytes]) -> None:
+    error = BadRequest("not even read")
+
+    results = predictor.predict([error, images[0]])
+    assert results[0] is error
+    assert results[1:] == predictor.predict([images[0]])
+
+
+def test_requests_answered_together_keep_their_own_options(predictor: Predictor, images: list[bytes]) -> None:
+    brief = Options(top_k=1, returns=frozenset())
+
+    together = predictor.predict_together([(images[:2], brief), ([b""], Options()), (images[2:5], Options())])
+    assert together[0] == predictor.predict(images[:2], brief)
+    assert [type(result) for result in together[1]] == [ImageError]
+    assert together[2] == predictor.predict(images[2:5])
+
+
+def test_large_batches_are_cut(bundle_dir: Path) -> None:
+    images = np.random.default_rng(5).integers(0, 256, (7, 1, SIZE, SIZE), dtype=np.uint8)
+
+    cut = Predictor(Bundle.load(bundle_dir), threads=1, max_batch=3).infer(images)
+    whole = Predictor(Bundle.load(bundle_dir), threads=1).infer(images)
+    for name in whole:
+        assert cut[name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+def test_images_of_any_size_are_fitted(predictor: Predictor) -> None:
+    [answer] = predictor.predict([encoded(np.full((30, 50, 3), 128, dtype=np.uint8), "JPEG")])
+    [plain] = predictor.predict([encoded(np.full((SIZE, SIZE), 128, dtype=np.uint8))])
+
+    assert answer == plain
+
+
+def test_limits_are_the_ones_given(bundle_dir: Path, images: list[bytes]) -> None:
+    [result] = Predictor(Bundle.load(bundle_dir), limits=Limits(max_pixels=63)).predict([images[0]])
+
+    assert isinstance(result, ImageTooLarge)
+
+
+def test_both_runtimes_and_both_heads_warm_up(predictor: Predictor, softmax_dir: Path) -> None:
+    predictor.warm_up()
+    Predictor.open(softmax_dir, threads=1).warm_up()
+
+
+@pytest.mark.parametrize("name", ["posterior", "responsibilities", "log_density", "features"])
+def test_a_runtime_that_computes_something_else_must_not_serve(bundle_dir: Path, tmp_path: Path, name: str) -> None:
+    other = tampered(bundle_dir, tmp_path / "1", **{name: gmm_answers(golden_images())[name] + 0.5})
+
+    with pytest.raises(BundleError, match=rf"^{name} must be within .* of .*golden\.npz, got a difference of "):
+        Predictor.open(other, threads=1).warm_up()
+
+
+def test_not_a_number_is_something_else(bundle_dir: Path, tmp_path: Path) -> None:
+    other = tampered(bundle_dir, tmp_path / "1", log_density=np.full(7, np.nan))
+
+    with pytest.raises(BundleError, match="^log_density must be within 0.01 of "):
+        Predictor.open(other, threads=1).warm_up()
+
+
+def test_an_answer_of_another_shape_must_not_serve(bundle_dir: Path, tmp_path: Path) -> None:
+    other = tampered(bundle_dir, tmp_path / "1", posterior=np.zeros((7, 9)))
+
+    with pytest.raises(BundleError, match=r"^posterior must have shape \(7, 9\) as in .*, got \(7, 4\)$"):
+        Predictor.open(other, threads=1).warm_up()

@@ -1,0 +1,136 @@
+import base64
+from typing import Any
+
+import orjson
+import pytest
+
+from serving.decode import Limits
+from serving.errors import BadParameter, BadRequest, ImageError
+from serving.request import FORMS, read
+from serving.respond import Options
+
+IMAGE = b"\x89PNG..."
+B64 = base64.b64encode(IMAGE).decode()
+
+
+def read_json(body: Any, **kwargs: Any) -> Any:
+    return read({"body": orjson.dumps(body)}, "application/json", **kwargs)
+
+
+def test_a_raw_body_is_one_image() -> None:
+    request = read({"body": bytearray(IMAGE)})
+
+    assert (request.images, request.options, request.single) == ([IMAGE], Options(), True)
+
+
+def test_a_form_may_carry_parameters() -> None:
+    request = read({"data": IMAGE, "parameters": b'{"top_k": 5, "return": ["features"]}'})
+
+    assert (request.images, request.single) == ([IMAGE], True)
+    assert request.options == Options(5, frozenset({"features"}))
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8", ""])
+def test_json_is_known_by_its_type_or_its_brace(content_type: str) -> None:
+    body = b' {"instances": [{"b64": "' + B64.encode() + b'"}], "parameters": {"top_k": 1}}'
+
+    request = read({"body": body}, content_type)
+    assert (request.images, request.options.top_k, request.single) == ([IMAGE], 1, False)
+
+
+def test_json_that_the_server_has_decoded_already_is_read_too() -> None:
+    assert read({"body": {"instances": [{"b64": B64}]}}).images == [IMAGE]
+
+
+def test_an_empty_body_is_left_to_the_decoder() -> None:
+    assert read({"body": b""}).images == [b""]
+
+
+@pytest.mark.parametrize(
+    ("instance", "message"),
+    [
+        (5, 'instance must be an object {"b64": "..."}, got 5'),
+        ({}, 'instance must be an object {"b64": "..."}, got {}'),
+        ({"b64": 1}, 'instance must be an object {"b64": "..."}, got {\'b64\': 1}'),
+        ({"b64": B64, "x": 1}, None),
+        ({"b64": "?"}, "b64 must be base64 without line breaks, got '?' (Only base64 data is allowed)"),
+        ({"b64": "é"}, None),
+        ({"b64": "QUJ"}, None),
+        ({"b64": "QUJD\nQUJD"}, None),
+    ],
+)
+def test_a_wrong_instance_is_an_error_in_its_own_place(instance: Any, message: str | None) -> None:
+    first, wrong, last = read_json({"instances": [{"b64": B64}, instance, {"b64": B64}]}).images
+
+    assert first == last == IMAGE
+    assert isinstance(wrong, ImageError)
+    assert message is None or str(wrong) == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [({}, "[]"), ({"image": IMAGE}, "['image']"), ({"data": IMAGE, "extra": b""}, "['data', 'extra']")],
+)
+def test_other_forms_are_refused(fields: dict[str, bytes], shown: str) -> None:
+    with pytest.raises(BadRequest) as info:
+        read(fields)
+
+    assert str(info.value) == f"request must be {FORMS}, got form fields {shown}; with curl, send a file by -T"
+    assert (info.value.status, info.value.code) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "request body must be JSON, got b'{' ("),
+        (b"\xff{", "request body must be JSON, got b'\\xff{' ("),
+        (b"", "request body must be JSON, got b'' ("),
+        (b"[" * 5000, "request body must be JSON, got b'[[[["),
+        (b"[1]", 'request body must be an object with "instances", got [1]'),
+        (b'{"a": 1}', "request body must be an object with \"instances\", got {'a': 1}"),
+        (b'{"instances": [], "x": 1}', "request body must have no keys but instances and parameters, got ['x']"),
+        (b'{"instances": {}}', "instances must be a list, got {}"),
+        (b'{"instances": []}', "instances must hold 1 to 256 images, got 0"),
+        (b'{"instances": [' + b"1," * 256 + b"1]}", "instances must hold 1 to 256 images, got 257"),
+    ],
+)
+def test_json_of_the_wrong_shape(body: bytes, message: str) -> None:
+    with pytest.raises(BadRequest) as info:
+        read({"body": body}, "application/json")
+
+    assert str(info.value).startswith(message)
+    assert info.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ([], "parameters must be an object, got []"),
+        ({"topk": 1}, "parameter must be one of top_k, return, got 'topk'"),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"top_k": True}, "top_k must be an integer of at least 1, got True"),
+        ({"top_k": 1.0}, "top_k must be an integer of at least 1, got 1.0"),
+        ({"top_k": "x" * 99}, f"top_k must be an integer of at least 1, got '{'x' * 59}..."),
+        ({"return": "features"}, "return must be a list of probabilities, components, features, got 'features'"),
+        ({"return": ["logits"]}, "return must be a list of probabilities, components, features, got ['logits']"),
+        ({"return": [[]]}, "return must be a list of probabilities, components, features, got [[]]"),
+    ],
+)
+def test_a_wrong_parameter(parameters: Any, message: str) -> None:
+    with pytest.raises(BadParameter) as info:
+        read_json({"instances": [{"b64": B64}], "parameters": parameters})
+    with pytest.raises(BadParameter) as in_form:
+        read({"data": IMAGE, "parameters": orjson.dumps(parameters)})
+
+    assert str(info.value) == str(in_form.value) == message
+    assert (info.value.status, info.value.code) == (422, "bad_parameter")
+
+
+def test_parameters_of_a_form_that_are_no_json() -> None:
+    with pytest.raises(BadParameter, match=r"^parameters must be JSON, got b'top_k=1' \("):
+        read({"data": IMAGE, "parameters": b"top_k=1"})
+
+
+def test_the_number_of_instances_is_limited_as_told() -> None:
+    with pytest.raises(BadRequest, match="^instances must hold 1 to 2 images, got 3$"):
+        read_json({"instances": [1, 2, 3]}, limits=Limits(max_instances=2))

@@ -1,0 +1,109 @@
+import numpy as np
+import orjson
+import pytest
+
+from serving.bundle import Manifest
+from serving.errors import ImageError, ImageTooLarge
+from serving.respond import Options, encode, respond, significant
+
+COMMON = {
+    "name": "toy",
+    "version": 3,
+    "labels": ("cat", "dog", "eel"),
+    "input": {"channels": 1, "height": 2, "width": 2},
+    "recipe": {},
+    "dataset": {"name": "made-up", "splits": {}, "fingerprint": "0" * 64},
+    "metrics": {},
+    "versions": {},
+    "sha256": {},
+}
+MDA = Manifest(
+    **COMMON,
+    head={"kind": "mda", "classes": 3, "dim": 2, "components": 2},
+    outputs=("posterior", "responsibilities", "log_density", "features"),
+)
+SOFTMAX = Manifest(
+    **COMMON, head={"kind": "softmax", "classes": 3, "dim": 2, "components": 1}, outputs=("posterior", "features")
+)
+OUTPUTS = {
+    "posterior": np.array([[0.2, 0.7, 0.1]], dtype=np.float32),
+    "responsibilities": np.array([[[0.5, 0.5], [0.25, 0.75], [1, 0]]], dtype=np.float32),
+    "log_density": np.array([-1.93], dtype=np.float32),
+    "features": np.array([[1.5, -2]], dtype=np.float32),
+}
+
+
+def test_the_answer_is_the_documented_one() -> None:
+    [answer] = encode(OUTPUTS, MDA, Options(top_k=2, returns=frozenset({"probabilities", "components", "features"})))
+
+    dog = {"label": "dog", "probability": 0.7, "component": 1, "component_probability": 0.75}
+    cat = {"label": "cat", "probability": 0.2, "component": 0, "component_probability": 0.5}
+    assert answer == {
+        **dog,
+        "top_k": [dog, cat],
+        "probabilities": {"cat": 0.2, "dog": 0.7, "eel": 0.1},
+        "components": {"cat": [0.5, 0.5], "dog": [0.25, 0.75], "eel": [1.0, 0.0]},
+        "log_density": -1.93,
+        "features": [1.5, -2.0],
+        "model": {"name": "toy", "version": "3"},
+    }
+    assert list(answer)[:5] == ["label", "probability", "component", "component_probability", "top_k"]
+
+
+def test_a_softmax_answer_has_neither_components_nor_density() -> None:
+    [answer] = encode({name: OUTPUTS[name] for name in SOFTMAX.outputs}, SOFTMAX, Options(top_k=1))
+
+    assert answer == {
+        "label": "dog",
+        "probability": 0.7,
+        "top_k": [{"label": "dog", "probability": 0.7}],
+        "probabilities": {"cat": 0.2, "dog": 0.7, "eel": 0.1},
+        "model": {"name": "toy", "version": "3"},
+    }
+
+
+def test_top_k_beyond_the_classes_gives_all_and_ties_keep_their_order() -> None:
+    tied = {**OUTPUTS, "posterior": np.array([[0.4, 0.2, 0.4]])}
+
+    [answer] = encode(tied, MDA, Options(top_k=99, returns=frozenset()))
+    assert [entry["label"] for entry in answer["top_k"]] == ["cat", "eel", "dog"]
+    assert not {"probabilities", "components", "features"} & set(answer)
+
+
+@pytest.mark.parametrize("exponent", [-40, -24, -9, -1, 0, 3, 8, 30])
+def test_numbers_have_seven_significant_digits(exponent: int) -> None:
+    values = np.random.default_rng(0).normal(size=500) * 10.0**exponent
+
+    assert significant(values).tolist() == [float(f"{value:.7g}") for value in values]
+
+
+def test_float32_survives_rounding_to_its_precision() -> None:
+    values = np.random.default_rng(0).uniform(size=500).astype(np.float32)
+
+    assert np.abs(significant(values) / values - 1).max() < 1e-6
+    assert max(len(orjson.dumps(value)) for value in significant(values).tolist()) <= 12
+
+
+def test_zero_and_what_is_not_finite_stay_themselves() -> None:
+    values = np.array([0.0, -np.inf, np.inf, np.nan])
+
+    assert np.array_equal(significant(values), values, equal_nan=True)
+
+
+def test_one_bare_image_answers_by_itself_and_its_error_sets_the_status() -> None:
+    assert respond([{"label": "dog"}], single=True) == (200, {"label": "dog"})
+    assert respond([ImageTooLarge("too big")], single=True) == (
+        413,
+        {"error": {"code": "image_too_large", "message": "too big"}},
+    )
+
+
+def test_errors_among_several_instances_take_their_places_only() -> None:
+    status, body = respond([{"label": "dog"}, ImageError("broken")], single=False)
+
+    error = {"error": {"code": "undecodable_image", "message": "broken"}}
+    assert (status, body) == (200, {"predictions": [{"label": "dog"}, error]})
+
+
+def test_a_lone_instance_sets_the_status_too() -> None:
+    assert respond([ImageError("broken")], single=False)[0] == 400

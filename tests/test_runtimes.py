@@ -1,0 +1,70 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, golden_images
+
+from serving.bundle import Bundle
+from serving.errors import BundleError, DeviceUnavailable
+from serving.runtimes import open_runtime
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_outputs_carry_their_names_and_any_batch_size(kind: str, bundle_dir: Path, softmax_dir: Path) -> None:
+    for folder in (bundle_dir, softmax_dir):
+        bundle = Bundle.load(folder)
+        run = open_runtime(bundle, kind, threads=1)
+        for count in (1, 2, 5):
+            outputs = run(golden_images()[:count])
+            assert tuple(outputs) == bundle.manifest.outputs
+            assert all(len(values) == count for values in outputs.values())
+
+
+def test_onnx_on_the_cpu_imports_no_torch(bundle_dir: Path) -> None:
+    script = f"""
+import sys
+from serving.predictor import Predictor
+Predictor.open({str(bundle_dir)!r}).warm_up()
+print("torch" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "CPU", ""])
+def test_an_unknown_device(device: str, bundle_dir: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match=rf"^device must be cpu, cuda or cuda:N, got {device!r}$"):
+        open_runtime(Bundle.load(bundle_dir), "onnx", device)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch and ONNX Runtime look for a driver, each in its own words
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_a_missing_gpu_is_an_error_not_a_fallback(kind: str, bundle_dir: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"^device cuda:1 must be usable, got none: .* or choose the CPU$"):
+        open_runtime(Bundle.load(bundle_dir), kind, "cuda:1")
+
+
+@pytest.mark.skipif(not has_gpu(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_a_gpu_computes_the_same(kind: str, bundle_dir: Path) -> None:
+    bundle = Bundle.load(bundle_dir)
+
+    on_gpu = open_runtime(bundle, kind, "cuda:0")(golden_images())
+    for name, expected in open_runtime(bundle, kind)(golden_images()).items():
+        assert on_gpu[name] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("torchscript", "model.pt")])
+def test_a_graph_that_cannot_be_read(kind: str, file: str, bundle_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / file).write_bytes(b"no graph")
+
+    with pytest.raises(BundleError, match=rf"{file} must be a graph that .* reads, got "):
+        open_runtime(Bundle(tmp_path, Bundle.load(bundle_dir).manifest), kind)
