@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.decode import Limits, decode
+from serving.decode import DEFAULT_LIMITS, Limits, decode
 from serving.errors import BundleError, ServingError
 from serving.preprocess import fit
-from serving.respond import Answer, Options, encode
+from serving.respond import DEFAULT_OPTIONS, Answer, Options, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
 # How far a runtime's float32 may be from the float64 of golden.npz: absolute, and relative to the value.
@@ -40,7 +40,7 @@ class Predictor:
         runtime: RuntimeName = "onnx",
         device: str = "cpu",
         threads: int | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         max_batch: int = 64,
     ) -> None:
         """Load the bundle's graph.
@@ -85,12 +85,12 @@ class Predictor:
         parts = [self._run(images[start : start + self._max_batch]) for start in starts]
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    def encode(self, outputs: Outputs, options: Options = Options()) -> list[Answer]:
+    def encode(self, outputs: Outputs, options: Options = DEFAULT_OPTIONS) -> list[Answer]:
         """The graph's outputs for N images → N answers."""
         return encode(outputs, self.bundle.manifest, options)
 
     def predict(
-        self, images: Sequence[bytes | ServingError], options: Options = Options()
+        self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS
     ) -> list[Answer | ServingError]:
         """Answer images in order; one that cannot be answered gets its error in its place.
 

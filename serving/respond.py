@@ -98,13 +98,13 @@ def respond(results: Sequence[Answer | ServingError], *, single: bool) -> tuple[
 
 def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float64]:
     """Round to `digits` significant decimal digits: to the float64 whose shortest form has no more of them."""
-    wide = values.astype(np.float64)
+    wide: NDArray[np.float64] = values.astype(np.float64)
     magnitude = np.zeros(wide.shape)
     np.log10(np.abs(wide), out=magnitude, where=np.isfinite(wide) & (wide != 0))
     places = digits - 1 - np.floor(magnitude).astype(int)  # decimal places that stay; negative left of the point
     power = 10.0 ** np.abs(places)
     whole = np.rint(np.where(places < 0, wide / power, wide * power))
-    rounded = np.where(places < 0, whole * power, whole / power)
+    rounded: NDArray[np.float64] = np.where(places < 0, whole * power, whole / power)
     for index in np.argwhere(np.abs(places) > EXACT_POWER):  # the power is not exact, so neither is the division
         at = tuple(index)
         rounded[at] = float(f"{whole[at]:.0f}e{-places[at]}")

@@ -74,7 +74,9 @@ def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
     except Exception as exc:  # ONNX Runtime has no public base class of its errors
         if gpu is not None:
             raise _no_cuda(gpu, f"ONNX Runtime says: {exc}") from exc
-        raise BundleError(f"{bundle.onnx} must be a graph that ONNX Runtime {ort.__version__} reads, got {exc}") from exc
+        raise BundleError(
+            f"{bundle.onnx} must be a graph that ONNX Runtime {ort.__version__} reads, got {exc}"
+        ) from exc
     if gpu is not None and CUDA_PROVIDER not in session.get_providers():
         raise _no_cuda(gpu, f"ONNX Runtime offers only {', '.join(session.get_providers())}")
     names = list(bundle.manifest.outputs)
@@ -118,7 +120,7 @@ def _load_torchscript(path: Path, device: Any) -> Any:
 
 @contextmanager
 def _without_deprecation() -> Iterator[None]:
-    """torch 2.13 deprecates `torch.jit`, which is the runtime that was asked for."""
+    """Let `torch.jit` load: torch 2.13 deprecates it, but it is what was asked for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
         yield

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import zlib
@@ -139,7 +140,7 @@ def test_other_types_are_refused_and_named_by_their_first_bytes(kind: str) -> No
     data = encoded(GRAY, kind)
 
     with pytest.raises(
-        UnsupportedImage, match="^image must be PNG, JPEG or WebP, got bytes that start with b'"
+        UnsupportedImage, match=r"^image must be PNG, JPEG or WebP, got bytes that start with b'"
     ) as info:
         decode(data, channels=1)
     assert repr(data[:8]) in str(info.value)
@@ -151,7 +152,7 @@ def test_a_truncated_image_is_broken(kind: str) -> None:
     data = encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), kind)
 
     for length in (13, 30, len(data) // 2):
-        with pytest.raises(ImageError, match=f"^image must be a whole {kind} image, got a broken one: ") as info:
+        with pytest.raises(ImageError, match=rf"^image must be a whole {kind} image, got a broken one: ") as info:
             decode(data[:length], channels=3)
         assert (info.value.status, info.value.code) == (400, "undecodable_image")
 
@@ -160,17 +161,17 @@ def test_a_flipped_bit_in_a_png_is_broken() -> None:
     data = bytearray(encoded(RNG.integers(0, 256, (64, 64), dtype=np.uint8)))
     data[len(data) // 2] ^= 1
 
-    with pytest.raises(ImageError, match="^image must be a whole PNG image, got a broken one: wrong CRC in IDAT$"):
+    with pytest.raises(ImageError, match=r"^image must be a whole PNG image, got a broken one: wrong CRC in IDAT$"):
         decode(bytes(data), channels=1)
 
 
 def test_a_broken_header_is_told_in_words() -> None:
-    with pytest.raises(ImageError, match="^image must be a whole JPEG image, got a broken one: unreadable header$"):
+    with pytest.raises(ImageError, match=r"^image must be a whole JPEG image, got a broken one: unreadable header$"):
         decode(b"\xff\xd8\xff nothing", channels=1)
 
 
 def test_a_png_without_its_end_is_truncated() -> None:
-    with pytest.raises(ImageError, match="^image must be a whole PNG image, got a broken one: truncated$"):
+    with pytest.raises(ImageError, match=r"^image must be a whole PNG image, got a broken one: truncated$"):
         decode(encoded(GRAY)[:-12], channels=1)
 
 
@@ -203,7 +204,5 @@ def test_mutated_images_raise_nothing_but_image_errors() -> None:
         data = bytearray(originals[RNG.integers(3)])
         for place in RNG.integers(12, len(data), RNG.integers(1, 4)):
             data[place] = RNG.integers(256)
-        try:
+        with contextlib.suppress(ImageError):
             assert decode(bytes(data), channels=3).shape[2] == 3
-        except ImageError:
-            pass

@@ -116,7 +116,7 @@ def test_a_runtime_that_computes_something_else_must_not_serve(bundle_dir: Path,
 def test_not_a_number_is_something_else(bundle_dir: Path, tmp_path: Path) -> None:
     other = tampered(bundle_dir, tmp_path / "1", log_density=np.full(7, np.nan))
 
-    with pytest.raises(BundleError, match="^log_density must be within 0.01 of "):
+    with pytest.raises(BundleError, match=r"^log_density must be within 0\.01 of "):
         Predictor.open(other, threads=1).warm_up()
 
 

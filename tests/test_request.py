@@ -132,5 +132,5 @@ def test_parameters_of_a_form_that_are_no_json() -> None:
 
 
 def test_the_number_of_instances_is_limited_as_told() -> None:
-    with pytest.raises(BadRequest, match="^instances must hold 1 to 2 images, got 3$"):
+    with pytest.raises(BadRequest, match=r"^instances must hold 1 to 2 images, got 3$"):
         read_json({"instances": [1, 2, 3]}, limits=Limits(max_instances=2))

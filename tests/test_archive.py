@@ -1,0 +1,81 @@
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving.bundle import Bundle
+from serving.errors import BundleError
+from serving.torchserve.archive import model_config, package
+
+
+def test_the_archive_extracts_to_a_bundle(bundle_dir: Path, tmp_path: Path) -> None:
+    archive = package(bundle_dir, model_store=tmp_path / "store")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "model")
+
+    assert archive == tmp_path / "store" / "tiny-mda.mar"
+    assert Bundle.load(tmp_path / "model").manifest == Bundle.load(bundle_dir).manifest
+
+
+def test_the_manifest_is_what_torchserves_archiver_writes(bundle_dir: Path, tmp_path: Path) -> None:
+    script = """
+from model_archiver.model_archiver_config import ModelArchiverConfig
+from model_archiver.model_packaging_utils import ModelExportUtils
+fields = {"model_name": "tiny-mda", "handler": "serving.torchserve.handler", "version": "1"}
+print(ModelExportUtils.generate_manifest_json(ModelArchiverConfig(**fields, config_file="model-config.yaml")))
+"""
+    expected = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
+    with zipfile.ZipFile(package(bundle_dir, model_store=tmp_path)) as file:
+        manifest = json.loads(file.read("MAR-INF/MANIFEST.json"))
+
+    assert manifest == {**expected, "createdOn": manifest["createdOn"]}
+
+
+def test_the_settings_travel_as_yaml(bundle_dir: Path, tmp_path: Path) -> None:
+    archive = package(
+        bundle_dir,
+        model_store=tmp_path,
+        runtime="torchscript",
+        batch_size=4,
+        max_batch_delay_ms=7,
+        workers=3,
+        threads=2,
+    )
+    with zipfile.ZipFile(archive) as file:
+        config = yaml.safe_load(file.read("model-config.yaml"))
+
+    assert config == model_config("torchscript", 4, 7, 3, 2)
+    assert config == {
+        "minWorkers": 3,
+        "maxWorkers": 3,
+        "batchSize": 4,
+        "maxBatchDelay": 7,
+        "responseTimeout": 120,
+        "handler": {"runtime": "torchscript", "threads": 2},
+    }
+
+
+def test_the_same_bundle_gives_the_same_bytes_even_in_parallel(bundle_dir: Path, tmp_path: Path) -> None:
+    first = package(bundle_dir, model_store=tmp_path / "a").read_bytes()
+    with ThreadPoolExecutor(4) as pool:
+        archives = list(pool.map(lambda _: package(bundle_dir, model_store=tmp_path / "b"), range(8)))
+
+    assert archives[0].read_bytes() == first
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["tiny-mda.mar"]
+
+
+def test_a_damaged_bundle_is_not_packaged_and_leaves_the_old_archive(bundle_dir: Path, tmp_path: Path) -> None:
+    archive = package(bundle_dir, model_store=tmp_path / "store")
+    before = archive.read_bytes()
+    damaged = Path(shutil.copytree(bundle_dir, tmp_path / "damaged"))
+    (damaged / "model.onnx").write_bytes(b"")
+
+    with pytest.raises(BundleError, match=r"model\.onnx must have SHA-256 "):
+        package(damaged, model_store=tmp_path / "store")
+    assert archive.read_bytes() == before

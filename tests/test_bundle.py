@@ -1,0 +1,133 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.bundle import Bundle, staged, write_manifest
+from serving.errors import BundleError
+
+
+@pytest.fixture
+def copy(bundle_dir: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
+
+
+def edit(bundle: Path, **changes: Any) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def test_a_whole_bundle_loads(bundle_dir: Path) -> None:
+    bundle = Bundle.load(str(bundle_dir))
+
+    assert (bundle.manifest.name, bundle.manifest.version) == ("tiny-mda", 1)
+    assert bundle.torchscript.is_file()
+    assert bundle.onnx.is_file()
+    assert bundle.golden.is_file()
+    assert set(bundle.manifest.sha256) == {"model.pt", "model.onnx", "golden.npz"}
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"nothing/bundle\.json must exist: a bundle is a folder <name>/<version>"):
+        Bundle.load(tmp_path / "nothing")
+
+
+def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").mkdir()
+
+    with pytest.raises(BundleError, match=r"bundle\.json must be readable, got "):
+        Bundle.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "golden.npz"])
+def test_a_changed_file_is_named(copy: Path, name: str) -> None:
+    with (copy / name).open("ab") as file:
+        file.write(b"!")
+
+    with pytest.raises(
+        BundleError, match=rf"{name} must have SHA-256 [0-9a-f]{{64}}, got [0-9a-f]{{64}}: the file was"
+    ):
+        Bundle.load(copy)
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "model.onnx").unlink()
+
+    with pytest.raises(BundleError, match=r"model\.onnx must exist: bundle\.json lists it"):
+        Bundle.load(copy)
+
+
+def test_a_file_without_a_digest_is_named(copy: Path) -> None:
+    edit(copy, sha256={})
+
+    with pytest.raises(BundleError, match=r"bundle\.json: sha256 must list model\.pt, got \[\]"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema_version": 2}, "schema_version: "),
+        ({"surprise": 1}, "surprise: "),
+        ({"name": "../x"}, "name: "),
+        ({"version": 0}, "version: "),
+        ({"input": {"channels": 2, "height": 8, "width": 8}}, "input.channels: "),
+        ({"labels": ["a", "b"]}, r"labels must be one per class \(4\), got 2"),
+        ({"labels": ["a", "a", "b", "c"]}, r"labels must be unique, got \['a', 'a', 'b', 'c'\]"),
+        ({"outputs": ["posterior", "features"]}, "outputs of a mda head must be "),
+        ({"sha256": {"../model.pt": "0" * 64}}, "sha256"),
+        ({"sha256": {"model.pt": "0"}}, "sha256.model.pt"),
+    ],
+)
+def test_a_manifest_that_breaks_the_schema(copy: Path, changes: dict[str, Any], problem: str) -> None:
+    edit(copy, **changes)
+
+    with pytest.raises(BundleError, match=rf"bundle\.json must follow the schema of a bundle, got .*{problem}"):
+        Bundle.load(copy)
+
+
+def test_a_manifest_that_is_no_json(copy: Path) -> None:
+    (copy / "bundle.json").write_text("{")
+
+    with pytest.raises(BundleError, match=r"bundle\.json must follow the schema of a bundle, got bundle: Invalid JSON"):
+        Bundle.load(copy)
+
+
+def test_labels_beyond_ascii_survive(copy: Path) -> None:
+    fields = Bundle.load(copy).manifest.model_dump(exclude={"sha256"})
+    (copy / "bundle.json").unlink()
+
+    write_manifest(copy, **{**fields, "labels": ("é", "猫", "ß", "z")})
+    assert Bundle.load(copy).manifest.labels == ("é", "猫", "ß", "z")
+
+
+def test_a_staged_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "name" / "1"
+    with staged(target) as stage:
+        (stage / "file").write_text("x")
+        assert not target.exists()
+
+    assert [path.name for path in target.parent.rglob("*")] == ["1", "file"]
+
+
+def test_a_staged_folder_vanishes_on_failure(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with staged(tmp_path / "name" / "1") as stage:
+            (stage / "file").write_text("x")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
+    assert list((tmp_path / "name").iterdir()) == []
+
+
+def test_an_existing_bundle_is_replaced_only_on_request(copy: Path) -> None:
+    with pytest.raises(BundleError, match="must not exist yet, got a bundle that is there"), staged(copy):
+        pass
+    with staged(copy, replace=True) as stage:
+        (stage / "file").write_text("x")
+
+    assert [path.name for path in copy.iterdir()] == ["file"]

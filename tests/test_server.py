@@ -1,0 +1,248 @@
+"""The HTTP behaviour, asked of a real TorchServe."""
+
+import base64
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import encoded
+
+from serving.batch.score import score
+from serving.predictor import Predictor
+from serving.respond import Options
+from serving.torchserve.state import Server
+
+MODELS = ["tiny-mda", "tiny-mda-ts", "tiny-softmax"]
+
+
+@pytest.fixture(scope="module")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_dir: Path) -> Predictor:
+    return Predictor.open(bundle_dir, threads=1)
+
+
+def post(http: httpx.Client, model: str = "tiny-mda", **request: Any) -> httpx.Response:
+    return http.post(f"/predictions/{model}", **request)
+
+
+def b64(data: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def assert_same(answer: Any, expected: Any) -> None:
+    """Equal but for the last digits of float32, in which batches of different sizes may differ."""
+    if isinstance(expected, dict):
+        assert list(answer) == list(expected)
+        for key in expected:
+            assert_same(answer[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(answer) == len(expected)
+        for one, other in zip(answer, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert answer == (pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected)
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str]:
+    error = response.json()["error"]
+    assert set(response.json()) == {"error"}
+    assert response.headers["content-type"] == "application/json"
+    return response.status_code, error["code"], error["message"]
+
+
+def test_a_raw_body_is_answered_as_the_predictor_answers(
+    http: httpx.Client, predictor: Predictor, images: list[bytes]
+) -> None:
+    response = post(http, content=images[0])
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert_same(response.json(), predictor.predict([images[0]])[0])
+
+
+def test_both_runtimes_answer_the_same(http: httpx.Client, images: list[bytes]) -> None:
+    answer = {**post(http, content=images[0]).json(), "model": {"name": "tiny-mda-ts", "version": "1"}}
+
+    assert_same(post(http, "tiny-mda-ts", content=images[0]).json(), answer)
+
+
+def test_a_softmax_model_answers_without_components(http: httpx.Client, softmax_dir: Path, images: list[bytes]) -> None:
+    answer = post(http, "tiny-softmax", content=images[0]).json()
+
+    assert_same(answer, Predictor.open(softmax_dir, threads=1).predict([images[0]])[0])
+    assert list(answer) == ["label", "probability", "top_k", "probabilities", "model"]
+
+
+def test_a_form_with_and_without_parameters(http: httpx.Client, predictor: Predictor, images: list[bytes]) -> None:
+    plain = post(http, files={"data": images[0]})
+    parameters = json.dumps({"top_k": 1, "return": ["features"]})
+    chosen = post(http, files={"data": ("x.png", images[0], "image/png")}, data={"parameters": parameters})
+
+    assert_same(plain.json(), predictor.predict([images[0]])[0])
+    assert_same(chosen.json(), predictor.predict([images[0]], Options(1, frozenset({"features"})))[0])
+
+
+def test_json_with_a_broken_image_among_good_ones(
+    http: httpx.Client, predictor: Predictor, images: list[bytes]
+) -> None:
+    instances = [b64(images[0]), b64(images[1][:50]), b64(images[2])]
+
+    response = post(http, json={"instances": instances, "parameters": {"top_k": 2}})
+    first, broken, last = response.json()["predictions"]
+    expected = predictor.predict([images[0], images[2]], Options(top_k=2))
+    assert response.status_code == 200
+    assert_same([first, last], expected)
+    assert broken["error"]["code"] == "undecodable_image"
+
+
+def test_the_kserve_address_answers_too(http: httpx.Client, images: list[bytes]) -> None:
+    body = {"instances": [b64(images[0])]}
+
+    assert http.post("/v1/models/tiny-mda:predict", json=body).json() == post(http, json=body).json()
+
+
+def test_the_version_may_be_named(http: httpx.Client, images: list[bytes]) -> None:
+    assert post(http, "tiny-mda/1", content=images[0]).json() == post(http, content=images[0]).json()
+
+
+def test_a_jpeg_and_a_large_photo(http: httpx.Client, predictor: Predictor) -> None:
+    photo = encoded(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8), "JPEG")
+
+    assert_same(post(http, content=photo).json(), predictor.predict([photo])[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"content": b""}, (400, "undecodable_image", "image must not be empty, got 0 bytes")),
+        (
+            {"content": b"hello", "headers": {"Content-Type": "text/plain"}},
+            (415, "unsupported_image_type", "image must be PNG, JPEG or WebP, got bytes that start with b'hello'"),
+        ),
+        (
+            {"content": bytes(10 * 2**20 + 1)},
+            (413, "image_too_large", "image must have at most 10485760 bytes, got 10485761"),
+        ),
+        (
+            {"content": b'{"instances": [', "headers": {"Content-Type": "application/json"}},
+            (400, "bad_request", "request body must be JSON, got b'{\"instances\": [' ("),
+        ),
+        ({"json": {"instances": []}}, (400, "bad_request", "instances must hold 1 to 256 images, got 0")),
+        ({"json": {"instances": [{}] * 257}}, (400, "bad_request", "instances must hold 1 to 256 images, got 257")),
+        ({"json": [1]}, (400, "bad_request", 'request body must be an object with "instances", got [1]')),
+        (
+            {"json": {"instances": [{}], "parameters": {"k": 1}}},
+            (422, "bad_parameter", "parameter must be one of top_k, return, got 'k'"),
+        ),
+        ({"files": {"image": b"x"}}, (400, "bad_request", "request must be an image as body, a form field ")),
+        ({"data": {"x": "y"}}, (400, "bad_request", "request must be an image as body, a form field ")),
+    ],
+)
+def test_what_cannot_be_answered(
+    http: httpx.Client, model: str, request_: dict[str, Any], expected: tuple[int, str, str]
+) -> None:
+    status, code, message = error_of(post(http, model, **request_))
+
+    assert (status, code) == expected[:2]
+    assert message.startswith(expected[2])
+
+
+def test_a_truncated_image_alone(http: httpx.Client, images: list[bytes]) -> None:
+    assert error_of(post(http, content=images[0][:50]))[:2] == (400, "undecodable_image")
+
+
+def test_a_lone_broken_instance_sets_the_status(http: httpx.Client) -> None:
+    response = post(http, json={"instances": [{"b64": "?"}]})
+
+    assert response.status_code == 400
+    assert [entry["error"]["code"] for entry in response.json()["predictions"]] == ["undecodable_image"]
+
+
+def test_an_unknown_model_and_version_are_torchserves_404(http: httpx.Client, images: list[bytes]) -> None:
+    assert post(http, "nothing", content=images[0]).status_code == 404
+    assert post(http, "tiny-mda/7", content=images[0]).status_code == 404
+
+
+def test_a_body_beyond_the_servers_limit_is_torchserves_413(http: httpx.Client) -> None:
+    assert post(http, content=bytes(17 * 2**20)).status_code == 413
+
+
+def test_requests_that_meet_in_a_batch_do_not_harm_each_other(
+    http: httpx.Client, predictor: Predictor, images: list[bytes]
+) -> None:
+    bodies: list[dict[str, Any]] = [{"content": image} for image in images]
+    bodies[2] = {"content": images[2][:60]}
+    bodies[4] = {"content": b"{", "headers": {"Content-Type": "application/json"}}
+    bodies[6] = {"json": {"instances": [b64(images[6]), b64(b""), b64(images[0])]}}
+
+    for _ in range(3):
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            responses = list(pool.map(lambda body: post(http, **body), bodies))
+        assert [response.status_code for response in responses] == [200, 200, 400, 200, 400, 200, 200, 200]
+        for n in (0, 1, 3, 5, 7):
+            assert_same(responses[n].json(), predictor.predict([images[n]])[0])
+        several = responses[6].json()["predictions"]
+        assert_same([several[0], several[2]], predictor.predict([images[6], images[0]]))
+
+
+def test_many_concurrent_requests_get_their_own_answers(
+    http: httpx.Client, predictor: Predictor, images: list[bytes]
+) -> None:
+    expected = predictor.predict(images)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: post(http, content=images[n % len(images)]).json(), range(96)))
+    for n, answer in enumerate(answers):
+        assert_same(answer, expected[n % len(images)])
+
+
+def test_the_server_answers_as_scoring_does(
+    http: httpx.Client, bundle_dir: Path, images: list[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for n, image in enumerate([*images, images[0][:50]]):
+        (tmp_path / "in" / f"{n}.png").write_bytes(image)
+    score(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
+
+    for row in pq.read_table(tmp_path / "out.parquet").to_pylist():
+        answer = post(http, content=(tmp_path / "in" / row["path"]).read_bytes()).json()
+        if row["error_code"]:
+            assert answer["error"] == {"code": row["error_code"], "message": row["error_message"]}
+        else:
+            names = ("label", "probability", "component", "component_probability", "log_density")
+            assert_same({name: answer[name] for name in names}, {name: row[name] for name in names})
+            assert_same(list(answer["probabilities"].values()), row["probabilities"])
+
+
+def test_models_cannot_be_added_or_removed_from_outside(server: Server) -> None:
+    url = f"{server.management_url}/models"
+
+    assert httpx.post(url, params={"url": "http://127.0.0.1:1/x.mar"}, trust_env=False).status_code == 405
+    assert httpx.delete(f"{url}/tiny-mda", trust_env=False).status_code == 405
+
+
+def test_metrics_are_there_for_prometheus(server: Server) -> None:
+    text = httpx.get(server.metrics_url, trust_env=False).text
+
+    assert 'ts_inference_requests_total{model_name="tiny-mda"' in text
+    assert 'PredictionTime{ModelName="tiny-mda"' in text
+
+
+def test_requests_leave_no_lines_in_the_logs(http: httpx.Client, state: Path, images: list[bytes]) -> None:
+    before = {file: file.stat().st_size for file in (state / "logs").iterdir()}
+    for _ in range(20):
+        post(http, content=images[0])
+
+    assert {file: file.stat().st_size for file in (state / "logs").iterdir()} == before
