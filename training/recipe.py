@@ -8,6 +8,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,7 +23,7 @@ RECIPES = Path(__file__).parent / "recipes"
 HeadKind = Literal["lda", "mda", "softmax", "svm"]
 LossKind = Literal["cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"]
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -72,11 +73,11 @@ class FitSpec(_Section):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)] = 256
+    batch_size: Annotated[int, Field(ge=2)] = 256
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
     momentum: Share = 0.9  # sgd only
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     crop_padding: Annotated[int, Field(ge=0)] = 0  # pixels; random crops of the padded image
     flip: bool = False  # left-right, half of the time
@@ -156,11 +157,11 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = ()) -> tuple[str, 
     """
     file = Path(name_or_file) if name_or_file.endswith(".toml") else RECIPES / f"{name_or_file}.toml"
     try:
-        tree = tomllib.loads(file.read_text())
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         choices = ", ".join(recipe_names())
         raise RecipeError(f"recipe must be a TOML file or one of {choices}, got {name_or_file!r}") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise RecipeError(f"{file} must be valid TOML, got {exc}") from exc
     for override in overrides:
         _apply(tree, override)
@@ -172,7 +173,8 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as exc:
-        raise RecipeError("; ".join(_explain(error) for error in exc.errors())) from exc
+        of_keys = [list(errors) for _, errors in groupby(exc.errors(), key=_path)]
+        raise RecipeError("; ".join(_explain(errors) for errors in of_keys)) from exc
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -196,9 +198,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[leaf] = value
 
 
-def _explain(error: Any) -> str:
-    """One pydantic error as `<key> must be <rule>, got <value>`."""
-    path = [part for part in error["loc"] if isinstance(part, str)]
+def _explain(errors: list[Any]) -> str:
+    """Pydantic's errors about one key as `<key> must be <rule>, got <value>`; a union has an error a member."""
+    error, path = errors[0], _path(errors[0])
     key = ".".join(path) or "recipe"
     got = repr(error["input"])
     if error["type"] == "extra_forbidden":
@@ -210,16 +212,30 @@ def _explain(error: Any) -> str:
         return f"{key} must be given, got nothing"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    return f"{key} must be {' or '.join(_rule(error) for error in errors)}, got {got}"
+
+
+def _rule(error: Any) -> str:
     if error["type"] == "literal_error":
-        return f"{key} must be one of {error['ctx']['expected']}, got {got}"
-    rule = error["msg"].removeprefix("Input should be ")
-    return f"{key} must be {rule}, got {got}"
+        return f"one of {error['ctx']['expected']}"
+    if error["type"] == "model_type":
+        return "a section of keys"
+    return str(error["msg"]).removeprefix("Input should be ")
+
+
+def _path(error: Any) -> list[str]:
+    """[section, key] or [key], without the list positions and union members that pydantic adds."""
+    path = [str(part) for part in error["loc"]]
+    return path[:2] if path and _section(path[0]) else path[:1]
+
+
+def _section(key: str) -> type[BaseModel] | None:
+    """The model of the section `key`, or None if it is a value or unknown."""
+    field = Recipe.model_fields.get(key)
+    candidates = [field.annotation, *get_args(field.annotation)] if field else []
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
 def _fields_at(path: list[str]) -> Iterable[str]:
-    model: type[BaseModel] = Recipe
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return model.model_fields
+    section = _section(path[0]) if path else Recipe
+    return section.model_fields if section else ()

@@ -52,7 +52,7 @@ class Run:
         if path.exists():
             raise RunError(f"run must be new, got {path}, which is there: go on with --resume {path} or name another")
         path.mkdir(parents=True)
-        (path / "recipe.toml").write_text(dump_recipe(recipe))
+        (path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
         return cls(path, recipe)
 
     @classmethod
