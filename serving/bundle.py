@@ -32,6 +32,8 @@ ONNX = "model.onnx"
 GOLDEN = "golden.npz"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
+
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -80,7 +82,7 @@ class Manifest(_Strict):
     """Everything about a bundle that is not weights; `bundle.json`."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
+    name: str = Field(pattern=NAME_PATTERN, max_length=100)
     version: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
     input: InputSpec
@@ -150,9 +152,15 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
     """Digest every file in `folder` and write its `bundle.json`; `fields` are the Manifest's others.
 
     The folder must hold no `bundle.json` yet.
+
+    Raises:
+        BundleError: if a field breaks the schema.
     """
     digests = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    manifest = Manifest(sha256=digests, **fields)
+    try:
+        manifest = Manifest(sha256=digests, **fields)
+    except ValidationError as exc:
+        raise BundleError(f"bundle must follow its schema, got {_problems(exc)}") from exc
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
     return manifest
 
@@ -194,8 +202,11 @@ def _read_manifest(file: Path) -> Manifest:
     except OSError as exc:
         raise BundleError(f"{file} must be readable, got {exc}") from exc
     except ValidationError as exc:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in exc.errors()[:5])
-        raise BundleError(f"{file} must follow the schema of a bundle, got {problems}") from exc
+        raise BundleError(f"{file} must follow the schema of a bundle, got {_problems(exc)}") from exc
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'bundle'}: {e['msg']}" for e in error.errors()[:5])
 
 
 def _verify(file: Path, expected: str) -> None:

@@ -1,6 +1,7 @@
 """The command line of training: python -m training --help."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -8,9 +9,10 @@ from typing import Annotated, Any, get_args
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from serving.bundle import MANIFEST, Bundle
+from serving.bundle import MANIFEST, NAME_PATTERN, Bundle
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
@@ -85,7 +87,7 @@ def train_command(
         sources = Sources(data_root, data)
     console.print(f"training {run.name} into {run.path}")
     train(run, sources, chosen)
-    console.print(f"finished: export it with  python -m training export {run.path}")
+    console.print(f"finished: export it with  python -m training export {run.path}", soft_wrap=True)
 
 
 @app.command("evaluate")
@@ -137,10 +139,13 @@ def export_command(
     Example: python -m training export runs/digits-mda/demo
     """
     finished = Run.open(run)
-    target = model_store / (name or finished.name) / str(version)
+    name = name or finished.name
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ValueError(f"name must be lower-case letters, digits, dots, dashes and underscores, got {name!r}: --name")
+    target = model_store / name / str(version)
     bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace)
     _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
-    console.print(f"exported: {target}; package it with  python -m serving package {target}")
+    console.print(f"exported: {target}; package it with  python -m serving package {target}", soft_wrap=True)
 
 
 @app.command("samples")
@@ -206,7 +211,7 @@ def main() -> None:
     try:
         app()
     except (DataError, DivergedError, ParityError, RecipeError, RunError, ServingError, ValueError) as exc:
-        Console(stderr=True, highlight=False).print(f"[red]error:[/] {exc}", markup=True)
+        Console(stderr=True, highlight=False).print("[red]error:[/]", escape(str(exc)), soft_wrap=True)
         raise SystemExit(1) from exc
 
 
