@@ -4,6 +4,7 @@ The libraries are imported by the runtime that uses them. A device that was aske
 back to the CPU by itself, and GPUs compute in full float32, as the golden answers ask.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ def _gpu_index(device: str) -> int | None:
 
 
 def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: its builds report to their maker by default
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ print("torch" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_nothing_is_reported_to_the_makers_of_the_runtime(bundle_dir: Path, tmp_path: Path) -> None:
+    script = f"from serving.predictor import Predictor; Predictor.open({str(bundle_dir)!r}).warm_up()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**environment, "HOME": str(tmp_path)}, check=True)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "CPU", ""])

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from serving.bundle import MANIFEST, Bundle
+from serving.errors import ServerError
 from serving.runtimes import RuntimeName
 
 HANDLER = "serving.torchserve.handler"
@@ -61,6 +62,19 @@ def package(
         _write(staged, bundle, config)
         staged.replace(target)
     return target
+
+
+def check(archive: Path) -> None:
+    """Refuse what TorchServe would take for a model without being one.
+
+    Raises:
+        ServerError: if the archive is no zip file with a bundle in it.
+    """
+    try:
+        with zipfile.ZipFile(archive) as zip_file:
+            zip_file.getinfo(MANIFEST)
+    except (OSError, zipfile.BadZipFile, KeyError) as exc:
+        raise ServerError(f"{archive} must be an archive made by `python -m serving package`, got {exc}") from exc
 
 
 def model_config(

@@ -1,5 +1,6 @@
 """TorchServe's configuration: `config.properties`, the command line and the environment. Pure text, no I/O."""
 
+import json
 import os
 import re
 import sys
@@ -104,5 +105,5 @@ def environment(base: Mapping[str, str], java_home: Path, logs: Path, tmp: Path)
 
 
 def _escaped(value: str) -> str:
-    """A value as Java reads it from a properties file: Latin-1, backslash escapes."""
-    return value.encode("unicode_escape").decode("ascii")
+    r"""A value as Java reads it from a properties file: ASCII, with JSON's escapes for backslash and \uXXXX."""
+    return json.dumps(value)[1:-1]

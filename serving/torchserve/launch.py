@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import config, process, readiness
+from serving.torchserve import archive, config, process, readiness
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import Server, forget, load, locked, save
@@ -133,7 +133,10 @@ def _choose_models(models: Sequence[str], store: Path) -> tuple[str, ...]:
     for name in models:
         if name not in found:
             raise ServerError(f"model must be one of {', '.join(found)} in {store}, got {name!r}")
-    return tuple(dict.fromkeys(models or found))
+    chosen = tuple(dict.fromkeys(models or found))
+    for name in chosen:
+        archive.check(store / f"{name}.mar")
+    return chosen
 
 
 def _count_gpus(device: Device) -> int | None:

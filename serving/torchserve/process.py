@@ -13,7 +13,7 @@ import psutil
 from serving.errors import ServerError
 from serving.torchserve.config import SERVER_CLASS
 
-WORKER_SCRIPT = "model_service_worker.py"
+CHILDREN = ("model_service_worker.py", "jspawnhelper")  # a worker, and what Java starts on the way to one
 POLL_S = 0.1
 KILL_TIMEOUT_S = 10.0
 
@@ -69,7 +69,8 @@ def _is_member(process: psutil.Process, group: int) -> bool:
     try:
         if os.getpgid(process.pid) != group or process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return any(part == SERVER_CLASS or part.endswith(WORKER_SCRIPT) for part in process.cmdline())
+        words = process.cmdline()  # none for a moment, while a process turns into another program
+        return not words or any(word == SERVER_CLASS or word.endswith(CHILDREN) for word in words)
     except (psutil.Error, OSError):
         return False
 
