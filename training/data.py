@@ -260,7 +260,7 @@ def _folder(spec: DataSpec, folder: Path | None) -> Dataset:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def _read(file: Path, shape: InputSpec) -> np.ndarray:
