@@ -63,6 +63,7 @@ def fit(classifier: Classifier, recipe: Recipe, train: Labelled, validation: Lab
             seconds = time.perf_counter() - started
             metrics |= {"lr": lr, "seconds": round(seconds, 3), "images_per_s": round(len(train) / seconds, 1)}
             metrics |= score(classifier, validation)
+            _require_finite_weights(classifier, epoch, steps, spec.lr)
             run.log_epoch(metrics)
             run.save_checkpoint(
                 {
@@ -155,10 +156,20 @@ def _require_finite(losses: list[Tensor], epoch: int, lr: float) -> None:
     finite = torch.stack(losses).isfinite()
     if not finite.all():
         step = int((~finite).int().argmax()) + 1
-        raise DivergedError(
-            f"loss must be finite, got {losses[step - 1].item()} in epoch {epoch}, step {step}: "
-            f"the last good checkpoint is kept; try a smaller fit.lr than {lr:g} or fit.precision = float32"
-        )
+        raise _diverged(f"loss must be finite, got {losses[step - 1].item()} in epoch {epoch}, step {step}", lr)
+
+
+def _require_finite_weights(classifier: nn.Module, epoch: int, step: int, lr: float) -> None:
+    """The loss of an epoch's last step says nothing of the weights that the step made."""
+    bad = [name for name, value in classifier.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise _diverged(f"weights must be finite, got others in {bad[0]} after epoch {epoch}, step {step}", lr)
+
+
+def _diverged(what: str, lr: float) -> DivergedError:
+    return DivergedError(
+        f"{what}: the last good checkpoint is kept; try a smaller fit.lr than {lr:g} or fit.precision = float32"
+    )
 
 
 def _restore(

@@ -57,11 +57,12 @@ def fit_head(
 ) -> DiscriminantHead:
     """Fit LDA or MDA to features (N, D) with labels (N,); priors are the class shares."""
     by_class = [features[labels == c] for c in range(classes)]
+    least = 1 if spec.components == "bic" else spec.components
+    if (fewest := min(map(len, by_class))) <= least:
+        raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {least}")
     if spec.head == "lda":
         return _fit_lda(by_class, spec)
     components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
-    if (fewest := min(map(len, by_class))) <= components:
-        raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {components}")
     mixtures = [_mixture(points, components, spec, seed, _floor(features, spec)) for points in track(by_class, "refit")]
     head = build_head(
         HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1]
@@ -74,7 +75,7 @@ def fit_head(
 def choose_components(by_class: list[NDArray[np.float64]], spec: RefitSpec, seed: int) -> int:
     """The number of components, the same for every class, with the least Bayesian information criterion in sum."""
     floor = _floor(np.concatenate(by_class), spec)
-    candidates = range(1, spec.max_components + 1)
+    candidates = range(1, min(spec.max_components + 1, *map(len, by_class)))
     bic = {
         k: sum(float(_mixture(points, k, spec, seed, floor).bic(points)) for points in by_class)
         for k in track(candidates, "refit: BIC")
@@ -112,7 +113,7 @@ def _filled(
     """Put means (C, K, D), weights (C, K) and covariances into a head; priors from the class sizes."""
     filled: DiscriminantHead = head.double()
     filled.gaussians.means.copy_(torch.from_numpy(means).flatten(0, 1))
-    filled.gaussians.set_covariance(torch.from_numpy(covariances))
+    filled.gaussians.set_covariance(torch.tensor(covariances))
     filled.prior_logits.copy_(torch.tensor([len(points) for points in by_class], dtype=torch.float64).log())
     filled.weight_logits.copy_(torch.from_numpy(weights).log())
     return filled.float()
@@ -136,7 +137,7 @@ def _floor(features: NDArray[np.float64], spec: RefitSpec) -> float:
     return spec.variance_floor * float(features.var(0).mean())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[NDArray[np.float64], nn.Module]:
     """Features (N, D) in float64 and the projection that makes them."""
     classifier.eval()

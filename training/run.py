@@ -86,9 +86,23 @@ class Run:
         _replace(self.path / "run.json", lambda out: out.write(json.dumps(text, indent=2).encode() + b"\n"))
 
     def description(self) -> dict[str, Any]:
-        """Read run.json."""
-        description: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
+        """Read run.json; nothing before the images have been read."""
+        file = self.path / "run.json"
+        description: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
         return description
+
+    def require_same_images(self, dataset: Dataset) -> None:
+        """Refuse other images than those that the run was begun with.
+
+        Raises:
+            RunError: if the fingerprints differ.
+        """
+        begun = self.description()["dataset"]["fingerprint"]
+        if (found := dataset.fingerprint()) != begun:
+            raise RunError(
+                f"images must be those that {self.path} was trained on (fingerprint {begun[:12]}), "
+                f"got others ({found[:12]}): put them back, or train a new run"
+            )
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace checkpoint.pt."""

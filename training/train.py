@@ -7,7 +7,7 @@ import torch
 
 from serving.errors import DeviceUnavailable
 from training.classifier import Architecture, Classifier, build_classifier
-from training.data import Dataset, Sources, Splits, load_dataset, split
+from training.data import DataError, Dataset, Sources, Splits, load_dataset, split
 from training.fit import Labelled, fit
 from training.recipe import Recipe
 from training.refit import refit
@@ -22,7 +22,13 @@ class LabelledImages:
     splits: Splits
 
     def part(self, name: str, device: torch.device) -> Labelled:
-        """One split, on a device."""
+        """One split, on a device.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        if name not in self.splits:
+            raise DataError(f"split must be one of {', '.join(self.splits)}, got {name!r}")
         positions = self.splits[name]
         return Labelled(self.dataset.images[positions].to(device), self.dataset.labels[positions].to(device))
 
@@ -35,9 +41,15 @@ def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
 
 
 def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
-    """Carry out `run.recipe`, from the run's checkpoint if it has one, and write `classifier.pt`."""
+    """Carry out `run.recipe`, from the run's checkpoint if it has one, and write `classifier.pt`.
+
+    Raises:
+        RunError: if a checkpoint is of other images.
+    """
     recipe = run.recipe
     images = load_images(recipe, sources)
+    if run.load_checkpoint() is not None:
+        run.require_same_images(images.dataset)
     run.describe(images.dataset, images.splits, sources, device)
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
@@ -61,7 +73,10 @@ def choose_device(name: str) -> torch.device:
 
     Raises:
         DeviceUnavailable: if CUDA was asked for and is not there.
+        ValueError: if the name is another.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise DeviceUnavailable("device must be there, got cuda on a machine without a usable GPU: try --device cpu")
@@ -70,6 +85,6 @@ def choose_device(name: str) -> torch.device:
 
 def sources_of(run: Run, data_root: Path, folder: Path | None = None) -> Sources:
     """Where a run's images are: `folder` if given, else the folder that the run was trained on."""
-    if folder is None and (recorded := run.description()["folder"]):
+    if folder is None and (recorded := run.description().get("folder")):
         folder = Path(recorded)
     return Sources(data_root, folder)

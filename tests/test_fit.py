@@ -1,0 +1,294 @@
+"""The training loop: it learns, it repeats itself, it goes on after an interruption, it stops at what is no number."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_samples import digits_from, logged_epochs, same_weights, small_recipe
+
+from training import fit as fit_module
+from training.classifier import Architecture, Classifier, build_classifier
+from training.fit import DivergedError, Labelled, build_optimizer, build_schedule, fit, score
+from training.recipe import FitSpec, Recipe
+from training.run import Run
+
+NOTHING = digits_from(0, 0)
+MLP = {"kind": "mlp", "dim": 3, "hidden": [16]}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are the same to the bit only for the same number of threads, which other tests change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fresh(recipe: Recipe, images: torch.Tensor, seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    classifier = build_classifier(Architecture((1, 8, 8), 10, recipe.encoder, recipe.head))
+    classifier.learn_normalisation(images)
+    return classifier
+
+
+def fitted(recipe: Recipe, runs: Path, train: Labelled, validation: Labelled = NOTHING) -> tuple[Classifier, Run]:
+    run = Run.create("small", recipe, None, runs)
+    classifier = fresh(recipe, train.images)
+    fit(classifier, recipe, train, validation, run)
+    return classifier, run
+
+
+def test_loss_goes_down_and_unseen_images_are_recognised(tmp_path: Path) -> None:
+    recipe = small_recipe(encoder={"width": 8, "dim": 9}, fit={"epochs": 6, "lr": 0.02, "schedule": "one-cycle"})
+
+    classifier, run = fitted(recipe, tmp_path, digits_from(0, 1500), digits_from(1500, 500))
+
+    epochs = run.epochs()
+    assert [line["epoch"] for line in epochs] == [1, 2, 3, 4, 5, 6]
+    assert epochs[-1]["loss"] < 0.2 * epochs[0]["loss"]
+    assert epochs[-1]["train_accuracy"] > 0.95
+    assert epochs[-1]["validation_accuracy"] > 0.93
+    assert epochs[-1]["validation_accuracy"] == score(classifier, digits_from(1500, 500))["validation_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [
+        ({"kind": "lda", "covariance": "full"}, {"kind": "dnll", "weight": 0.1}),
+        ({"kind": "lda", "simplex": True}, {"kind": "logistic"}),
+        ({"kind": "mda", "components": 2}, {"kind": "em-dnll", "weight": 0.1}),
+        ({"kind": "mda", "components": 2, "covariance": "diagonal"}, {"kind": "lda"}),
+        ({"kind": "svm"}, {"kind": "hinge"}),
+        ({"kind": "softmax"}, {"kind": "cross-entropy"}),
+    ],
+)
+def test_every_kind_of_head_learns(head: dict, loss: dict, tmp_path: Path) -> None:
+    encoder = {"kind": "mlp", "dim": 9, "hidden": [32]}
+    recipe = small_recipe(encoder=encoder, head=head, loss=loss, fit={"epochs": 8, "lr": 0.005})
+
+    _, run = fitted(recipe, tmp_path, digits_from(0, 1000), digits_from(1000, 400))
+
+    assert run.epochs()[-1]["loss"] < run.epochs()[0]["loss"]
+    assert run.epochs()[-1]["validation_accuracy"] > 0.85
+
+
+def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    augmented = {"crop_padding": 1, "flip": True}
+    train = digits_from(0, 200)
+
+    first, again = (fitted(small_recipe(fit=augmented), tmp_path, train)[0] for _ in range(2))
+    other, _ = fitted(small_recipe(seed=1, fit=augmented), tmp_path, train)
+    plain, _ = fitted(small_recipe(), tmp_path, train)
+
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+    assert not same_weights(first, plain)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"fit": {"epochs": 4, "schedule": "one-cycle", "crop_padding": 1, "flip": True}},
+        {"encoder": {**MLP, "dropout": 0.5}, "fit": {"epochs": 4, "schedule": "cosine", "optimizer": "adam"}},
+        {"fit": {"epochs": 4, "optimizer": "sgd", "precision": "bfloat16"}},
+    ],
+)
+@pytest.mark.parametrize("dies_in", ["log_epoch", "save_checkpoint"])
+def test_interrupted_training_goes_on_to_the_same_weights(
+    dies_in: str, sections: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interruption comes before the third epoch's line is written, or between the line and its checkpoint."""
+    recipe, train = small_recipe(**sections), digits_from(0, 200)
+    whole, whole_run = fitted(recipe, tmp_path, train)
+    run = Run.create("small", recipe, "interrupted", tmp_path)
+    calls, original = itertools.count(1), getattr(Run, dies_in)
+
+    def dies_at_the_third(*arguments: object) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(Run, dies_in, dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        fit(fresh(recipe, train.images), recipe, train, NOTHING, run)
+    monkeypatch.undo()
+    resumed = fresh(recipe, train.images, seed=99)
+    fit(resumed, recipe, train, NOTHING, run)
+
+    assert same_weights(resumed, whole)
+    assert logged_epochs(run.path) == [1, 2, 3, 4]
+    timeless = [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in run.epochs()]
+    assert [line | timeless[i] for i, line in enumerate(whole_run.epochs())] == whole_run.epochs()
+
+
+def test_finished_training_is_not_trained_further(tmp_path: Path) -> None:
+    recipe, train = small_recipe(), digits_from(0, 200)
+    classifier, run = fitted(recipe, tmp_path, train)
+    again = fresh(recipe, train.images, seed=99)
+
+    fit(again, recipe, train, NOTHING, run)
+
+    assert same_weights(again, classifier)
+    assert logged_epochs(run.path) == [1, 2]
+
+
+def test_rate_that_is_too_high_stops_with_epoch_and_step(tmp_path: Path) -> None:
+    recipe = small_recipe(fit={"optimizer": "sgd", "lr": 1e30})
+
+    with pytest.raises(
+        DivergedError, match=r"^loss must be finite, got (nan|inf) in epoch 1, step [2-4]: .* than 1e\+30 or "
+    ):
+        fitted(recipe, tmp_path, digits_from(0, 256))
+
+
+@pytest.mark.parametrize("bad_step", [3, 20])
+def test_divergence_keeps_the_last_good_checkpoint(
+    bad_step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 20th of 25 steps lies behind a look at the losses that found nothing."""
+    recipe, train = small_recipe(fit={"epochs": 3, "batch_size": 8}), digits_from(0, 200)
+    calls, build_loss = itertools.count(1), fit_module.build_loss
+    monkeypatch.setattr(
+        fit_module,
+        "build_loss",
+        lambda *spec: lambda *batch: build_loss(*spec)(*batch) * (math.nan if next(calls) == 25 + bad_step else 1),
+    )
+    run = Run.create("small", recipe, None, tmp_path)
+
+    with pytest.raises(DivergedError, match=rf"got nan in epoch 2, step {bad_step}: the last good checkpoint is kept"):
+        fit(fresh(recipe, train.images), recipe, train, NOTHING, run)
+
+    state = run.load_checkpoint()
+    assert state is not None
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["classifier"].values())
+    assert logged_epochs(run.path) == [1]
+
+
+def test_weights_that_the_last_step_ruins_are_not_kept(tmp_path: Path) -> None:
+    """One step an epoch: its loss is that of the weights before the step."""
+    recipe = small_recipe(
+        encoder={"kind": "linear", "dim": 3}, loss={"kind": "nll"}, fit={"optimizer": "sgd", "lr": 1e38, "epochs": 1}
+    )
+    run = Run.create("small", recipe, None, tmp_path)
+    train = digits_from(0, 64)
+
+    with pytest.raises(DivergedError, match=r"^weights must be finite, got others in \S+ after epoch 1, step 1: "):
+        fit(fresh(recipe, train.images), recipe, train, NOTHING, run)
+
+    assert run.load_checkpoint() is None
+    assert run.epochs() == []
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_runs_with_every_schedule(optimizer: str, schedule: str, tmp_path: Path) -> None:
+    spec = {"optimizer": optimizer, "schedule": schedule, "lr": 0.003, "epochs": 5, "batch_size": 32}
+    recipe = small_recipe(encoder=MLP, fit=spec)
+
+    _, run = fitted(recipe, tmp_path, digits_from(0, 320))
+
+    epochs = run.epochs()
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    rates = [line["lr"] for line in epochs]
+    if schedule == "constant":
+        assert rates == [0.003] * 5
+    elif schedule == "cosine":
+        assert rates == pytest.approx([0.0015 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5)])
+    else:
+        assert rates[0] == pytest.approx(0.003 / 25)
+        assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4] > 0
+        assert 0.0025 < max(rates) <= 0.003
+
+
+def test_schedules_fall_to_almost_nothing_at_the_last_step() -> None:
+    last_cosine = 0.05 * (1 + math.cos(math.pi * 19 / 20))
+    for schedule, first, last in (("cosine", 0.1, last_cosine), ("one-cycle", 0.1 / 25, 0.1 / 25e4)):
+        spec = FitSpec(epochs=2, lr=0.1, schedule=schedule, optimizer="sgd")
+        optimizer = build_optimizer(torch.nn.Linear(2, 2), spec)
+        steps = build_schedule(optimizer, spec, steps=10)
+        rates = []
+        for _ in range(20):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            steps.step()
+
+        assert rates[0] == pytest.approx(first)
+        assert max(rates) == pytest.approx(0.1)
+        assert rates[-1] == pytest.approx(last)
+
+
+def test_optimizer_takes_its_settings_from_the_recipe() -> None:
+    recipe = small_recipe(encoder={"dim": 9}, head={"kind": "lda", "simplex": True})
+    classifier = fresh(recipe, digits_from(0, 8).images)
+    expected = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+    for name, kind in expected.items():
+        optimizer = build_optimizer(
+            classifier, FitSpec(epochs=1, optimizer=name, lr=0.5, weight_decay=0.25, momentum=0.75)
+        )
+
+        assert type(optimizer) is kind
+        assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.5, 0.25)
+        assert optimizer.defaults.get("momentum", 0.75) == 0.75
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        frozen = classifier.head.gaussians.means
+        assert trained == {id(parameter) for parameter in classifier.parameters()} - {id(frozen)}
+
+
+def test_a_single_step_in_all_is_enough_for_every_schedule(tmp_path: Path) -> None:
+    for schedule in ("constant", "cosine", "one-cycle"):
+        recipe = small_recipe(encoder=MLP, fit={"epochs": 1, "schedule": schedule})
+
+        _, run = fitted(recipe, tmp_path, digits_from(0, 64))
+
+        assert logged_epochs(run.path) == [1]
+
+
+def test_bfloat16_learns_too_and_keeps_weights_in_float32(tmp_path: Path) -> None:
+    train = digits_from(0, 600)
+    spec = {"epochs": 4, "lr": 0.02}
+    seen = []
+
+    recipe = small_recipe(encoder={"width": 8, "dim": 9}, fit={**spec, "precision": "bfloat16"})
+    run = Run.create("small", recipe, None, tmp_path)
+    classifier = fresh(recipe, train.images)
+    classifier.encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    fit(classifier, recipe, train, NOTHING, run)
+
+    assert set(seen) == {torch.bfloat16}
+    assert {value.dtype for value in classifier.state_dict().values()} == {torch.float32, torch.int64}
+    assert run.epochs()[-1]["train_accuracy"] > 0.85
+
+
+def test_compile_compiles_the_encoder_only_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+
+    fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), tmp_path, digits_from(0, 64))
+    assert compiled == []
+    classifier, _ = fitted(small_recipe(encoder=MLP, fit={"epochs": 1, "compile": True}), tmp_path, digits_from(0, 64))
+    assert compiled == [classifier.encoder]
+
+
+def test_epoch_without_validation_images_has_no_validation_metrics(tmp_path: Path) -> None:
+    _, run = fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), tmp_path, digits_from(0, 100))
+
+    assert set(run.epochs()[0]) == {"epoch", "loss", "train_accuracy", "lr", "seconds", "images_per_s"}
+
+
+def test_score_is_accuracy_and_mean_negative_log_posterior() -> None:
+    recipe, data = small_recipe(), digits_from(0, 30)
+    classifier = fresh(recipe, data.images).eval()
+    posterior = classifier(data.images).log_joints.detach().double().softmax(1)
+    right = [int(row.argmax()) == int(label) for row, label in zip(posterior, data.labels, strict=True)]
+    surprises = [-math.log(row[label]) for row, label in zip(posterior, data.labels, strict=True)]
+
+    metrics = score(classifier, data, batch_size=7)
+
+    assert metrics["validation_accuracy"] == pytest.approx(sum(right) / 30)
+    assert metrics["validation_nll"] == pytest.approx(sum(surprises) / 30, rel=1e-5)

@@ -1,0 +1,403 @@
+"""Runs on disk and whole trainings, a killed one among them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training_samples import (
+    FOLDER_DATA,
+    digits,
+    logged_epochs,
+    same_weights,
+    small_recipe,
+    write_digit_folder,
+)
+
+from serving.errors import DeviceUnavailable
+from training.classifier import Architecture, Classifier, build_classifier
+from training.data import DataError, Sources, split
+from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
+from training.refit import refit
+from training.run import Run, RunError, describe_device
+from training.train import architecture_of, choose_device, load_images, sources_of, train
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are the same to the bit only for the same number of threads, which other tests change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred and twenty real digits of three classes; read only."""
+    return write_digit_folder(tmp_path_factory.mktemp("images") / "some-digits")
+
+
+def recipe_for_folder(**sections: dict) -> Recipe:
+    refit = {"head": "mda", "dim": 4, "components": 2, "covariance": "diagonal"}
+    return small_recipe(**({"data": FOLDER_DATA, "refit": refit} | sections))
+
+
+def new_run(runs: Path, recipe: Recipe | None = None, run_id: str = "one") -> Run:
+    return Run.create("small", recipe or recipe_for_folder(), run_id, runs)
+
+
+# Creating and opening
+
+
+def test_run_is_a_folder_with_the_resolved_recipe(tmp_path: Path) -> None:
+    recipe = small_recipe(seed=7, fit={"lr": 0.5})
+
+    run = Run.create("small", recipe, "one", tmp_path)
+
+    assert run.path == tmp_path / "small" / "one"
+    assert run.name == "small"
+    assert load_recipe(str(run.path / "recipe.toml"))[1] == recipe
+    assert Run.open(run.path) == Run(run.path, recipe)
+
+
+def test_runs_without_an_id_are_named_after_the_time(tmp_path: Path) -> None:
+    first, second = (Run.create("small", small_recipe(), None, tmp_path).path.name for _ in range(2))
+
+    assert first < second
+    assert time.strptime(first[:15], "%Y%m%d-%H%M%S")
+
+
+def test_run_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    path = new_run(tmp_path).path
+
+    with pytest.raises(RunError) as caught:
+        new_run(tmp_path)
+
+    assert str(caught.value) == (
+        f"run must be new, got {path}, which is there: go on with --resume {path} or name another"
+    )
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        Run.open(tmp_path / "none")
+
+    assert str(caught.value) == (f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {tmp_path / 'none'}")
+
+
+def test_run_may_be_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_run(tmp_path)
+    monkeypatch.chdir(tmp_path / "small" / "one")
+
+    assert Run.open(Path()).name == "small"
+
+
+# What a run keeps
+
+
+def test_epoch_takes_the_place_of_its_line_and_of_later_ones(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    for epoch in (1, 2, 3, 4):
+        run.log_epoch({"epoch": epoch, "loss": 0.5})
+
+    run.log_epoch({"epoch": 3, "loss": 0.25})
+
+    assert run.epochs() == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.5}, {"epoch": 3, "loss": 0.25}]
+
+
+def test_nothing_is_there_before_the_first_epoch(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+
+    assert run.epochs() == []
+    assert run.load_checkpoint() is None
+    assert run.description() == {}
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path)
+    run.save_checkpoint({"epoch": 1, "weights": torch.arange(3.0)})
+
+    def disk_full(state: object, out: object) -> None:
+        out.write(b"the first bytes of a checkpoint")  # type: ignore[attr-defined]
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        run.save_checkpoint({"epoch": 2, "weights": torch.zeros(3)})
+    monkeypatch.undo()
+
+    state = run.load_checkpoint()
+    assert state is not None
+    assert (state["epoch"], state["weights"].tolist()) == (1, [0.0, 1.0, 2.0])
+
+
+def test_checkpoint_is_never_seen_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    run.save_checkpoint({"epoch": 1})
+    seen, save = [], torch.save
+
+    def save_and_look(state: object, out: object) -> None:
+        save(state, out)
+        seen.append(run.load_checkpoint())
+
+    monkeypatch.setattr(torch, "save", save_and_look)
+    run.save_checkpoint({"epoch": 2})
+
+    assert seen == [{"epoch": 1}]
+    assert run.load_checkpoint() == {"epoch": 2}
+    assert sorted(file.name for file in run.path.iterdir()) == ["checkpoint.pt", "recipe.toml"]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "head"),
+    [
+        (EncoderSpec(dim=3, width=4), HeadSpec(kind="lda", covariance="full")),
+        (EncoderSpec(kind="mlp", dim=3, hidden=(8, 4), dropout=0.5), HeadSpec(kind="mda", components=2)),
+        (EncoderSpec(kind="linear", dim=3), HeadSpec(kind="lda", covariance="diagonal", simplex=True)),
+        (EncoderSpec(kind="none", dim=64), HeadSpec(kind="softmax")),
+    ],
+)
+def test_saved_classifier_is_loaded_bit_for_bit(tmp_path: Path, encoder: EncoderSpec, head: HeadSpec) -> None:
+    run = new_run(tmp_path)
+    torch.manual_seed(0)
+    classifier = build_classifier(Architecture((1, 8, 8), 3, encoder, head))
+    classifier.learn_normalisation(digits().images)
+
+    run.save_classifier(classifier)
+    loaded = run.load_classifier()
+
+    assert same_weights(loaded, classifier)
+    assert loaded.architecture == classifier.architecture
+    assert not loaded.training
+
+
+def test_refitted_classifier_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    """The refit turns the encoder `none` into a projection, the head lda into mda."""
+    run, recipe = new_run(tmp_path), recipe_for_folder(refit={"dim": 5, "components": 2})
+    before = build_classifier(Architecture((1, 8, 8), 10, EncoderSpec(kind="none", dim=64), HeadSpec(kind="lda")))
+    classifier = refit(before, recipe.refit, digits().images[:500], digits().labels[:500], seed=0)
+
+    run.save_classifier(classifier)
+
+    assert same_weights(run.load_classifier(), classifier)
+
+
+def test_unfinished_run_has_no_classifier(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+
+    with pytest.raises(RunError) as caught:
+        run.load_classifier()
+
+    assert str(caught.value) == (
+        f"run must be finished, got {run.path} without classifier.pt: go on with --resume {run.path}"
+    )
+
+
+def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    splits = split(digits(), validation=0.1, test=0.2, seed=0)
+
+    run.describe(digits(), splits, Sources(folder=tmp_path / "x" / ".."), CPU)
+
+    description = run.description()
+    assert description["dataset"] == {
+        "name": "digits",
+        "splits": {"train": 4046, "validation": 450, "test": 1124},
+        "fingerprint": digits().fingerprint(),
+    }
+    assert description["classes"] == list("0123456789")
+    assert description["input"]["height"] == 8
+    assert description["folder"] == str(tmp_path)
+    assert description["device"] == "CPU, 1 threads" == describe_device(CPU)
+    assert description["versions"]["torch"] == str(torch.__version__)
+
+
+def test_other_images_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    run.describe(digits(), {}, Sources(), CPU)
+    others = type(digits())(**(vars(digits()) | {"labels": digits().labels.flip(0)}))
+
+    run.require_same_images(digits())
+    with pytest.raises(RunError) as caught:
+        run.require_same_images(others)
+
+    begun, found = digits().fingerprint()[:12], others.fingerprint()[:12]
+    assert str(caught.value) == (
+        f"images must be those that {run.path} was trained on (fingerprint {begun}), "
+        f"got others ({found}): put them back, or train a new run"
+    )
+
+
+# Where the images and the device come from
+
+
+def test_sources_are_the_runs_own_unless_others_are_given(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    begun = sources_of(run, Path("root"))
+    run.describe(digits(), {}, Sources(folder=tmp_path), CPU)
+
+    assert begun == Sources(Path("root"), None)
+    assert sources_of(run, Path("root")) == Sources(Path("root"), tmp_path)
+    assert sources_of(run, Path("root"), Path("mine")) == Sources(Path("root"), Path("mine"))
+
+
+def test_cuda_on_a_machine_without_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(DeviceUnavailable, match=r"^device must be there, got cuda on a machine without a usable GPU"):
+        choose_device("cuda")
+    assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+def test_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    assert choose_device("cpu") == CPU
+
+
+def test_unknown_device_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^device must be auto, cpu or cuda, got 'gpu'$"):
+        choose_device("gpu")
+
+
+def test_unknown_split_is_refused(folder: Path) -> None:
+    images = load_images(recipe_for_folder(), Sources(folder=folder))
+
+    assert len(images.part("validation", CPU)) == 18
+    with pytest.raises(DataError, match=r"^split must be one of train, validation, test, got 'dev'$"):
+        images.part("dev", CPU)
+
+
+def test_splits_follow_the_recipes_seed(folder: Path) -> None:
+    first, again, other = (
+        load_images(recipe_for_folder().model_copy(update={"seed": seed}), Sources(folder=folder)).splits
+        for seed in (0, 0, 1)
+    )
+
+    assert torch.equal(first["test"], again["test"])
+    assert not torch.equal(first["test"], other["test"])
+
+
+# Whole trainings
+
+
+def trained(run: Run, folder: Path) -> Classifier:
+    return train(run, Sources(folder=folder), CPU)
+
+
+def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, folder: Path) -> None:
+    run = new_run(tmp_path, recipe_for_folder(fit={"epochs": 15}))
+
+    classifier = trained(run, folder)
+
+    images = load_images(run.recipe, Sources(folder=folder))
+    test = images.part("test", CPU)
+    assert same_weights(run.load_classifier(), classifier)
+    assert classifier.architecture == architecture_of(run.recipe, images.dataset).__class__(
+        (1, 8, 8), 3, run.recipe.encoder.model_copy(update={"dim": 4}),
+        HeadSpec(kind="mda", components=2, covariance="diagonal"),
+    )  # fmt: skip
+    assert (classifier(test.images).log_joints.argmax(1) == test.labels).float().mean() > 0.9
+    assert logged_epochs(run.path) == list(range(1, 16))
+    pixels = images.part("train", CPU).images.double()
+    assert classifier.mean.item() == pytest.approx(pixels.mean().item())
+    assert {file.name for file in run.path.iterdir()} == {
+        "recipe.toml", "run.json", "metrics.jsonl", "checkpoint.pt", "classifier.pt",
+    }  # fmt: skip
+
+
+def test_same_seed_trains_the_same_classifier(tmp_path: Path, folder: Path) -> None:
+    first, again = (trained(new_run(tmp_path, run_id=name), folder) for name in ("one", "two"))
+    other = trained(new_run(tmp_path, recipe_for_folder().model_copy(update={"seed": 1}), "three"), folder)
+
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+
+
+def test_finished_run_may_be_resumed_to_the_same_classifier(tmp_path: Path, folder: Path) -> None:
+    run = new_run(tmp_path)
+    first = trained(run, folder)
+
+    assert same_weights(trained(Run.open(run.path), folder), first)
+    assert logged_epochs(run.path) == [1, 2]
+
+
+def test_resume_on_other_images_is_refused(tmp_path: Path, folder: Path) -> None:
+    run = new_run(tmp_path)
+    trained(run, folder)
+    description = (run.path / "run.json").read_bytes()
+    other = write_digit_folder(tmp_path / "other", per_class=41)
+
+    with pytest.raises(RunError, match=rf"^images must be those that {run.path} was trained on"):
+        trained(run, other)
+    assert (run.path / "run.json").read_bytes() == description
+
+
+def test_run_that_never_found_its_images_may_be_resumed_with_them(tmp_path: Path, folder: Path) -> None:
+    run = new_run(tmp_path)
+    with pytest.raises(DataError, match="must be named with --data"):
+        train(run, Sources(), CPU)
+
+    trained(Run.open(run.path), folder)
+
+    assert logged_epochs(run.path) == [1, 2]
+
+
+def test_killed_training_resumes_to_the_same_weights(tmp_path: Path, folder: Path) -> None:
+    """SIGKILL somewhere in the middle of a real process, then --resume."""
+    recipe = recipe_for_folder(fit={"epochs": 40, "crop_padding": 1, "schedule": "one-cycle"})
+    whole = trained(new_run(tmp_path, recipe, "whole"), folder)
+    file = tmp_path / "small.toml"
+    file.write_text(dump_recipe(recipe))
+
+    run = kill_in_epoch(4, tmp_path, "train", file, "--data", folder, "--id", "killed", "--device", "cpu")
+    survived = logged_epochs(run)
+    resumed = trained(Run.open(run), folder)
+
+    assert 4 <= len(survived) < 40
+    assert logged_epochs(run) == list(range(1, 41))
+    assert same_weights(resumed, whole)
+
+
+def kill_in_epoch(epoch: int, cwd: Path, *arguments: object) -> Path:
+    """Start `python -m training` and kill it once it has logged an epoch; the run's folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    metrics = cwd / "runs" / "small" / "killed" / "metrics.jsonl"
+    try:
+        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= epoch):
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        output = process.communicate()[0].decode()
+    if process.returncode != -signal.SIGKILL:
+        raise RuntimeError(f"training must be killed before its end, got exit code {process.returncode}: {output}")
+    return metrics.parent
+
+
+def test_run_json_and_metrics_are_json(tmp_path: Path, folder: Path) -> None:
+    run = new_run(tmp_path)
+    trained(run, folder)
+
+    assert json.loads((run.path / "run.json").read_text())["dataset"]["name"] == "some-digits"
+    assert all(line.keys() == run.epochs()[0].keys() for line in run.epochs())
+    assert {"loss", "train_accuracy", "validation_accuracy", "validation_nll", "lr"} < run.epochs()[0].keys()

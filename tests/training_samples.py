@@ -1,0 +1,62 @@
+"""Small recipes, real digits and folders of images that the tests of training share."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from training.data import Dataset, Sources, load_dataset
+from training.fit import Labelled
+from training.recipe import DataSpec, Recipe, parse_recipe
+
+TREE: dict[str, dict[str, Any]] = {
+    "data": {"name": "digits"},
+    "encoder": {"kind": "six-conv", "dim": 3, "width": 4},
+    "head": {"kind": "lda"},
+    "loss": {"kind": "cross-entropy"},
+    "fit": {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 0.01},
+}
+
+
+def small_recipe(seed: int = 0, **sections: dict[str, Any]) -> Recipe:
+    """A recipe of few weights; `sections` replace keys: small_recipe(fit={"epochs": 3})."""
+    tree: dict[str, Any] = {name: {**TREE.get(name, {}), **sections.get(name, {})} for name in {*TREE, *sections}}
+    return parse_recipe({"seed": seed, **tree})
+
+
+@functools.cache
+def digits() -> Dataset:
+    return load_dataset(DataSpec(name="digits"), Sources())
+
+
+def digits_from(start: int, count: int) -> Labelled:
+    """Real digits, `count` of them from position `start`."""
+    part = slice(start, start + count)
+    return Labelled(digits().images[part], digits().labels[part])
+
+
+def write_digit_folder(folder: Path, classes: str = "014", per_class: int = 40) -> Path:
+    """A folder of class folders: real digits as 8 x 8 PNG files."""
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        found = (digits().labels == int(label)).nonzero()[:per_class, 0].tolist()
+        for position in found:
+            Image.fromarray(digits().images[position, 0].numpy()).save(folder / label / f"{position}.png")
+    return folder
+
+
+FOLDER_DATA = {"name": "folder", "channels": 1, "size": 8, "validation": 0.2, "test": 0.25}
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether two modules agree in every bit."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def logged_epochs(run: Path) -> list[int]:
+    """The epochs of a run's metrics.jsonl, line by line."""
+    return [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
