@@ -48,7 +48,7 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    posterior = torch.from_numpy(outputs["posterior"]).double()
+    posterior = torch.from_numpy(outputs["posterior"]).double().clamp(0, 1)  # float32 may exceed 1
     classes = posterior.shape[1]
     one_hot = torch.nn.functional.one_hot(labels, classes)
     of_label = posterior[torch.arange(len(labels)), labels]

@@ -35,7 +35,7 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tenso
         seed: of the EM's starts.
 
     Raises:
-        ValueError: if a class has fewer images than components, or `spec.dim` exceeds the features.
+        ValueError: if a class has fewer images than components, or `spec.dim` exceeds the features or the images.
     """
     features, projection = _features(classifier, spec, images)
     before = classifier.architecture
@@ -158,7 +158,11 @@ def _principal_components(raw: NDArray[np.float64], dim: int) -> tuple[NDArray[n
     """Weights (dim, P) and offset (dim,) of the projection onto the first principal components."""
     from sklearn.decomposition import PCA
 
-    if dim > raw.shape[1]:
-        raise ValueError(f"refit.dim must be at most the number of features ({raw.shape[1]}), got {dim}")
+    images, features = raw.shape
+    if dim > min(images, features):
+        raise ValueError(
+            f"refit.dim must be at most the number of pooled features ({features}) and of training images ({images}), "
+            f"got {dim}"
+        )
     pca = PCA(dim, svd_solver="covariance_eigh").fit(raw)
     return pca.components_, -pca.components_ @ pca.mean_

@@ -1,0 +1,120 @@
+"""Metrics, judged by hand-worked cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from training_samples import digits
+
+from training.classifier import Architecture, build_classifier
+from training.evaluate import eager, measure, occupancy_of, run_graph
+from training.recipe import EncoderSpec, HeadSpec
+
+POSTERIOR = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.5, 0.25, 0.25]], np.float32)
+LABELS = torch.tensor([0, 1, 2, 2])
+
+
+def test_metrics_of_four_images_by_hand() -> None:
+    metrics = measure({"posterior": POSTERIOR, "features": np.zeros((4, 2), np.float32)}, LABELS)
+
+    squared = [0.3**2 + 0.2**2 + 0.1**2, 0.6**2 + 0.7**2 + 0.1**2, 0.1**2 + 0.1**2 + 0.2**2, 0.5**2 + 0.25**2 + 0.75**2]
+    # Confidences 0.7 (right), 0.6 (wrong), 0.8 (right), 0.5 (wrong) lie in four bins of width 1/15.
+    gaps = [1 - 0.7, 0.6, 1 - 0.8, 0.5]
+    assert metrics == {
+        "images": 4,
+        "accuracy": 0.5,
+        "nll": pytest.approx(-(math.log(0.7) + math.log(0.3) + math.log(0.8) + math.log(0.25)) / 4, abs=2e-6),
+        "brier": pytest.approx(sum(squared) / 4, abs=2e-6),
+        "ece": pytest.approx(sum(gaps) / 4, abs=2e-6),
+    }
+
+
+def test_calibration_error_compares_averages_within_a_bin() -> None:
+    """All ten confidences in (0.8, 0.8667]: mean 0.83, of which 8 in 10 are right."""
+    confidence = np.linspace(0.81, 0.85, 10)
+    posterior = np.stack([confidence, 1 - confidence], axis=1)
+
+    metrics = measure({"posterior": posterior}, torch.tensor([0] * 8 + [1] * 2))
+
+    assert metrics["ece"] == pytest.approx(0.83 - 0.8, abs=2e-6)
+
+
+def test_certain_and_right_is_a_perfect_score() -> None:
+    metrics = measure({"posterior": np.eye(3, dtype=np.float32)}, torch.tensor([0, 1, 2]))
+
+    assert metrics == {"images": 3, "accuracy": 1.0, "nll": 0.0, "brier": 0.0, "ece": 0.0}
+
+
+def test_certain_and_wrong_is_a_finite_score() -> None:
+    metrics = measure({"posterior": np.eye(3, dtype=np.float32)}, torch.tensor([1, 2, 0]))
+
+    assert (metrics["accuracy"], metrics["brier"], metrics["ece"]) == (0.0, 2.0, 1.0)
+    assert metrics["nll"] == pytest.approx(-math.log(np.finfo(np.float32).tiny))
+
+
+def test_posterior_that_rounding_lifted_above_one_is_one() -> None:
+    """torchmetrics takes scores outside [0, 1] for logits and would normalise all of them anew."""
+    posterior = np.array([[np.nextafter(np.float32(1), np.float32(2)), 0], [0.25, 0.75]], np.float32)
+
+    metrics = measure({"posterior": posterior}, torch.tensor([0, 1]))
+
+    assert metrics["ece"] == pytest.approx(0.25 / 2, abs=2e-6)
+
+
+def test_log_density_is_the_mean() -> None:
+    log_density = np.array([-1.0, -2.0, 3.0, 10.0], np.float32)
+
+    assert measure({"posterior": POSTERIOR, "log_density": log_density}, LABELS)["log_density"] == 2.5
+
+
+def test_occupancy_is_the_share_of_a_classs_images_per_component() -> None:
+    """Images of class 0 go to components 1, 1, 0; the one of class 2 to component 2; class 1 has none."""
+    responsibilities = np.full((4, 3, 3), 1 / 3)
+    for image, label, component in ((0, 0, 1), (1, 0, 1), (2, 0, 0), (3, 2, 2)):
+        responsibilities[image, label] = [0.1, 0.1, 0.1]
+        responsibilities[image, label, component] = 0.8
+    labels = torch.tensor([0, 0, 0, 2])
+
+    occupancy = occupancy_of(responsibilities, labels.numpy())
+
+    np.testing.assert_allclose(occupancy, [[1 / 3, 2 / 3, 0], [0, 0, 0], [0, 0, 1]])
+    metrics = measure({"posterior": POSTERIOR, "responsibilities": responsibilities}, labels)
+    assert metrics["occupancy"] == [[0.3333, 0.6667, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_one_component_has_no_occupancy() -> None:
+    assert "occupancy" not in measure({"posterior": POSTERIOR, "responsibilities": np.ones((4, 3, 1))}, LABELS)
+
+
+def test_graph_is_run_in_batches_and_put_together_in_order() -> None:
+    sizes = []
+
+    def call(images: np.ndarray) -> dict[str, np.ndarray]:
+        sizes.append(len(images))
+        return {"posterior": images[:, 0, 0, :3] / 255, "features": images[:, 0, 1, :2]}
+
+    images = digits().images[:10]
+
+    outputs = run_graph(call, images, batch_size=4)
+
+    assert sizes == [4, 4, 2]
+    np.testing.assert_array_equal(outputs["features"], images[:, 0, 1, :2])
+    np.testing.assert_array_equal(outputs["posterior"], images[:, 0, 0, :3].numpy() / 255)
+
+
+def test_eager_classifier_answers_what_it_scores() -> None:
+    torch.manual_seed(0)
+    architecture = Architecture((1, 8, 8), 10, EncoderSpec(dim=3, width=4), HeadSpec(kind="mda", components=2))
+    classifier = build_classifier(architecture).eval()
+    classifier.learn_normalisation(digits().images)
+    images = digits().images[:7]
+    scores = classifier(images)
+
+    outputs = eager(classifier, torch.device("cpu"))(images.numpy())
+
+    assert list(outputs) == ["posterior", "responsibilities", "log_density", "features"]
+    np.testing.assert_allclose(outputs["posterior"], scores.log_joints.softmax(1).detach(), atol=1e-6)
+    constant = -1.5 * math.log(2 * math.pi)
+    expected = scores.component_log_joints.detach().flatten(1).logsumexp(1) + constant
+    np.testing.assert_allclose(outputs["log_density"], expected, rtol=1e-5)
