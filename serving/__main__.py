@@ -8,6 +8,7 @@ python -m serving stop
 
 import signal
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -141,7 +142,7 @@ def status(state: StateOption = launch.STATE) -> None:
 def classify(
     images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
     model: Annotated[str | None, typer.Option(help="Not needed if one model is served.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes in top_k of the JSON.")] = 3,
+    top_k: Annotated[int, typer.Option(min=1, help="Likeliest classes to show of each image.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one a line.")] = False,
     url: Annotated[str | None, typer.Option(help="A server elsewhere.", show_default="the one started here")] = None,
     state: StateOption = launch.STATE,
@@ -225,21 +226,37 @@ def _read(image: Path) -> bytes:
 def _print_table(images: list[Path], answers: list[Answer]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold")
-    for name in ("label", "probability", "component", "p(component)", "log-density"):
-        table.add_column(name, no_wrap=True)
-    failed = [(image, answer["error"]) for image, answer in zip(images, answers, strict=True) if "error" in answer]
-    for image, answer in zip(images, answers, strict=True):
-        table.add_row(escape(str(image)), *_cells(answer))
+    table.add_column("label", no_wrap=True)
+    for name in ("probability", "component", "p(component)", "log-density"):
+        table.add_column(name, no_wrap=True, justify="right")
+    shown = [image.name for image in images]
+    if len(set(shown)) < len(shown):
+        shown = [str(image) for image in images]
+    for name, answer in zip(shown, answers, strict=True):
+        for index, cells in enumerate(_rows(answer)):
+            table.add_row("" if index else escape(name), *cells)
     Console().print(table)
-    for image, error in failed:
-        Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {escape(error['message'])}")
+    for image, answer in zip(images, answers, strict=True):
+        if "error" in answer:
+            message = escape(answer["error"]["message"])
+            Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {message}")
 
 
-def _cells(answer: Answer) -> list[str]:
+def _rows(answer: Answer) -> Iterator[list[str]]:
+    """The cells of one image: a row for each of its likeliest classes, the log-density in the first."""
     if "error" in answer:
-        return [f"[red]{escape(answer['error']['code'])}[/red]"]
-    numbers = [answer.get(name) for name in ("probability", "component", "component_probability", "log_density")]
-    return [escape(answer["label"]), *("-" if number is None else f"{number:.4g}" for number in numbers)]
+        yield [f"[red]{escape(answer['error']['code'])}[/red]"]
+        return
+    density = answer.get("log_density")
+    for index, candidate in enumerate(answer["top_k"]):
+        component, share = candidate.get("component", "-"), candidate.get("component_probability")
+        yield [
+            escape(candidate["label"]),
+            f"{candidate['probability']:.4f}",
+            str(component),
+            "-" if share is None else f"{share:.4f}",
+            ("-" if density is None else f"{density:.2f}") if index == 0 else "",
+        ]
 
 
 if __name__ == "__main__":
