@@ -225,8 +225,8 @@ def _read(image: Path) -> bytes:
 
 def _print_table(images: list[Path], answers: list[Answer]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("label", no_wrap=True)
+    table.add_column("image", overflow="fold", min_width=12)
+    table.add_column("label", overflow="fold")
     for name in ("probability", "component", "p(component)", "log-density"):
         table.add_column(name, no_wrap=True, justify="right")
     shown = [image.name for image in images]
