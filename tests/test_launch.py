@@ -33,13 +33,22 @@ def own_state(tmp_path: Path) -> Iterator[Path]:
     launch.stop(state, grace_s=0)
 
 
-def begin(state: Path, store: Path, *options: object) -> subprocess.Popen[str]:
+@pytest.fixture
+def begin(own_state: Path, model_store: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Run `start` for one model, without waiting for it."""
-    command = [sys.executable, "-m", "serving", "start", "--models", "tiny-mda", "--port", 0, "--device", "cpu"]
-    command += ["--model-store", store, "--state", state, *options]
-    return subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    started = []
+
+    def run(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "serving", "start", "--models", "tiny-mda", "--port", "0", "--device", "cpu"]
+        command += ["--model-store", str(model_store), "--state", str(own_state), *options]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield run
+    for command in started:
+        command.kill()
+        command.communicate()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -77,15 +86,14 @@ def record(state: Path, **changes: object) -> Server:
 
 
 def test_a_server_in_the_foreground_lives_until_sigterm(
-    own_state: Path, model_store: Path, images: list[bytes]
+    begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes]
 ) -> None:
-    command = begin(own_state, model_store, "--foreground", "--host", "0.0.0.0")
+    command = begin("--foreground", "--host", "0.0.0.0")
     line = command.stdout.readline() if command.stdout else ""
     server = load(own_state)
     assert server is not None
     assert line == f"Serving tiny-mda at {server.url}\n"
-    members = process.members(server.pid)
-    assert len(members) == 2
+    assert len(process.members(server.pid)) == 2
     tmp = Path(server.tmp)
     assert tmp.is_dir()
 
@@ -102,13 +110,15 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     assert (command.returncode, errors) == (0, "")
     assert output == f"Stopped the server at {server.url}.\n"
     assert leftovers(own_state) == []
-    assert not any(member.is_running() for member in members)
+    assert process.members(server.pid) == []
     assert not tmp.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_start_leaves_nothing(own_state: Path, model_store: Path, number: int) -> None:
-    command = begin(own_state, model_store)
+def test_an_interrupted_start_leaves_nothing(
+    begin: Callable[..., subprocess.Popen[str]], own_state: Path, number: int
+) -> None:
+    command = begin()
     until(lambda: (own_state / "server.json").exists())
     server = load(own_state)
     assert server is not None
@@ -163,8 +173,8 @@ def test_a_start_that_takes_too_long_leaves_nothing(own_state: Path, model_store
     assert leftovers(own_state) == []
 
 
-def test_a_server_that_was_killed_is_cleared_away(own_state: Path, model_store: Path) -> None:
-    command = begin(own_state, model_store)
+def test_a_server_that_was_killed_is_cleared_away(begin: Callable[..., subprocess.Popen[str]], own_state: Path) -> None:
+    command = begin()
     assert command.wait(WAIT_S) == 0, command.communicate()
     command.communicate()
     server = load(own_state)
@@ -311,7 +321,7 @@ def test_only_new_javas_get_the_new_flags(version: tuple[int, ...], expected: in
 
 def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path: Path) -> None:
     log = tmp_path / "model_log.log"
-    assert readiness.failure(log) is None
+    assert readiness.failure(tmp_path) is None
     lines = [
         ("a-b_1", "Torch worker started."),
         ("a-b_1", "Backend worker process died."),
@@ -325,14 +335,20 @@ def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path
     ]
     log.write_text("".join(f"2026-01-01T00:00:00,000 INFO  W-9000-{who}-stdout - {what}\n" for who, what in lines))
 
-    assert readiness.failure(log) == ("a-b", "serving.errors.BundleError: model.pt must have SHA-256 1, got 2")
+    assert readiness.failure(tmp_path) == ("a-b", "serving.errors.BundleError: model.pt must have SHA-256 1, got 2")
 
 
-def test_a_worker_that_died_without_a_word(tmp_path: Path) -> None:
-    log = tmp_path / "model_log.log"
-    log.write_text("2026-01-01T00:00:00,000 INFO  W-9000-a_1-stdout - Backend worker process died.\n")
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("model_log.log", "2026-01-01T00:00:00,000 INFO  W-9000-a_1-stdout - Backend worker process died."),
+        ("ts_log.log", "2026-01-01T00:00:00,000 WARN  W-9000-a_1 x.Y - Load model failed: a, error: Worker died."),
+    ],
+)
+def test_a_worker_that_died_without_a_word(log: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / log).write_text(line + "\n")
 
-    assert readiness.failure(log) == ("a", "no reason in its log")
+    assert readiness.failure(tmp_path) == ("a", "a worker that died without a word (killed, or out of memory)")
 
 
 def test_a_management_interface_that_does_not_answer(own_state: Path) -> None:
@@ -360,6 +376,13 @@ def test_a_process_is_seen_from_its_first_moment(tmp_path: Path) -> None:
         assert process.is_running(pid)
         process.end(pid, grace_s=0)
         assert not process.is_running(pid)
+
+
+def test_waiting_ends_in_peace_when_somebody_has_stopped_the_server(own_state: Path) -> None:
+    server = record(own_state)
+    launch.stop(own_state)
+
+    launch.wait(server, own_state)
 
 
 def test_another_program_with_the_servers_number_is_left_alone(own_state: Path) -> None:

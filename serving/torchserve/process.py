@@ -40,7 +40,11 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], cwd: Path, out
 
 def is_running(pid: int) -> bool:
     """Whether `pid` is a live TorchServe, rather than nothing or another program that has got its number."""
-    return any(process.pid == pid for process in members(pid))
+    _reap(pid)
+    try:
+        return _is_member(psutil.Process(pid), pid)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def members(pid: int) -> list[psutil.Process]:

@@ -16,6 +16,8 @@ from serving.errors import ServerError
 TIMEOUT_S = 5.0
 WORKER_LINE = re.compile(r"\S+ \S+ +W-\d+-(?P<model>.+)_[^_]+-std(?:out|err) - (?P<text>.*)")
 DIED = "Backend worker process died."
+NOT_LOADED = re.compile(r"Load model failed: (?P<model>.+), error: ")
+WITHOUT_A_WORD = "a worker that died without a word (killed, or out of memory)"
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:: |$)")
 
 
@@ -65,21 +67,23 @@ def inference_key(key_file: Path) -> str | None:
     return _key(key_file, "inference")
 
 
-def failure(model_log: Path) -> tuple[str, str] | None:
-    """The first model in the log whose worker died, and the last exception that it printed.
+def failure(logs: Path) -> tuple[str, str] | None:
+    """The first model whose worker died, by TorchServe's logs, and the last exception that it printed.
 
     Returns:
-        The model's name and the exception, or None if no worker died.
+        The model's name and the reason, or None if no worker died.
     """
-    if not model_log.is_file():
-        return None
-    lines = [match for line in model_log.read_text(errors="replace").splitlines() if (match := WORKER_LINE.match(line))]
-    dead = next((index for index, line in enumerate(lines) if DIED in line["text"]), None)
-    if dead is None:
-        return None
-    model = lines[dead]["model"]
-    texts = [line["text"] for line in lines[dead + 1 :] if line["model"] == model]
-    return model, _last_exception(texts) or "no reason in its log"
+    lines = [match for line in _lines(logs / "model_log.log") if (match := WORKER_LINE.match(line))]
+    for index, line in enumerate(lines):
+        if DIED in line["text"]:
+            texts = [later["text"] for later in lines[index + 1 :] if later["model"] == line["model"]]
+            return line["model"], _last_exception(texts) or WITHOUT_A_WORD
+    match = next(filter(None, map(NOT_LOADED.search, _lines(logs / "ts_log.log"))), None)
+    return (match["model"], WITHOUT_A_WORD) if match else None
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines() if log.is_file() else []
 
 
 def _last_exception(texts: list[str]) -> str:
