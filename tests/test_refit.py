@@ -294,6 +294,6 @@ def test_refitted_classifier_can_be_trained_on() -> None:
 def test_more_principal_components_than_features_or_images_are_refused(count: int, dim: int) -> None:
     images, labels = images_and_labels(count)
 
-    message = rf"^refit.dim must be at most the number of pooled features \(16\) and of training images \({count}\), got {dim}$"
-    with pytest.raises(ValueError, match=message):
+    limits = rf"the number of pooled features \(16\) and of training images \({count}\)"
+    with pytest.raises(ValueError, match=rf"^refit.dim must be at most {limits}, got {dim}$"):
         refit(untrained(), RefitSpec(dim=dim), images, labels, seed=0)

@@ -6,7 +6,9 @@ The golden inputs are seeded noise and drawn shapes. A bundle whose graphs disag
 """
 
 import copy
+import io
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,15 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -
 
     Raises:
         ParityError: if a graph differs from the eager float64 model; nothing is left behind.
-        BundleError: if `target` is there and may not be replaced, or its version is no integer.
+        RunError: if the run is not finished or the images are not those that it was trained on.
+        BundleError: if `target` is there and may not be replaced.
     """
+    classifier = run.load_classifier()
     images = load_images(run.recipe, sources)
+    run.require_same_images(images.dataset)
     return write_bundle(
         target,
-        run.load_classifier(),
+        classifier,
         images.part("test", torch.device("cpu")),
         replace=replace,
         labels=images.dataset.classes,
@@ -137,10 +142,17 @@ def _write_torchscript(graph: ServedGraph, example: torch.Tensor, file: Path) ->
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
         traced = torch.jit.freeze(torch.jit.trace(graph, example))
-        torch.jit.save(traced, file)
+        whole = io.BytesIO()
+        torch.jit.save(traced, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(file, "w") as stripped:
+        for entry in archive.infolist():
+            if not entry.filename.endswith(".debug_pkl"):  # the paths of the source files on this machine
+                stripped.writestr(entry, archive.read(entry))
 
 
 def _write_onnx(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
+    import onnx
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.onnx.export(
@@ -155,7 +167,16 @@ def _write_onnx(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
         )
     if program is None:
         raise ParityError("torch.onnx.export must return a program, got None")
-    program.save(file, external_data=False)
+    onnx.save(_without_traces(program.model_proto), file)
+
+
+def _without_traces(model: Any) -> Any:
+    """An ONNX model without the exporter's notes, among them the paths of the source files on this machine."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model
 
 
 def _head_spec(architecture: Architecture) -> dict[str, Any]:
