@@ -20,9 +20,9 @@ from training.data import DataError, Sources, load_dataset, write_samples
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
-from training.progress import console
-from training.recipe import DatasetName, DataSpec, Recipe, RecipeError, parse_recipe
-from training.run import Run, RunError
+from training.progress import console, say
+from training.recipe import DatasetName, DataSpec, Recipe, parse_recipe
+from training.run import Run
 from training.train import choose_device, load_images, sources_of, train
 
 app = typer.Typer(
@@ -85,9 +85,9 @@ def train_command(
             raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
         run = Run.create(*_resolve(recipe, data, epochs, seed, overrides or []), run_id)
         sources = Sources(data_root, data)
-    console.print(f"training {run.name} into {run.path}")
+    say(f"training {run.name} into {run.path}")
     train(run, sources, chosen)
-    console.print(f"finished: export it with  python -m training export {run.path}", soft_wrap=True)
+    say(f"finished: export it with  python -m training export {run.path}")
 
 
 @app.command("evaluate")
@@ -109,18 +109,23 @@ def evaluate_command(
     if (target / MANIFEST).is_file():
         bundle = Bundle.load(target)
         recipe, sources = parse_recipe(bundle.manifest.recipe), Sources(data_root, data)
-        call, known = open_runtime(bundle, "onnx", str(chosen), None), bundle.manifest.dataset.fingerprint
+        call = open_runtime(bundle, "onnx", str(chosen), None)
+        classes, known = bundle.manifest.labels, bundle.manifest.dataset.fingerprint
     else:
         run = Run.open(target)
         recipe, sources = run.recipe, sources_of(run, data_root, data)
-        call, known = eager(run.load_classifier(), chosen), run.description()["dataset"]["fingerprint"]
+        call, description = eager(run.load_classifier(), chosen), run.description()
+        classes, known = tuple(description["classes"]), description["dataset"]["fingerprint"]
     images = load_images(recipe, sources)
+    if images.dataset.classes != classes:
+        raise DataError(f"classes must be the model's, {', '.join(classes)}, got {', '.join(images.dataset.classes)}")
     part = images.part(split, torch.device("cpu"))
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
     metrics = {"split": split, **measure(run_graph(call, part.images), part.labels)}
     if images.dataset.fingerprint() != known:
-        console.print("[yellow]these are not the images that the model was trained and measured on[/]")
+        text = "[yellow]these are not the images that the model was trained and measured on[/]"
+        Console(stderr=True).print(text, soft_wrap=True)
     _show_metrics(metrics, images.dataset.classes, as_json)
 
 
@@ -145,7 +150,7 @@ def export_command(
     target = model_store / name / str(version)
     bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace)
     _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
-    console.print(f"exported: {target}; package it with  python -m serving package {target}", soft_wrap=True)
+    say(f"exported: {target}; package it with  python -m serving package {target}")
 
 
 @app.command("samples")
@@ -165,7 +170,7 @@ def samples_command(
         raise DataError(f"dataset must be one of {', '.join(known)}, got {dataset!r}")
     images = load_dataset(DataSpec.model_validate({"name": dataset}), Sources(data_root))
     for file in write_samples(images, out, count, seed):
-        console.print(file)
+        say(str(file))
 
 
 def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
@@ -210,7 +215,7 @@ def main() -> None:
     """Run the command line; expected errors become one line and exit code 1."""
     try:
         app()
-    except (DataError, DivergedError, ParityError, RecipeError, RunError, ServingError, ValueError) as exc:
+    except (DivergedError, ParityError, ServingError, ValueError, OSError) as exc:  # Data-, Recipe-, RunError: values
         Console(stderr=True, highlight=False).print("[red]error:[/]", escape(str(exc)), soft_wrap=True)
         raise SystemExit(1) from exc
 

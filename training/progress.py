@@ -20,6 +20,11 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     )
 
 
+def say(text: str) -> None:
+    """Print a line as it is: not wrapped, so that a path or a command in it can be copied, and without markup."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 class Steps:
     """A bar over the steps of a training, and lines above it."""
 

@@ -1,0 +1,341 @@
+"""The command line of training, in this process but for one command that is run as a user runs it."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from training_samples import FOLDER_DATA, logged_epochs, small_recipe, write_digit_folder
+
+from serving.bundle import Bundle
+from training.__main__ import main
+from training.recipe import dump_recipe, load_recipe, recipe_names
+from training.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("recipes", "train", "evaluate", "export", "samples")
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where commands run: some-digits/ with images, small.toml; the tests add runs of their own."""
+    work = tmp_path_factory.mktemp("work")
+    write_digit_folder(work / "some-digits")
+    refit = {"dim": 4, "components": 2, "variance_floor": 0.01}
+    recipe = small_recipe(data=FOLDER_DATA, encoder={"kind": "linear"}, fit={"epochs": 8}, refit=refit)
+    (work / "small.toml").write_text(dump_recipe(recipe))
+    return work
+
+
+@pytest.fixture
+def cli(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `python -m training ...` in `work`."""
+    monkeypatch.chdir(work)
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = (re.sub(r"\x1b\[[0-9;]*m", "", text) for text in capsys.readouterr())
+        return Answer(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def finished(cli: Cli, work: Path) -> Path:
+    """A finished run, relative to `work`; read only."""
+    run = Path("runs/small/finished")
+    if not (work / run / "classifier.pt").exists():
+        answer = cli("train", "small.toml", "--data", "some-digits", "--id", "finished", "--device", "cpu")
+        assert answer.code == 0
+    return run
+
+
+@pytest.fixture
+def exported(cli: Cli, work: Path, finished: Path) -> Path:
+    """The finished run's bundle, relative to `work`; read only."""
+    bundle = Path("model_store/small/1")
+    if not (work / bundle).exists():
+        assert cli("export", finished).code == 0
+    return bundle
+
+
+def assert_one_line(answer: Answer, message: str) -> None:
+    """An error as a person sees it: what is wrong in a single line, and nothing of the program's insides."""
+    assert answer.code == 1
+    assert re.fullmatch(rf"error: {message}\n", answer.err)
+
+
+# Help and recipes
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, cli: Cli) -> None:
+    answer = cli(command, "--help")
+
+    assert answer.code == 0
+    assert re.match(rf"\s*Usage: .*training {command} \[OPTIONS\]", answer.out)
+    assert len(answer.out.split()) > 20
+
+
+def test_help_lists_every_command(cli: Cli) -> None:
+    answer = cli("--help")
+
+    assert all(re.search(rf"^.\s{command}\s", answer.out, re.MULTILINE) for command in COMMANDS)
+
+
+def test_recipes_are_listed(cli: Cli) -> None:
+    answer = cli("recipes")
+
+    assert answer.code == 0
+    assert all(name in answer.out for name in recipe_names())
+    assert "mda, K=2, full" in answer.out
+    assert "python -m training train RECIPE" in answer.out
+
+
+# Training
+
+
+def test_training_reports_every_epoch_and_what_to_do_next(cli: Cli, work: Path) -> None:
+    answer = cli("train", "small.toml", "--data", "some-digits", "--id", "reported", "--epochs", 3, "--seed", 5)
+
+    assert answer.code == 0
+    assert "training small into runs/small/reported\n" in answer.out
+    assert re.findall(r"^epoch +(\d)/3 +loss +\d+\.\d+ +train +\d+\.\d+% +validation +\d+\.\d+%", answer.out, re.M) == [
+        "1",
+        "2",
+        "3",
+    ]
+    assert answer.out.endswith("finished: export it with  python -m training export runs/small/reported\n")
+    assert logged_epochs(work / "runs/small/reported") == [1, 2, 3]
+
+
+def test_options_are_written_into_the_runs_recipe(cli: Cli, work: Path) -> None:
+    answer = cli(
+        "train", "small.toml", "--data", "some-digits", "--id", "options", "--epochs", 1, "--seed", 5,
+        "--set", "fit.lr=0.5", "--set", "fit.optimizer=sgd",
+    )  # fmt: skip
+
+    recipe = Run.open(work / "runs/small/options").recipe
+    assert answer.code == 0
+    assert (recipe.fit.epochs, recipe.seed, recipe.fit.lr, recipe.fit.optimizer) == (1, 5, 0.5, "sgd")
+    assert recipe.data.name == "folder"
+
+
+def test_folder_of_images_takes_the_place_of_a_recipes_data_set(cli: Cli, work: Path) -> None:
+    settings = ["data.channels=1", "data.size=8", "encoder.width=4", "refit.dim=4", "fit.epochs=1"]
+    overrides = [argument for setting in settings for argument in ("--set", setting)]
+
+    answer = cli("train", "digits-mda", "--data", "some-digits", "--id", "own", *overrides)
+
+    assert answer.code == 0
+    assert Run.open(work / "runs/digits-mda/own").description()["dataset"]["name"] == "some-digits"
+
+
+def test_interrupted_run_is_resumed(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Run.save_checkpoint
+
+    def dies(run: Run, state: dict) -> None:
+        save(run, state)
+        if state["epoch"] == 3:
+            raise ValueError("pulled the plug")
+
+    monkeypatch.setattr(Run, "save_checkpoint", dies)
+    assert_one_line(cli("train", "small.toml", "--data", "some-digits", "--id", "resumed"), "pulled the plug")
+    monkeypatch.setattr(Run, "save_checkpoint", save)
+    answer = cli("train", "--resume", "runs/small/resumed")
+
+    assert answer.code == 0
+    assert "epoch   3/8" not in answer.out
+    assert "epoch   4/8" in answer.out
+    assert logged_epochs(work / "runs/small/resumed") == list(range(1, 9))
+
+
+def test_resume_takes_no_other_settings(cli: Cli, finished: Path) -> None:
+    for extra in (["small.toml"], ["--epochs", 9], ["--seed", 3], ["--set", "fit.lr=1"]):
+        answer = cli("train", *extra, "--resume", finished)
+
+        assert answer.code == 2
+        assert "--resume takes the run's own recipe" in answer.err
+
+
+def test_train_needs_a_recipe_or_a_run(cli: Cli) -> None:
+    answer = cli("train")
+
+    assert answer.code == 2
+    assert "name a RECIPE" in answer.err
+
+
+# Evaluating
+
+
+def test_run_and_bundle_measure_the_same(cli: Cli, finished: Path, exported: Path, work: Path) -> None:
+    of_run = cli("evaluate", finished, "--json")
+    of_bundle = cli("evaluate", exported, "--json", "--data", "some-digits")
+
+    first, second = json.loads(of_run.out), json.loads(of_bundle.out)
+    assert first.keys() == second.keys() == Bundle.load(work / exported).manifest.metrics.keys()
+    assert second == Bundle.load(work / exported).manifest.metrics
+    assert (first["split"], first["images"], first["accuracy"]) == ("test", 30, second["accuracy"])
+    for name in ("nll", "brier", "ece", "log_density"):
+        assert first[name] == pytest.approx(second[name], abs=1e-3)
+    assert first["occupancy"] == second["occupancy"]
+    assert of_run.err == of_bundle.err == ""
+
+
+def test_metrics_are_shown_as_a_table(cli: Cli, finished: Path) -> None:
+    metrics = json.loads(cli("evaluate", finished, "--split", "train", "--json").out)
+
+    answer = cli("evaluate", finished, "--split", "train")
+
+    assert metrics["images"] == 72
+    row = next(line for line in answer.out.splitlines() if "train" in line)
+    assert row.split()[:3] == ["train", "72", f"{metrics['accuracy']:.2%}"]
+    assert row.split()[3:6] == [f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}"]
+    for label, shares in zip("014", metrics["occupancy"], strict=True):
+        assert [label, *(f"{share:.1%}" for share in shares)] in [line.split() for line in answer.out.splitlines()]
+
+
+def test_other_images_are_measured_with_a_warning(cli: Cli, exported: Path, tmp_path: Path) -> None:
+    other = write_digit_folder(tmp_path / "other", per_class=20)
+
+    answer = cli("evaluate", exported, "--data", other, "--json")
+
+    assert answer.code == 0
+    assert json.loads(answer.out)["images"] == 15
+    assert answer.err == "these are not the images that the model was trained and measured on\n"
+
+
+def test_images_of_other_classes_are_refused(cli: Cli, exported: Path, finished: Path, tmp_path: Path) -> None:
+    other = write_digit_folder(tmp_path / "other", "123")
+
+    for target in (exported, finished):
+        assert_one_line(cli("evaluate", target, "--data", other), "classes must be the model's, 0, 1, 4, got 1, 2, 3")
+
+
+# Exporting and samples
+
+
+def test_export_shows_the_metrics_and_the_next_command(cli: Cli, finished: Path, work: Path) -> None:
+    answer = cli("export", finished, "--name", "digits", "--version", 4, "--model-store", "store")
+
+    bundle = Bundle.load(work / "store/digits/4")
+    assert answer.code == 0
+    assert f"{bundle.manifest.metrics['accuracy']:.2%}" in answer.out
+    assert answer.out.endswith("exported: store/digits/4; package it with  python -m serving package store/digits/4\n")
+    assert_one_line(
+        cli("export", finished, "--name", "digits", "--version", 4, "--model-store", "store"),
+        "store/digits/4 must not exist yet, got a bundle that is there: choose another version or replace it",
+    )
+
+
+def test_samples_are_written_and_named(cli: Cli, tmp_path: Path) -> None:
+    """The folder's path is longer than a terminal's line, and still each file has a line of its own."""
+    folder = tmp_path / ("long" * 20)
+
+    answer = cli("samples", "digits", "--out", folder, "--count", 3)
+
+    files = [Path(line) for line in answer.out.splitlines()]
+    assert answer.code == 0
+    assert sorted(files) == sorted(folder.iterdir())
+    assert all(re.fullmatch(r"\d{5}-\d\.png", file.name) for file in files)
+    assert len(files) == 3
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digits-xyz"], r"recipe must be a TOML file or one of .*, got 'digits-xyz'"),
+        (["train", "digits-mda", "--set", "fit.lr=fast"], r"fit\.lr must be a valid number, got 'fast'"),
+        (["train", "digits-mda", "--epochs", "0"], r"fit\.epochs must be greater than or equal to 1, got 0"),
+        (["train", "digits-mda", "--device", "tpu"], r"device must be auto, cpu or cuda, got 'tpu'"),
+        (["train", "small.toml", "--id", "no-data"], r"a folder of class folders must be named with --data .*"),
+        (["train", "small.toml", "--id", "lost", "--data", "lost"], r"--data must be a folder .*, got lost, which .*"),
+        (["train", "--resume", "runs/small/none"], r"run must be a folder runs/.*, got runs/small/none"),
+        (["evaluate", "runs/small/none"], r"run must be a folder runs/.*, got runs/small/none"),
+        (["export", "runs/small/none"], r"run must be a folder runs/.*, got runs/small/none"),
+        (["samples", "imagenet", "--out", "x"], r"dataset must be one of digits, mnist, .*, got 'imagenet'"),
+        (["samples", "folder", "--out", "x"], r"dataset must be one of digits, mnist, .*, got 'folder'"),
+        (["samples", "digits", "--out", "small.toml"], r".*File exists: 'small\.toml'"),
+    ],
+)  # fmt: skip
+def test_mistake_is_answered_in_one_line(arguments: list[str], message: str, cli: Cli) -> None:
+    assert_one_line(cli(*arguments), message)
+
+
+def test_error_keeps_its_square_brackets(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text(dump_recipe(small_recipe()))
+
+    assert_one_line(
+        cli("train", tmp_path / "bare.toml", "--set", "loss.kind=fisher"),
+        r"loss\.kind fisher must go with a \[refit\], which fits the head, got none",
+    )
+
+
+def test_unknown_and_empty_splits_are_refused(cli: Cli, finished: Path) -> None:
+    assert_one_line(
+        cli("evaluate", finished, "--split", "dev"), "split must be one of train, validation, test, got 'dev'"
+    )
+    cli("train", "small.toml", "--data", "some-digits", "--id", "empty", "--epochs", 1, "--set", "data.validation=0")
+    assert_one_line(
+        cli("evaluate", "runs/small/empty", "--split", "validation"),
+        "split must have images, got validation, which is empty in this recipe",
+    )
+
+
+def test_cuda_on_a_machine_without_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert_one_line(cli("train", "digits-mda", "--device", "cuda"), r"device must be there, got cuda on a machine .*")
+
+
+def test_run_of_the_same_name_is_refused(cli: Cli, finished: Path) -> None:
+    assert_one_line(
+        cli("train", "small.toml", "--data", "some-digits", "--id", "finished"),
+        rf"run must be new, got {finished}, which is there: go on with --resume {finished} or name another",
+    )
+
+
+def test_unfinished_run_is_neither_measured_nor_exported(cli: Cli, work: Path) -> None:
+    Run.create("small", load_recipe(str(work / "small.toml"))[1], "unfinished", work / "runs")
+    message = rf"run must be finished, got {work}/runs/small/unfinished without classifier\.pt: go on with --resume .*"
+
+    assert_one_line(cli("evaluate", "runs/small/unfinished", "--data", "some-digits"), message)
+    assert_one_line(cli("export", "runs/small/unfinished", "--data", "some-digits"), message)
+
+
+def test_name_that_is_no_model_name_is_refused(cli: Cli, finished: Path) -> None:
+    assert_one_line(
+        cli("export", finished, "--name", "My Model"),
+        "name must be lower-case letters, digits, dots, dashes and underscores, got 'My Model': --name",
+    )
+
+
+def test_real_process_ends_with_code_one_and_one_line(work: Path) -> None:
+    command = [sys.executable, "-m", "training", "evaluate", "x" * 100]
+
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL
+    )
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (f"error: run must be a folder runs/<recipe>/<id> with a recipe.toml, got {'x' * 100}\n")
