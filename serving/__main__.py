@@ -238,14 +238,14 @@ def _print_table(images: list[Path], answers: list[Answer]) -> None:
     Console().print(table)
     for image, answer in zip(images, answers, strict=True):
         if "error" in answer:
-            message = escape(answer["error"]["message"])
-            Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {message}")
+            reason = escape(f"{answer['error']['code']}: {answer['error']['message']}")
+            Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {reason}")
 
 
 def _rows(answer: Answer) -> Iterator[list[str]]:
     """The cells of one image: a row for each of its likeliest classes, the log-density in the first."""
     if "error" in answer:
-        yield [f"[red]{escape(answer['error']['code'])}[/red]"]
+        yield ["[red]error[/red]"]  # its code and message stand below the table, which is narrow
         return
     density = answer.get("log_density")
     for index, candidate in enumerate(answer["top_k"]):

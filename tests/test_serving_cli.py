@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -80,8 +81,8 @@ def test_classify_shows_an_error_in_its_row_and_exits_with_1(server: Server, sta
     result = serving("classify", *files, "--model", "tiny-softmax", "--state", state)
 
     assert result.returncode == 1
-    assert "undecodable_image" in result.stdout
-    assert f"{files[2]}: image must be a whole PNG image, got a broken one: " in result.stdout
+    assert re.search(r"^ *broken\.png +error *$", result.stdout, re.MULTILINE)
+    assert f"{files[2]}: undecodable_image: image must be a whole PNG image, got a broken one: " in result.stdout
     assert result.stderr == ""
 
 
