@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -57,10 +58,17 @@ def _gpu_index(device: str) -> int | None:
     return int(match[1] or 0)
 
 
-def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: its builds report to their maker by default
-    import onnxruntime as ort
+def onnxruntime() -> ModuleType:
+    """ONNX Runtime, imported so that it does not report to its maker, which its builds do by default."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
 
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
+    ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1

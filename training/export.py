@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from serving.bundle import GOLDEN, MANIFEST, ONNX, TORCHSCRIPT, Bundle, staged, write_manifest
-from serving.runtimes import open_runtime
+from serving.runtimes import onnxruntime, open_runtime
 from training.classifier import Architecture, Classifier, ServedGraph
 from training.data import Sources
 from training.evaluate import Outputs, measure, run_graph
@@ -191,6 +191,5 @@ def _head_spec(architecture: Architecture) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     import onnx
-    import onnxruntime
 
-    return {"torch": str(torch.__version__), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    return {"torch": str(torch.__version__), "onnx": onnx.__version__, "onnxruntime": onnxruntime().__version__}
