@@ -40,6 +40,16 @@ def test_calibration_error_compares_averages_within_a_bin() -> None:
     assert metrics["ece"] == pytest.approx(0.83 - 0.8, abs=2e-6)
 
 
+def test_calibration_error_has_fifteen_bins_of_equal_width() -> None:
+    """0.85 (wrong) and 0.88 (right) are on two sides of 13/15, 0.88 and 0.92 (wrong) in one bin."""
+    confidence = np.array([0.85, 0.88, 0.92])
+    posterior = np.stack([confidence, 1 - confidence], axis=1)
+
+    metrics = measure({"posterior": posterior}, torch.tensor([1, 0, 1]))
+
+    assert metrics["ece"] == pytest.approx((0.85 + 2 * (0.9 - 0.5)) / 3, abs=2e-6)
+
+
 def test_certain_and_right_is_a_perfect_score() -> None:
     metrics = measure({"posterior": np.eye(3, dtype=np.float32)}, torch.tensor([0, 1, 2]))
 

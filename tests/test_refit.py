@@ -236,7 +236,7 @@ def test_refit_leaves_the_classifier_as_it_was() -> None:
     classifier, untouched = untrained(), untrained()
     images, labels = images_and_labels()
 
-    refit(classifier, RefitSpec(dim=5, components=2), images, labels, seed=0)
+    refit(classifier, RefitSpec(dim=5, restarts=1, covariance="diagonal"), images, labels, seed=0)
 
     assert same_weights(classifier, untouched)
     assert classifier.architecture == untouched.architecture
@@ -264,7 +264,7 @@ def test_every_component_is_used() -> None:
 def test_every_encoder_can_be_refitted(encoder: EncoderSpec, kind: str) -> None:
     images, labels = images_and_labels()
 
-    refitted = refit(untrained(encoder=encoder), RefitSpec(dim=6, covariance="full"), images, labels, seed=0)
+    refitted = refit(untrained(encoder=encoder), RefitSpec(dim=6, restarts=1), images, labels, seed=0)
 
     assert refitted.architecture.encoder.kind == kind
     rebuilt = build_classifier(refitted.architecture)
@@ -276,14 +276,14 @@ def test_any_head_can_be_refitted() -> None:
     images, labels = images_and_labels()
 
     for head in (HeadSpec(kind="softmax"), HeadSpec(kind="mda", components=2), HeadSpec(kind="lda")):
-        refitted = refit(untrained(head), RefitSpec(dim=4, covariance="diagonal"), images, labels, seed=0)
+        refitted = refit(untrained(head), RefitSpec(dim=4, restarts=1, covariance="diagonal"), images, labels, seed=0)
 
         assert (refitted.head.kind, refitted.head.components) == ("mda", 1)
 
 
 def test_refitted_classifier_can_be_trained_on() -> None:
     images, labels = images_and_labels()
-    refitted = refit(untrained(), RefitSpec(dim=4, components=2), images, labels, seed=0)
+    refitted = refit(untrained(), RefitSpec(dim=4, restarts=1, covariance="diagonal"), images, labels, seed=0)
 
     refitted(images[:4]).log_joints.sum().backward()
 

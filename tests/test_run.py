@@ -185,7 +185,10 @@ def test_saved_classifier_is_loaded_bit_for_bit(tmp_path: Path, encoder: Encoder
 
 def test_refitted_classifier_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     """The refit turns the encoder `none` into a projection, the head lda into mda."""
-    run, recipe = new_run(tmp_path), recipe_for_folder(refit={"dim": 5, "components": 2})
+    run, recipe = (
+        new_run(tmp_path),
+        recipe_for_folder(refit={"dim": 5, "components": 2, "covariance": "diagonal", "restarts": 1}),
+    )
     before = build_classifier(Architecture((1, 8, 8), 10, EncoderSpec(kind="none", dim=64), HeadSpec(kind="lda")))
     classifier = refit(before, recipe.refit, digits().images[:500], digits().labels[:500], seed=0)
 
