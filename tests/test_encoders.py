@@ -29,11 +29,16 @@ def test_six_conv_has_six_convolutions_of_the_given_widths() -> None:
     assert all(c.kernel_size == (3, 3) and c.padding == (1, 1) for c in layers)
 
 
-def test_six_conv_halves_the_image_twice_before_it_pools() -> None:
-    trunk = six_conv_trunk(1, 2).eval()
-    before_pooling = trunk[:-2]
+def test_six_conv_halves_the_image_after_the_second_and_the_fourth_convolution() -> None:
+    trunk, sizes = six_conv_trunk(1, 2).eval(), []
+    for layer in trunk:
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda *call: sizes.append(tuple(call[2].shape[2:])))
 
-    assert before_pooling(torch.zeros(1, 1, 28, 20)).shape == (1, 8, 7, 5)
+    pooled = trunk(torch.zeros(1, 1, 28, 20))
+
+    assert sizes == [(28, 20), (28, 20), (14, 10), (14, 10), (7, 5), (7, 5)]
+    assert pooled.shape == (1, 8)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])

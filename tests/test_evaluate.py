@@ -41,13 +41,13 @@ def test_calibration_error_compares_averages_within_a_bin() -> None:
 
 
 def test_calibration_error_has_fifteen_bins_of_equal_width() -> None:
-    """0.85 (wrong) and 0.88 (right) are on two sides of 13/15, 0.88 and 0.92 (wrong) in one bin."""
+    """0.85 (wrong) and 0.88 (right) are on two sides of 13/15, 0.88 and 0.92 (right) in one bin."""
     confidence = np.array([0.85, 0.88, 0.92])
     posterior = np.stack([confidence, 1 - confidence], axis=1)
 
-    metrics = measure({"posterior": posterior}, torch.tensor([1, 0, 1]))
+    metrics = measure({"posterior": posterior}, torch.tensor([1, 0, 0]))
 
-    assert metrics["ece"] == pytest.approx((0.85 + 2 * (0.9 - 0.5)) / 3, abs=2e-6)
+    assert metrics["ece"] == pytest.approx((0.85 + 2 * (1 - 0.9)) / 3, abs=2e-6)
 
 
 def test_certain_and_right_is_a_perfect_score() -> None:

@@ -89,6 +89,21 @@ def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert not same_weights(first, plain)
 
 
+def test_every_epoch_sees_every_image_in_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, orders = fit_module.batches, []
+
+    def recorded(*arguments: object) -> list[torch.Tensor]:
+        parts = list(batches(*arguments))
+        orders.append(torch.cat(parts).tolist())
+        return parts
+
+    monkeypatch.setattr(fit_module, "batches", recorded)
+    fitted(small_recipe(encoder=MLP, fit={"epochs": 3}), tmp_path, digits_from(0, 100))
+
+    assert [sorted(order) for order in orders] == [list(range(100))] * 3
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
 @pytest.mark.parametrize(
     "sections",
     [
