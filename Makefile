@@ -25,7 +25,7 @@ env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
 
 demo: $(ENV) model_store/digits-mda/1/bundle.json ## train, export, package, serve and classify real images
 	@$(TRAINING) samples digits --count 5 --out $(SAMPLES)/digits >/dev/null
-	@$(TRAINING) samples mnist --count 5 --out $(SAMPLES)/mnist >/dev/null
+	@$(TRAINING) samples mnist --count 5 --seed 1 --out $(SAMPLES)/mnist >/dev/null
 	@trap '$(SERVING) stop; exit 130' INT TERM; \
 	if $(SERVING) status >/dev/null 2>&1; then echo "the server is up already"; else \
 	  $(SERVING) package $(DEMO_BUNDLES) && \
