@@ -9,7 +9,7 @@ FROM python:${PYTHON}-slim AS environment
 ARG DEVICE=gpu
 COPY requirements/serve.txt requirements/serve-cpu.txt /requirements/
 RUN pip install --no-cache-dir uv && uv venv /opt/venv
-ENV VIRTUAL_ENV=/opt/venv UV_NO_CACHE=1 UV_LINK_MODE=copy
+ENV VIRTUAL_ENV=/opt/venv UV_NO_CACHE=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 # torch's CPU build is not in the package index, so it alone comes without a hash, in the version of the lock.
 RUN set -eu; case "$DEVICE" in \
       gpu) uv pip sync --require-hashes /requirements/serve.txt ;; \

@@ -17,7 +17,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -176,6 +176,7 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
         raise BundleError(
             f"{target} must not exist yet, got a bundle that is there: choose another version or replace it"
         )
+    is_first = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     stage.chmod(0o755)
@@ -186,6 +187,9 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
         stage.replace(target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if is_first and not target.exists():
+            with suppress(OSError):  # another version may have come in the meantime
+                target.parent.rmdir()
 
 
 def digest(file: Path) -> str:

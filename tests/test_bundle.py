@@ -121,7 +121,7 @@ def test_a_staged_folder_vanishes_on_failure(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="half way"):
         write_half()
-    assert list((tmp_path / "name").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_bundle_is_replaced_only_on_request(copy: Path) -> None:

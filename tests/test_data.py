@@ -155,6 +155,13 @@ def test_too_few_images_for_a_split_are_refused() -> None:
         split(made_up(LABELS[:18]), validation=0.1, test=0.2, seed=0)
 
 
+def test_class_without_an_image_in_a_split_is_refused() -> None:
+    rare = made_up(torch.tensor([0] * 50 + [1] * 50 + [2] * 2))
+
+    with pytest.raises(DataError, match=r"^every class of made-up must have images in the test split, got none of "):
+        split(rare, validation=0, test=0.1, seed=0)
+
+
 # Batches and augmentation
 
 

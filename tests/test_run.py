@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -404,3 +405,24 @@ def test_run_json_and_metrics_are_json(tmp_path: Path, folder: Path) -> None:
     assert json.loads((run.path / "run.json").read_text())["dataset"]["name"] == "some-digits"
     assert all(line.keys() == run.epochs()[0].keys() for line in run.epochs())
     assert {"loss", "train_accuracy", "validation_accuracy", "validation_nll", "lr"} < run.epochs()[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("refit", "message"),
+    [
+        (
+            {"dim": 4, "components": 30},
+            r"^refit.components must be less than the images of every class \(\d+\), got 30",
+        ),
+        ({"dim": 17}, r"^refit.dim must be at most the number of pooled features \(16\) .*, got 17"),
+    ],
+)
+def test_refit_that_cannot_be_is_refused_before_the_training(
+    tmp_path: Path, folder: Path, refit: dict[str, Any], message: str
+) -> None:
+    run = Run.create("small", small_recipe(data=FOLDER_DATA, refit=refit), "one", tmp_path)
+
+    with pytest.raises(ValueError, match=message):
+        trained(run, folder)
+
+    assert not (run.path / "checkpoint.pt").exists()

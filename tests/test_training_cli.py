@@ -168,11 +168,11 @@ def test_interrupted_run_is_resumed(cli: Cli, work: Path, monkeypatch: pytest.Mo
 
 
 def test_resume_takes_no_other_settings(cli: Cli, finished: Path) -> None:
-    for extra in (["small.toml"], ["--epochs", 9], ["--seed", 3], ["--set", "fit.lr=1"]):
+    for extra in (["small.toml"], ["--epochs", 9], ["--seed", 3], ["--set", "fit.lr=1"], ["--id", "x"]):
         answer = cli("train", *extra, "--resume", finished)
 
         assert answer.code == 2
-        assert "--resume takes the run's own recipe" in answer.err
+        assert "--resume takes a run as it is" in answer.err
 
 
 def test_train_needs_a_recipe_or_a_run(cli: Cli) -> None:

@@ -74,9 +74,9 @@ def train_command(
     """
     chosen = choose_device(device)
     if resume is not None:
-        if recipe or overrides or epochs is not None or seed is not None:
+        if recipe or overrides or epochs is not None or seed is not None or run_id:
             raise typer.BadParameter(
-                "--resume takes the run's own recipe: leave RECIPE, --set, --epochs and --seed out"
+                "--resume takes a run as it is: leave RECIPE, --set, --epochs, --seed and --id out"
             )
         run = Run.open(resume)
         sources = sources_of(run, data_root, data)

@@ -107,7 +107,13 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int) -> Spl
     else:
         rest, held_out = _cut(dataset, everything, test, seed)
     train, chosen = _cut(dataset, rest, validation, seed + 1)
-    return {"train": train, "validation": chosen, "test": held_out}
+    splits = {"train": train, "validation": chosen, "test": held_out}
+    for name, positions in splits.items():
+        missing = set(range(len(dataset.classes))) - set(dataset.labels[positions].tolist())
+        if missing and len(positions):
+            short = dataset.classes[min(missing)]
+            raise DataError(f"every class of {dataset.name} must have images in the {name} split, got none of {short}")
+    return splits
 
 
 def batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

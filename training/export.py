@@ -134,7 +134,8 @@ def _require_equal(kind: str, outputs: Outputs, expected: Outputs) -> None:
         worst = float(difference.max())
         if not worst <= TOLERANCE[name]:  # also catches NaN
             raise ParityError(
-                f"{name} of the {kind} graph must be within {TOLERANCE[name]:g} of float64, got {worst:.2g} apart"
+                f"{name} of the {kind} graph must be within {TOLERANCE[name]:g} of float64, got {worst:.2g} apart: "
+                "float32 cannot hold so steep a head; try a larger refit.variance_floor"
             )
 
 

@@ -76,7 +76,7 @@ class FitSpec(_Section):
     batch_size: Annotated[int, Field(ge=2)] = 256
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
-    momentum: Share = 0.9  # sgd only
+    momentum: Share = 0.9  # sgd only; one-cycle sets its own
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     crop_padding: Annotated[int, Field(ge=0)] = 0  # pixels; random crops of the padded image

@@ -52,14 +52,29 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tenso
     return refitted.to(images.device).eval()
 
 
+def check_limits(spec: RefitSpec, labels: Tensor, classes: int, pooled: int) -> None:
+    """Refuse before the training what `refit` would refuse after it.
+
+    Args:
+        spec: which features, which head.
+        labels: of the training images, int64 (N,).
+        classes: C.
+        pooled: the number of pooled features.
+
+    Raises:
+        ValueError: if a class has fewer images than components, or `spec.dim` exceeds the features or the images.
+    """
+    _require_images(spec, int(labels.bincount(minlength=classes).min()))
+    if spec.dim is not None:
+        _require_dim(spec.dim, len(labels), pooled)
+
+
 def fit_head(
     features: NDArray[np.float64], labels: NDArray[np.int64], classes: int, spec: RefitSpec, seed: int
 ) -> DiscriminantHead:
     """Fit LDA or MDA to features (N, D) with labels (N,); priors are the class shares."""
     by_class = [features[labels == c] for c in range(classes)]
-    least = 1 if spec.components == "bic" else spec.components
-    if (fewest := min(map(len, by_class))) <= least:
-        raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {least}")
+    _require_images(spec, min(map(len, by_class)))
     if spec.head == "lda":
         return _fit_lda(by_class, spec)
     components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
@@ -158,11 +173,20 @@ def _principal_components(raw: NDArray[np.float64], dim: int) -> tuple[NDArray[n
     """Weights (dim, P) and offset (dim,) of the projection onto the first principal components."""
     from sklearn.decomposition import PCA
 
-    images, features = raw.shape
-    if dim > min(images, features):
-        raise ValueError(
-            f"refit.dim must be at most the number of pooled features ({features}) and of training images ({images}), "
-            f"got {dim}"
-        )
+    _require_dim(dim, *raw.shape)
     pca = PCA(dim, svd_solver="covariance_eigh").fit(raw)
     return pca.components_, -pca.components_ @ pca.mean_
+
+
+def _require_images(spec: RefitSpec, fewest: int) -> None:
+    least = 1 if spec.components == "bic" else spec.components
+    if fewest <= least:
+        raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {least}")
+
+
+def _require_dim(dim: int, images: int, pooled: int) -> None:
+    if dim > min(images, pooled):
+        raise ValueError(
+            f"refit.dim must be at most the number of pooled features ({pooled}) and of training images ({images}), "
+            f"got {dim}"
+        )

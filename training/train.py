@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from serving.errors import DeviceUnavailable
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Dataset, Sources, Splits, load_dataset, split
 from training.fit import Labelled, fit
 from training.recipe import Recipe
-from training.refit import refit
+from training.refit import check_limits, refit
 from training.run import Run
 
 
@@ -45,6 +46,7 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
 
     Raises:
         RunError: if a checkpoint is of other images.
+        ValueError: if the recipe does not fit the images, before any training.
     """
     recipe = run.recipe
     images = load_images(recipe, sources)
@@ -54,6 +56,10 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
     training = images.part("train", device)
+    if recipe.refit is not None:
+        projection = classifier.encoder.projection
+        pooled = projection.in_features if isinstance(projection, nn.Linear) else recipe.encoder.dim
+        check_limits(recipe.refit, training.labels, len(images.dataset.classes), pooled)
     classifier.learn_normalisation(training.images)
     fit(classifier, recipe, training, images.part("validation", device), run)
     if recipe.refit is not None:
