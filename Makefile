@@ -35,7 +35,7 @@ demo: $(ENV) model_store/digits-mda/1/bundle.json ## train, export, package, ser
 	  echo && echo "one answer as JSON:" && \
 	  $(SERVING) classify $$(ls $(SAMPLES)/mnist/*.png | head -1) --model mnist-mda --json; \
 	} || { $(SERVING) stop; exit 1; }; \
-	echo; $(SERVING) status; echo "The server stays up; make stop ends it."
+	echo; $(SERVING) status; echo "It stays up; make stop ends it."
 
 model_store/digits-mda/1/bundle.json: | $(ENV)
 	@rm -rf runs/digits-mda/demo

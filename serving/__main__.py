@@ -134,6 +134,8 @@ def status(state: StateOption = launch.STATE) -> None:
     for one in statuses:
         table.add_row(one.name, one.version, f"{one.ready}/{one.workers}", "ready" if one.is_ready else "not ready")
     Console().print(table)
+    if server := load(state):
+        print(f"The server is at {server.url}, since {server.started}.")
     if not all(one.is_ready for one in statuses):
         raise typer.Exit(1)
 

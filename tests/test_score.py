@@ -136,5 +136,5 @@ def test_a_failure_leaves_no_partial_file(
 def test_the_command_prints_one_line(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
     result = serving("score", folder, "--bundle", bundle_dir, "--out", tmp_path / "out.parquet", check=True)
 
-    assert result.stdout.startswith(f"{tmp_path / 'out.parquet'}: 5 images, 2 errors, ")
+    assert result.stdout.startswith(f"{tmp_path / 'out.parquet'}: 5 images, 2 without an answer, ")
     assert "5/5" in result.stderr

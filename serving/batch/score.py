@@ -62,7 +62,7 @@ class Summary:
 
     def __str__(self) -> str:
         rate = self.images / self.seconds if self.seconds else 0.0
-        return f"{self.images} images, {self.errors} errors, {rate:.0f} images/s"
+        return f"{self.images:,} images, {self.errors:,} without an answer, {rate:,.0f} images/s"
 
 
 def score(
