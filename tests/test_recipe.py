@@ -169,6 +169,7 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         (
             "fitt.lr=3",
             "fitt must be one of the keys description, seed, data, encoder, head, loss, fit, refit, "
+            "calibration, "
             "got an unknown key (did you mean 'fit'?) with the value {'lr': 3}",
         ),
         ("fit.epochs=many", "fit.epochs must be a valid integer, got 'many'"),

@@ -34,6 +34,9 @@ class Classifier(nn.Module):
         architecture: what was built, to build it again.
         encoder: normalised images to features (N, D).
         head: features to scores.
+
+    Attributes:
+        temperature: what the log-joints are divided by before they become a posterior; see training/calibrate.py.
     """
 
     mean: Tensor
@@ -47,6 +50,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.encoder = encoder
         self.head = head
+        self.temperature = 1.0
 
     @torch.no_grad()
     def learn_normalisation(self, images: Tensor) -> None:
@@ -101,6 +105,7 @@ class ServedGraph(nn.Module):
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.classifier = classifier
+        self.temperature = classifier.temperature
         head = classifier.head
         self.generative = isinstance(head, DiscriminantHead)
         if isinstance(head, DiscriminantHead):
@@ -121,9 +126,12 @@ class ServedGraph(nn.Module):
         """Answer images with posterior (N, C)[, responsibilities (N, C, K), log_density (N,)], features (N, D)."""
         features = self.classifier.encoder(self.classifier.normalise(images))
         if not self.generative:
-            return self.classifier.head(features).log_joints.softmax(1), features
+            return self._posterior(self.classifier.head(features).log_joints), features
         densities = gaussian_log_density(features, self.means, self.whitening, self.half_log_det)
         component_log_joints = self.log_weights + densities.unflatten(1, self.shape)
         log_joints = component_log_joints.logsumexp(2)
         log_density = log_joints.logsumexp(1) + self.log_density_constant
-        return log_joints.softmax(1), component_log_joints.softmax(2), log_density, features
+        return self._posterior(log_joints), component_log_joints.softmax(2), log_density, features
+
+    def _posterior(self, log_joints: Tensor) -> Tensor:
+        return (log_joints / self.temperature).softmax(1)

@@ -25,8 +25,9 @@ from training.fit import Labelled
 from training.run import Run
 from training.train import load_images
 
-# Largest difference to float64. log_density and features have no bound: above 1 theirs is relative.
-TOLERANCE = {"posterior": 1e-5, "responsibilities": 1e-4, "log_density": 1e-4, "features": 1e-4}
+# Largest difference to float64. log_density and features have no bound: above 1 theirs is relative. The whitening of a
+# full covariance magnifies the rounding of float32 features by its condition number, which log_density shows undamped.
+TOLERANCE = {"posterior": 1e-5, "responsibilities": 1e-4, "log_density": 1e-3, "features": 1e-4}
 OPSET = 20
 
 
@@ -68,6 +69,7 @@ def write_bundle(
         "version": target.name,
         "head": _head_spec(classifier.architecture),
         "outputs": ServedGraph(classifier).output_names,
+        "calibration": {"temperature": classifier.temperature},
         "versions": _versions(),
     }
     with staged(target, replace=replace) as stage:

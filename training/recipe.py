@@ -106,6 +106,12 @@ class RefitSpec(_Section):
         return self
 
 
+class CalibrationSpec(_Section):
+    """The temperature of the posterior: fitted on the validation split, or a number that another run has found."""
+
+    temperature: Positive | Literal["fit"] = "fit"
+
+
 class Recipe(_Section):
     """A named training."""
 
@@ -117,6 +123,7 @@ class Recipe(_Section):
     loss: LossSpec
     fit: FitSpec
     refit: RefitSpec | None = None
+    calibration: CalibrationSpec | None = None
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> "Recipe":
@@ -132,6 +139,8 @@ class Recipe(_Section):
             raise ValueError(f"loss.kind hinge must go with the head svm or softmax, got {head}")
         if loss == "fisher" and self.refit is None:
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
+        if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
+            raise ValueError("calibration.temperature fit must have a validation split, got data.validation = 0")
         if self.encoder.kind == "mlp" and not self.encoder.hidden:
             raise ValueError("encoder.hidden must name at least one layer for the encoder mlp, got none")
         return self

@@ -4,7 +4,7 @@ recipe.toml     the resolved recipe
 run.json        where the images came from, their fingerprint, device and versions
 metrics.jsonl   one line an epoch
 checkpoint.pt   the newest good state: weights, optimiser, schedule
-classifier.pt   the finished classifier, refit included
+classifier.pt   the finished classifier, refit and temperature included
 """
 
 import json
@@ -132,7 +132,11 @@ class Run:
         architecture = asdict(classifier.architecture)
         for part in ("encoder", "head"):
             architecture[part] = getattr(classifier.architecture, part).model_dump()
-        state = {"architecture": architecture, "state": classifier.state_dict()}
+        state = {
+            "architecture": architecture,
+            "temperature": classifier.temperature,
+            "state": classifier.state_dict(),
+        }
         _replace(self.path / "classifier.pt", lambda out: torch.save(state, out))
 
     def load_classifier(self) -> Classifier:
@@ -153,6 +157,7 @@ class Run:
         )
         classifier = build_classifier(architecture)
         classifier.load_state_dict(saved["state"])
+        classifier.temperature = saved["temperature"]
         return classifier.eval()
 
 

@@ -1,4 +1,4 @@
-"""A recipe carried out: load → split → fit → refit → `classifier.pt`."""
+"""A recipe carried out: load → split → fit → refit → calibrate → `classifier.pt`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from serving.errors import DeviceUnavailable
+from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Dataset, Sources, Splits, load_dataset, split
 from training.fit import Labelled, fit
-from training.recipe import Recipe
+from training.progress import say
+from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
 from training.run import Run
 
@@ -61,11 +63,22 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
         pooled = projection.in_features if isinstance(projection, nn.Linear) else recipe.encoder.dim
         check_limits(recipe.refit, training.labels, len(images.dataset.classes), pooled)
     classifier.learn_normalisation(training.images)
-    fit(classifier, recipe, training, images.part("validation", device), run)
+    validation = images.part("validation", device)
+    fit(classifier, recipe, training, validation, run)
     if recipe.refit is not None:
         classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
+    if recipe.calibration is not None:
+        _calibrate(classifier, recipe.calibration, validation)
     run.save_classifier(classifier)
     return classifier.eval()
+
+
+def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled) -> None:
+    if spec.temperature == "fit":
+        calibrate(classifier, validation)
+    else:
+        classifier.temperature = spec.temperature
+    say(f"temperature {classifier.temperature:g}")
 
 
 def architecture_of(recipe: Recipe, dataset: Dataset) -> Architecture:
