@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_samples import (
@@ -226,6 +227,9 @@ def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
     assert description["folder"] == str(tmp_path)
     assert description["device"] == "CPU, 1 threads" == describe_device(CPU)
     assert description["versions"]["torch"] == str(torch.__version__)
+    with np.load(run.path / "splits.npz") as recorded:
+        assert set(recorded.files) == set(splits)
+        assert all(np.array_equal(recorded[name], splits[name]) for name in splits)
 
 
 def test_other_images_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
@@ -319,7 +323,7 @@ def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, fold
     pixels = images.part("train", CPU).images.double()
     assert classifier.mean.item() == pytest.approx(pixels.mean().item())
     assert {file.name for file in run.path.iterdir()} == {
-        "recipe.toml", "run.json", "metrics.jsonl", "checkpoint.pt", "classifier.pt",
+        "recipe.toml", "run.json", "splits.npz", "metrics.jsonl", "checkpoint.pt", "classifier.pt",
     }  # fmt: skip
 
 

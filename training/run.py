@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from training.classifier import Architecture, Classifier, build_classifier
@@ -69,7 +70,7 @@ class Run:
         return cls(path, load_recipe(str(file))[1])
 
     def describe(self, dataset: Dataset, splits: Splits, sources: Sources, device: torch.device) -> None:
-        """Write run.json."""
+        """Write run.json and splits.npz."""
         text = {
             "dataset": {
                 "name": dataset.name,
@@ -83,6 +84,8 @@ class Run:
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        positions: dict[str, Any] = {name: part.numpy() for name, part in splits.items()}
+        _replace(self.path / "splits.npz", lambda out: np.savez(out, **positions))
         _replace(self.path / "run.json", lambda out: out.write(json.dumps(text, indent=2).encode() + b"\n"))
 
     def description(self) -> dict[str, Any]:
