@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.errors import BundleError
@@ -35,6 +37,8 @@ REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
+GENERATIVE_OUTPUTS: tuple[OutputName, ...] = ("posterior", "responsibilities", "log_density", "features")
+LINEAR_OUTPUTS: tuple[OutputName, ...] = ("posterior", "features")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -101,8 +105,7 @@ class Manifest(_Strict):
             raise ValueError(f"labels must be one per class ({self.head.classes}), got {len(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must be unique, got {list(self.labels)}")
-        generative = ("posterior", "responsibilities", "log_density", "features")
-        expected = generative if self.head.kind in ("lda", "mda") else ("posterior", "features")
+        expected = GENERATIVE_OUTPUTS if self.head.kind in ("lda", "mda") else LINEAR_OUTPUTS
         if self.outputs != expected:
             raise ValueError(f"outputs of a {self.head.kind} head must be {expected}, got {self.outputs}")
         return self
@@ -147,6 +150,12 @@ class Bundle:
         """Golden inputs and outputs."""
         return self.path / GOLDEN
 
+    def read_golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+        """The golden images (N, channels, height, width) and the float64 outputs for them, by name."""
+        with np.load(self.golden, allow_pickle=False) as golden:
+            arrays = {name: golden[name] for name in golden.files}
+        return arrays.pop("images"), arrays
+
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:
     """Digest every file in `folder` and write its `bundle.json`; `fields` are the Manifest's others.
@@ -182,14 +191,26 @@ def staged(target: Path, *, replace: bool = False) -> Iterator[Path]:
     stage.chmod(0o755)
     try:
         yield stage
-        if target.exists():
-            shutil.rmtree(target)
-        stage.replace(target)
+        _swap(stage, target)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if is_first and not target.exists():
             with suppress(OSError):  # another version may have come in the meantime
                 target.parent.rmdir()
+
+
+def _swap(stage: Path, target: Path) -> None:
+    """Rename `stage` to `target`; what was there is out of the way first and deleted last, so it is never lost."""
+    if not target.exists():
+        stage.replace(target)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.old.", dir=target.parent) as aside:
+        old = target.replace(Path(aside) / target.name)
+        try:
+            stage.replace(target)
+        except OSError:
+            old.replace(target)
+            raise
 
 
 def digest(file: Path) -> str:

@@ -118,9 +118,8 @@ class Predictor:
         Raises:
             BundleError: if the answers are not the golden ones: such a runtime must not serve.
         """
-        with np.load(self.bundle.golden, allow_pickle=False) as golden:
-            expected = {name: golden[name] for name in golden.files}
-        outputs = self.infer(expected["images"])
+        images, expected = self.bundle.read_golden()
+        outputs = self.infer(images)
         for name in self.bundle.manifest.outputs:
             _check_golden(name, outputs[name], expected[name], self.bundle.golden)
 

@@ -73,6 +73,17 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are the same to the bit only for the same number of threads, which other tests change."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def images() -> list[bytes]:
     """Eight different 8 x 8 gray PNGs."""

@@ -113,6 +113,29 @@ def test_a_staged_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.rglob("*")] == ["1", "file"]
 
 
+def test_what_was_there_survives_a_replacement_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "name" / "1"
+    with staged(target) as stage:
+        (stage / "file").write_text("old")
+    rename = Path.replace
+
+    def refuse(self: Path, to: Path) -> Path:
+        if to == target and (self / "file").read_text() == "new":
+            raise OSError("no rename")
+        return rename(self, to)
+
+    def write_new() -> None:
+        with staged(target, replace=True) as stage:
+            (stage / "file").write_text("new")
+            monkeypatch.setattr(Path, "replace", refuse)
+
+    with pytest.raises(OSError, match="no rename"):
+        write_new()
+
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+
+
 def test_a_staged_folder_vanishes_on_failure(tmp_path: Path) -> None:
     def write_half() -> None:
         with staged(tmp_path / "name" / "1") as stage:

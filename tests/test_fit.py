@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,7 @@ NOTHING = digits_from(0, 0)
 MLP = {"kind": "mlp", "dim": 3, "hidden": [16]}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums are the same to the bit only for the same number of threads, which other tests change."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fresh(recipe: Recipe, images: torch.Tensor, seed: int = 0) -> Classifier:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from training import progress
 from training.classifier import Classifier
-from training.fit import Labelled
+from training.fit import Labelled, log_joints_of
 
 
 def fit_temperature(log_joints: Tensor, labels: Tensor) -> float:
@@ -40,8 +39,4 @@ def fit_temperature(log_joints: Tensor, labels: Tensor) -> float:
 
 def calibrate(classifier: Classifier, held_out: Labelled) -> None:
     """Give `classifier` the temperature that suits images it has not learned from."""
-    classifier.eval()
-    with torch.inference_mode():
-        batches = progress.track(held_out.images.split(512), "calibrate")
-        log_joints = torch.cat([classifier(batch).log_joints for batch in batches])
-    classifier.temperature = fit_temperature(log_joints.clone(), held_out.labels)
+    classifier.temperature = fit_temperature(log_joints_of(classifier, held_out.images), held_out.labels)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from serving.bundle import GENERATIVE_OUTPUTS, LINEAR_OUTPUTS
 from training.encoders import Encoder, build_encoder
 from training.heads import DiscriminantHead, Head, LinearHead, Scores, gaussian_log_density, lda_head, mda_head
 from training.recipe import EncoderSpec, HeadSpec
-
-GENERATIVE_OUTPUTS = ("posterior", "responsibilities", "log_density", "features")
-LINEAR_OUTPUTS = ("posterior", "features")
 
 
 @dataclass(frozen=True)

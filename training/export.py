@@ -102,9 +102,7 @@ def check_parity(bundle: Bundle) -> None:
     Raises:
         ParityError: naming the graph, the output, the difference and the tolerance.
     """
-    with np.load(bundle.golden) as golden:
-        expected = {name: golden[name] for name in golden.files}
-    images = expected.pop("images")
+    images, expected = bundle.read_golden()
     for kind in ("torchscript", "onnx"):
         runtime = open_runtime(bundle, kind, "cpu", None)
         single = [runtime(images[i : i + 1]) for i in range(len(images))]

@@ -95,14 +95,18 @@ def build_schedule(optimizer: torch.optim.Optimizer, spec: FitSpec, steps: int) 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def log_joints_of(classifier: Classifier, images: Tensor, batch_size: int = 1024) -> Tensor:
+    """Log-joints (N, C) of uint8 images (N, channels, H, W), in evaluation mode, a batch at a time."""
+    classifier.eval()
+    return torch.cat([classifier(batch).log_joints for batch in images.split(batch_size)])
+
+
 def score(classifier: Classifier, data: Labelled, batch_size: int = 1024) -> dict[str, float]:
     """Accuracy and NLL of a validation split, as keys of an epoch's metrics; nothing if the split is empty."""
     if not len(data):
         return {}
-    classifier.eval()
-    parts = [classifier(images).log_joints for images in data.images.split(batch_size)]
-    log_joints = torch.cat(parts)
+    log_joints = log_joints_of(classifier, data.images, batch_size)
     return {
         "validation_accuracy": (log_joints.argmax(1) == data.labels).float().mean().item(),
         "validation_nll": F.cross_entropy(log_joints, data.labels).item(),
@@ -138,9 +142,9 @@ def _one_epoch(
         right += (log_joints.argmax(1) == labels).sum()
         seen += len(batch)
         if step % CHECK_EVERY == 0:
-            _require_finite(losses, epoch, spec.lr)
+            _require_finite(losses[-CHECK_EVERY:], step - CHECK_EVERY, epoch, spec.lr)
         bar.advance()
-    _require_finite(losses, epoch, spec.lr)
+    _require_finite(losses, 0, epoch, spec.lr)
     return {"loss": torch.stack(losses).mean().item(), "train_accuracy": right.item() / seen}
 
 
@@ -152,11 +156,13 @@ def _loss(classifier: Classifier, recipe: Recipe, images: Tensor, labels: Tensor
     return build_loss(recipe.loss.kind, recipe.loss.weight)(scores, labels), scores.log_joints.detach()
 
 
-def _require_finite(losses: list[Tensor], epoch: int, lr: float) -> None:
+def _require_finite(losses: list[Tensor], before: int, epoch: int, lr: float) -> None:
+    """Refuse a loss that is no number; `losses` are those after step `before` of the epoch."""
     finite = torch.stack(losses).isfinite()
     if not finite.all():
-        step = int((~finite).int().argmax()) + 1
-        raise _diverged(f"loss must be finite, got {losses[step - 1].item()} in epoch {epoch}, step {step}", lr)
+        first = int((~finite).int().argmax())
+        got, step = losses[first].item(), before + first + 1
+        raise _diverged(f"loss must be finite, got {got} in epoch {epoch}, step {step}", lr)
 
 
 def _require_finite_weights(classifier: nn.Module, epoch: int, step: int, lr: float) -> None:

@@ -78,7 +78,8 @@ def fit_head(
     if spec.head == "lda":
         return _fit_lda(by_class, spec)
     components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
-    mixtures = [_mixture(points, components, spec, seed, _floor(features, spec)) for points in track(by_class, "refit")]
+    floor = _floor(features, spec)
+    mixtures = [_mixture(points, components, spec, seed, floor) for points in track(by_class, "refit")]
     head = build_head(
         HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1]
     )

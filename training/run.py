@@ -111,12 +111,16 @@ class Run:
         """Replace checkpoint.pt."""
         _replace(self.path / "checkpoint.pt", lambda out: torch.save(state, out))
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether an epoch has come to its end."""
+        return (self.path / "checkpoint.pt").is_file()
+
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest good state, or None before the first epoch's end."""
-        file = self.path / "checkpoint.pt"
-        if not file.is_file():
+        if not self.has_checkpoint:
             return None
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
         return state
 
     def log_epoch(self, metrics: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     """
     recipe = run.recipe
     images = load_images(recipe, sources)
-    if run.load_checkpoint() is not None:
+    if run.has_checkpoint:
         run.require_same_images(images.dataset)
     run.describe(images.dataset, images.splits, sources, device)
     torch.manual_seed(recipe.seed)
