@@ -16,6 +16,7 @@ from serving.bundle import MANIFEST, NAME_PATTERN, Bundle
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
+from training.commands.options import DataRoot, Device, Folder
 from training.data import DataError, Sources, load_dataset, write_samples
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
@@ -31,13 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-DataRoot = Annotated[
-    Path, typer.Option(help="Folder of fashion-mnist, cifar10 and cifar100, as torchvision lays them out.")
-]
-Folder = Annotated[
-    Path | None, typer.Option("--data", help="Your own images: a folder with one folder of images a class.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="auto|cpu|cuda")]
 
 
 @app.command("recipes")

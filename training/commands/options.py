@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataRoot = Annotated[
+    Path, typer.Option(help="Folder of fashion-mnist, cifar10 and cifar100, as torchvision lays them out.")
+]
+Folder = Annotated[
+    Path | None, typer.Option("--data", help="Your own images: a folder with one folder of images a class.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="auto|cpu|cuda")]
+Record = Annotated[bool, typer.Option("--record", help="Write the figures into docs/results.json and the README.")]

@@ -1,0 +1,47 @@
+"""docs/results.json: every figure that the README states, as commands measured it.
+
+    record("studies", "box-regression", {"iou_original": 0.91})
+
+A figure is stamped with machine, versions and date.
+"""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+RESULTS = Path("docs/results.json")
+
+Section = Literal["models", "studies", "sweeps", "training_speed"]
+
+
+def stamp() -> dict[str, Any]:
+    """Where and when a figure was measured."""
+    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    return {
+        "machine": machine,
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def load_results(file: Path = RESULTS) -> dict[str, Any]:
+    """All results, by section and name; empty if there are none yet."""
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return results
+
+
+def record(section: Section, name: str, figures: dict[str, Any], file: Path = RESULTS) -> None:
+    """Put figures in the place of those of the same section and name."""
+    results = load_results(file)
+    results.setdefault(section, {})[name] = {**figures, **stamp()}
+    ordered = {key: dict(sorted(results[key].items())) for key in sorted(results)}
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
