@@ -1,0 +1,108 @@
+"""Which classes lie close together? Class means of the training images' features and the distances between them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from training.classifier import Classifier
+from training.figures import BLUE, RED, new_figure, save_figure, show_image, tidy
+from training.fit import Labelled
+from training.studies.study import Outcome, Setting
+
+RECIPE = "cifar100-lda"
+CLOSEST = 5
+EXAMPLES = 4  # images a class
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two classes and the distance of their means."""
+
+    first: int
+    second: int
+    distance: float
+
+
+@torch.no_grad()
+def means_of_classes(classifier: Classifier, data: Labelled, classes: int, batch_size: int = 512) -> Tensor:
+    """Mean features per class, (C, D) in float64 on the CPU, in evaluation mode and without augmentation."""
+    classifier.eval()
+    sums: Tensor | None = None
+    for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+        features = classifier.encoder(classifier.normalise(images)).double()
+        sums = features.new_zeros(classes, features.shape[1]) if sums is None else sums
+        sums.index_add_(0, labels, features)
+    if sums is None:
+        raise ValueError("data must hold at least one image, got none")
+    return (sums / data.labels.bincount(minlength=classes)[:, None]).cpu()
+
+
+def pairs_by_distance(means: Tensor) -> list[Pair]:
+    """Every pair of classes, the closest first: (C, D) to C (C - 1) / 2 pairs."""
+    first, second = torch.triu_indices(len(means), len(means), offset=1)
+    distances = (means[first] - means[second]).norm(dim=1)
+    order = distances.argsort(stable=True)
+    return [Pair(int(first[i]), int(second[i]), float(distances[i])) for i in order]
+
+
+def run(setting: Setting) -> Outcome:
+    """Measure one finished run on its training split.
+
+    Raises:
+        RunError: if it is missing or its images are others now.
+    """
+    found = setting.run(0, RECIPE)
+    images = setting.images_of(found)
+    train, classes = images.part("train", setting.device), images.dataset.classes
+    pairs = pairs_by_distance(means_of_classes(found.load_classifier().to(setting.device), train, len(classes)))
+    closest = pairs[:CLOSEST]
+    distances = torch.tensor([pair.distance for pair in pairs])
+    figures = {
+        "run": found.name,
+        "images": len(train),
+        "pairs": len(pairs),
+        "mean_distance": round(float(distances.mean()), 4),
+        "largest_distance": round(pairs[-1].distance, 4),
+        "closest": [
+            {"classes": [classes[p.first], classes[p.second]], "distance": round(p.distance, 4)} for p in closest
+        ],
+    }
+    table = Table("", "closest classes", "", "distance", box=None)
+    for rank, pair in enumerate(closest, start=1):
+        table.add_row(str(rank), classes[pair.first], classes[pair.second], f"{pair.distance:.3f}")
+    plot = save_figure(_draw(pairs, classes, found.name), setting.out / "class-means.png")
+    panel = save_figure(_examples(pairs[:2], train, classes), setting.out / "class-means-example.png")
+    return Outcome(figures, table, (plot, panel), f"{len(pairs):,} pairs, mean distance {distances.mean():.2f}")
+
+
+def _draw(pairs: list[Pair], classes: tuple[str, ...], name: str) -> Any:
+    figure, axes = new_figure(10, 4, 1, 2, width_ratios=(1.25, 1))
+    histogram, closest = axes[0]
+    histogram.hist([pair.distance for pair in pairs], bins=min(60, max(5, len(pairs) // 4)), color=BLUE)
+    tidy(histogram, title=f"{name}: {len(pairs):,} pairs of classes", x="distance of class means", y="pairs")
+    rows = pairs[:CLOSEST][::-1]
+    bars = closest.barh([f"{classes[p.first]} - {classes[p.second]}" for p in rows], [p.distance for p in rows])
+    closest.bar_label(bars, fmt="%.2f", padding=3)
+    closest.margins(x=0.15)
+    for bar in bars:
+        bar.set_color(RED)
+    tidy(closest, title="the closest", x="distance of class means")
+    closest.grid(visible=False, axis="y")
+    return figure
+
+
+def _examples(pairs: list[Pair], data: Labelled, classes: tuple[str, ...]) -> Any:
+    """Rows of training images: both classes of the closest pair, then of the second closest."""
+    rows = [label for pair in pairs for label in (pair.first, pair.second)]
+    figure, axes = new_figure(1.6 * EXAMPLES, 1.85 * len(rows), len(rows), EXAMPLES)
+    for row, label in zip(axes, rows, strict=True):
+        positions = (data.labels == label).nonzero()[:EXAMPLES, 0].cpu()
+        for panel in row:
+            panel.set_axis_off()
+        for panel, position in zip(row, positions, strict=False):
+            panel.set_axis_on()
+            show_image(panel, data.images[position].cpu(), classes[label])
+    return figure
