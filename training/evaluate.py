@@ -8,18 +8,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serving.bundle import InputSpec
 from training.classifier import Classifier, ServedGraph
+from training.data import as_served
 from training.progress import track
 
 ECE_BINS = 15
+BATCH_PIXELS = 64 * 224 * 224  # a gigabyte of ResNet-18's activations
 
 Outputs = dict[str, NDArray[Any]]  # posterior (N, C), responsibilities (N, C, K), log_density (N,), features (N, D)
 
 
-def run_graph(call: Callable[[NDArray[np.uint8]], Outputs], images: Tensor, batch_size: int = 256) -> Outputs:
-    """Every output for every image, from a callable that answers one uint8 batch."""
+def run_graph(
+    call: Callable[[NDArray[np.uint8]], Outputs], images: Tensor, spec: InputSpec | None = None, batch_size: int = 256
+) -> Outputs:
+    """Every output for every image.
+
+    Args:
+        call: answers one uint8 batch.
+        images: uint8 (N, channels, H, W).
+        spec: what `call` takes, if images of another size or with fewer channels are to be made into it.
+        batch_size: at most; less where the images that `call` takes are large.
+    """
+    if spec is not None:
+        batch_size = min(batch_size, max(1, BATCH_PIXELS // (spec.height * spec.width)))
     batches = track(images.split(batch_size), "evaluate")
-    parts = [call(batch.numpy()) for batch in batches]
+    parts = [call((batch if spec is None else as_served(batch, spec)).numpy()) for batch in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
