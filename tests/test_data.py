@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serving.bundle import InputSpec
 from training import data
-from training.data import DataError, Dataset, Sources, augment, batches, load_dataset, split, write_samples
+from training.data import DataError, Dataset, Sources, augment, batches, load_dataset, shrink, split, write_samples
 from training.recipe import DataSpec
 
 FOLDER = DataSpec(name="folder", size=8)
@@ -241,6 +241,18 @@ def test_crop_and_flip_together_are_a_window_of_the_image_or_of_its_mirror() -> 
         assert len(found) == 1
         seen.add(found[0])
     assert len(seen) > 9
+
+
+def test_shrink_to_half_is_close_to_the_mean_of_each_square() -> None:
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.avg_pool2d(images.float(), 5, 1, 2).to(torch.uint8)
+
+    small = shrink(smooth, 0.5)
+
+    assert small.dtype == torch.uint8
+    assert small.shape == (4, 3, 8, 8)
+    assert (small.float() - torch.nn.functional.avg_pool2d(smooth.float(), 2)).abs().mean() < 4
+    assert shrink(images, 1.0) is images
 
 
 def test_augmentation_is_decided_by_the_generator() -> None:

@@ -57,6 +57,32 @@ def test_mlp_has_a_hidden_layer_for_each_given_size() -> None:
     assert encoder.trunk(torch.zeros(3, 3, 4, 5)).shape == (3, 6)
 
 
+def test_two_conv_is_the_notebooks_cnn_up_to_its_last_layer() -> None:
+    encoder = build_encoder("two-conv", (3, 32, 32), width=16, hidden=(128,))
+
+    parameters = sum(p.numel() for p in encoder.parameters())
+    assert parameters + 128 * 10 + 10 == 268_650  # the notebook prints this for the whole network
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (9, 13), (28, 28)])
+def test_two_conv_without_hidden_layers_gives_its_last_maps(shape: tuple[int, int]) -> None:
+    encoder = build_encoder("two-conv", (1, *shape), 5, width=3)
+
+    assert encoder.trunk(torch.zeros(2, 1, *shape)).shape == (2, 6 * (shape[0] // 4) * (shape[1] // 4))
+    assert encoder(torch.zeros(2, 1, *shape)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("kind", "pooled"), [("six-conv", 12), ("two-conv", 7), ("mlp", 7), ("none", 64)])
+def test_without_dim_the_pooled_features_are_the_features(kind: str, pooled: int) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(kind, (1, 8, 8), width=3, hidden=(9, 7)).eval()  # type: ignore[arg-type]
+    images = torch.randn(2, 1, 8, 8)
+
+    assert torch.equal(encoder(images), encoder.trunk(images))
+    assert encoder(images).shape == (2, pooled)
+
+
 def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("mlp", (1, 8, 8), 2, hidden=(32,), dropout=0.5)

@@ -283,6 +283,21 @@ def test_compile_compiles_the_encoder_only_where_asked(tmp_path: Path, monkeypat
     assert compiled == [classifier.encoder]
 
 
+def test_scales_share_the_epochs_and_end_at_the_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe(fit={"epochs": 5, "scales": [0.5, 0.75, 1.0]})
+    seen: list[tuple[int, int]] = []
+    normalise = Classifier.normalise
+
+    def spy(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        seen.append((images.shape[2], images.shape[3]))
+        return normalise(self, images)
+
+    monkeypatch.setattr(Classifier, "normalise", spy)
+    fitted(recipe, tmp_path, digits_from(0, 64))
+
+    assert seen == [(4, 4), (4, 4), (6, 6), (6, 6), (8, 8)]
+
+
 def test_epoch_without_validation_images_has_no_validation_metrics(tmp_path: Path) -> None:
     _, run = fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), tmp_path, digits_from(0, 100))
 

@@ -159,7 +159,8 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         (
             "fit.epoch=3",
             "fit.epoch must be one of the keys epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, "
-            "crop_padding, flip, precision, compile, got an unknown key (did you mean 'epochs'?) with the value 3",
+            "crop_padding, flip, scales, precision, compile, got an unknown key (did you mean 'epochs'?) with the "
+            "value 3",
         ),
         (
             "refit.k=3",
@@ -197,7 +198,11 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         ("data=digits", "data must be a section of keys, got 'digits'"),
         ("refit=none", "refit must be a section of keys, got 'none'"),
         ("encoder.hidden=[16, 0]", "encoder.hidden must be greater than or equal to 1, got 0"),
-        ("encoder.kind=vit", "encoder.kind must be one of 'six-conv', 'mlp', 'linear' or 'none', got 'vit'"),
+        (
+            "encoder.kind=vit",
+            "encoder.kind must be one of 'six-conv', 'two-conv', 'mlp', 'linear', 'none', 'resnet18' or 'vit-s16', "
+            "got 'vit'",
+        ),
         ("head.kind=qda", "head.kind must be one of 'lda', 'mda', 'softmax' or 'svm', got 'qda'"),
         ("head.covariance=tied", "head.covariance must be one of 'spherical', 'diagonal' or 'full', got 'tied'"),
         ("refit.components=0", "refit.components must be greater than or equal to 1 or one of 'bic', got 0"),
@@ -220,6 +225,10 @@ def test_schema_names_the_key_the_rule_and_the_value(file: Path, override: str, 
         (["head.kind=svm", "loss.kind=poisson-nll"], "loss.kind poisson-nll must go with the head lda or mda, got svm"),
         (["loss.kind=hinge"], "loss.kind hinge must go with the head svm or softmax, got lda"),
         (["encoder.kind=mlp"], "encoder.hidden must name at least one layer for the encoder mlp, got none"),
+        (
+            ["encoder.kind=linear", "fit.scales=[0.5, 1]"],
+            "fit.scales must be [1.0] for the encoder linear, got [0.5, 1.0]",
+        ),
         (["refit.features=output"], "refit.dim must be given for pooled features and only there, got 4"),
         (["refit.head=lda"], "refit.components must be 1 for the head lda, got 2"),
     ],
@@ -246,8 +255,7 @@ def test_missing_keys_are_named_together(file: Path) -> None:
     file.write_text('[data]\nname = "digits"\n[encoder]\n')
 
     assert message_of(file) == (
-        "encoder.dim must be given, got nothing; head must be given, got nothing; "
-        "loss must be given, got nothing; fit must be given, got nothing"
+        "head must be given, got nothing; loss must be given, got nothing; fit must be given, got nothing"
     )
 
 

@@ -336,6 +336,30 @@ def test_finished_run_may_be_resumed_to_the_same_classifier(tmp_path: Path, fold
     assert logged_epochs(run.path) == [1, 2]
 
 
+def test_run_that_starts_from_another_only_refits(tmp_path: Path, folder: Path) -> None:
+    first = new_run(tmp_path)
+    before = trained(first, folder)
+
+    run = Run.create("small", recipe_for_folder(refit={"dim": 2}), "two", tmp_path, start=first)
+    after = trained(run, folder)
+
+    assert run.epochs() == first.epochs()
+    assert after.architecture.head.components == 1
+    assert same_weights(after.encoder.trunk, before.encoder.trunk)
+
+
+def test_run_cannot_start_from_one_that_trained_otherwise(tmp_path: Path, folder: Path) -> None:
+    first = new_run(tmp_path)
+    with pytest.raises(RunError, match=r"must have trained an epoch, got .* without a checkpoint"):
+        Run.create("small", recipe_for_folder(), "none", tmp_path, start=first)
+    trained(first, folder)
+
+    with pytest.raises(RunError, match=r"must have fit = \(.*lr=0.5.*\), got .*one with \(.*lr=0.01.*\)"):
+        Run.create("small", recipe_for_folder(fit={"lr": 0.5}), "other", tmp_path, start=first)
+
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["one"]
+
+
 def test_resume_on_other_images_is_refused(tmp_path: Path, folder: Path) -> None:
     run = new_run(tmp_path)
     trained(run, folder)

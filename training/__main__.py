@@ -16,6 +16,8 @@ from serving.bundle import MANIFEST, NAME_PATTERN, Bundle
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
+from training.backbones import require_weights
+from training.commands import experiments, reports
 from training.commands.options import DataRoot, Device, Folder
 from training.data import DataError, Sources, load_dataset, write_samples
 from training.evaluate import eager, measure, run_graph
@@ -37,13 +39,11 @@ app = typer.Typer(
 @app.command("recipes")
 def list_recipes() -> None:
     """List the recipes that come with the project."""
-    table = Table("recipe", "data", "encoder", "head", "loss", "refit", "epochs", box=None)
+    table = Table("recipe", "model", "loss", "refit", "epochs", box=None)
     for name in recipes.recipe_names():
         _, recipe = recipes.load_recipe(name)
-        table.add_row(
-            name, recipe.data.name, recipe.encoder.kind, recipe.head.kind, recipe.loss.kind,
-            _refit_in_words(recipe), str(recipe.fit.epochs),
-        )  # fmt: skip
+        model = f"{recipe.encoder.kind} · {recipe.head.kind}"
+        table.add_row(name, model, recipe.loss.kind, _refit_in_words(recipe), str(recipe.fit.epochs))
     console.print(table)
     console.print("\nTrain one with: python -m training train RECIPE")
 
@@ -59,26 +59,34 @@ def train_command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A pretrained backbone's weights (.pth, .safetensors), instead of a download.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the run; the time if left out.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Take the epochs of this run: only [refit] and [calibration] differ.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run after its newest checkpoint.")] = None,
 ) -> None:
     """Train a recipe into runs/<recipe>/<id>/, or --resume a run.
 
-    Example: python -m training train mnist-mda --data photos/ --set data.size=64
+    Example: python -m training train digits-mda --id three --set refit.components=3
     """
     chosen = choose_device(device)
     if resume is not None:
-        if recipe or overrides or epochs is not None or seed is not None or run_id:
+        if recipe or overrides or epochs is not None or seed is not None or run_id or start:
             raise typer.BadParameter(
-                "--resume takes a run as it is: leave RECIPE, --set, --epochs, --seed and --id out"
+                "--resume takes a run as it is: leave RECIPE, --set, --epochs, --seed, --id and --from out"
             )
         run = Run.open(resume)
-        sources = sources_of(run, data_root, data)
+        sources = sources_of(run, data_root, data, weights)
     else:
         if recipe is None:
             raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
-        run = Run.create(*_resolve(recipe, data, epochs, seed, overrides or []), run_id)
-        sources = Sources(data_root, data)
+        name, resolved = _resolve(recipe, data, epochs, seed, overrides or [])
+        require_weights(resolved.encoder.kind, weights)
+        run = Run.create(name, resolved, run_id, start=Run.open(start) if start else None)
+        sources = Sources(data_root, data, weights)
     say(f"training {run.name} into {run.path}")
     train(run, sources, chosen)
     say(f"finished: export it with  python -m training export {run.path}")
@@ -116,7 +124,7 @@ def evaluate_command(
     part = images.part(split, torch.device("cpu"))
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
-    metrics = {"split": split, **measure(run_graph(call, part.images), part.labels)}
+    metrics = {"split": split, **measure(run_graph(call, part.images, images.dataset.input), part.labels)}
     if images.dataset.fingerprint() != known:
         text = "[yellow]these are not the images that the model was trained and measured on[/]"
         Console(stderr=True).print(text, soft_wrap=True)
@@ -167,6 +175,12 @@ def samples_command(
         say(str(file))
 
 
+app.command("report")(reports.report)
+app.command("sweep")(experiments.sweep)
+app.command("study")(experiments.study)
+app.command("benchmark")(experiments.benchmark)
+
+
 def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(metrics))
@@ -202,7 +216,7 @@ def _resolve(
 def _refit_in_words(recipe: Recipe) -> str:
     if recipe.refit is None:
         return ""
-    return f"{recipe.refit.head}, K={recipe.refit.components}, {recipe.refit.covariance}"
+    return f"{recipe.refit.head} K={recipe.refit.components}"
 
 
 def main() -> None:

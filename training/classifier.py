@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.bundle import GENERATIVE_OUTPUTS, LINEAR_OUTPUTS
-from training.encoders import Encoder, build_encoder
+from training.encoders import Encoder, build_encoder, pooled_dim
 from training.heads import DiscriminantHead, Head, LinearHead, Scores, gaussian_log_density, lda_head, mda_head
 from training.recipe import EncoderSpec, HeadSpec
 
@@ -23,6 +23,12 @@ class Architecture:
     classes: int
     encoder: EncoderSpec
     head: HeadSpec
+
+    @property
+    def dim(self) -> int:
+        """D, the number of features."""
+        spec = self.encoder
+        return spec.dim or pooled_dim(spec.kind, self.image_shape, width=spec.width, hidden=spec.hidden)
 
 
 class Classifier(nn.Module):
@@ -80,7 +86,7 @@ def build_classifier(architecture: Architecture) -> Classifier:
     encoder = build_encoder(
         spec.kind, architecture.image_shape, spec.dim, width=spec.width, hidden=spec.hidden, dropout=spec.dropout
     )
-    return Classifier(architecture, encoder, build_head(architecture.head, architecture.classes, spec.dim))
+    return Classifier(architecture, encoder, build_head(architecture.head, architecture.classes, architecture.dim))
 
 
 def build_head(spec: HeadSpec, classes: int, dim: int) -> Head:

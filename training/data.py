@@ -39,10 +39,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where data sets lie: `root` for torchvision's, `folder` for the user's own images."""
+    """Where data sets lie, `root` for torchvision's and `folder` for the user's own, and what frozen backbones need."""
 
     root: Path = Path("data")
     folder: Path | None = None
+    weights: Path | None = None  # of the backbone; its library's download if there are none
+    cache: Path = Path("cache")  # of the backbone's features
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Dataset:
         labels: int64 (N,), positions in `classes`.
         classes: class names.
         test_start: position of the first image of the data set's own test split, which reaches to the end, if any.
-        input: how an image file becomes one of `images`.
+        input: how an image file becomes what the classifier sees; `images` may be of another size (`as_served`).
     """
 
     name: str
@@ -133,20 +135,33 @@ def augment(images: Tensor, *, crop_padding: int, flip: bool, generator: torch.G
         generator: on the CPU, so that a seed means the same on every device.
     """
     count, _, height, width = images.shape
-    device = images.device
-    columns = torch.arange(width, device=device).expand(count, width)
     if flip:
-        flipped = (torch.rand(count, generator=generator) < 0.5).to(device)
-        columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    rows = torch.arange(height, device=device).expand(count, height)
+        flipped = (torch.rand((count, 1, 1, 1), generator=generator) < 0.5).to(images.device)
     if crop_padding:
-        offsets = torch.randint(2 * crop_padding + 1, (2, count, 1), generator=generator).to(device)
-        rows, columns = rows + offsets[0], columns + offsets[1]
-        images = torch.nn.functional.pad(images, (crop_padding,) * 4)
-    elif not flip:
+        rows, columns = torch.randint(2 * crop_padding + 1, (2, count), generator=generator).to(images.device)
+        padded = torch.nn.functional.pad(images, (crop_padding,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, channels, rows, columns, H, W), a view
+        images = windows[torch.arange(count, device=images.device), :, rows, columns]
+    if flip:
+        images = torch.where(flipped, images.flip(3), images)
+    return images
+
+
+def shrink(images: Tensor, scale: float) -> Tensor:
+    """Images (N, channels, H, W) with sides of `scale` times theirs, antialiased, in the same type."""
+    if scale == 1 or not len(images):
         return images
-    which = torch.arange(count, device=device)[:, None, None]
-    return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    size = [max(4, round(side * scale)) for side in images.shape[2:]]
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def as_served(images: Tensor, spec: InputSpec) -> Tensor:
+    """Images as a server hands them to the graph: gray ones in three equal channels, then resized; on the CPU."""
+    if images.shape[1:] == (spec.channels, spec.height, spec.width):
+        return images
+    if images.shape[1] == 1:
+        images = images.expand(-1, spec.channels, -1, -1)
+    return torch.from_numpy(np.stack([fit(image.permute(1, 2, 0).numpy(), spec) for image in images]))
 
 
 def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list[Path]:

@@ -77,7 +77,8 @@ def write_bundle(
         write_manifest(stage, metrics={}, **fields)
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
-        metrics = measure(run_graph(open_runtime(unmeasured, "onnx", "cpu", None), test.images), test.labels)
+        graph = open_runtime(unmeasured, "onnx", "cpu", None)
+        metrics = measure(run_graph(graph, test.images, unmeasured.manifest.input), test.labels)
         (stage / MANIFEST).unlink()
         write_manifest(stage, metrics={"split": "test", **metrics}, **fields)
     return Bundle.load(target)
@@ -142,6 +143,10 @@ def _require_equal(kind: str, outputs: Outputs, expected: Outputs) -> None:
 def _write_torchscript(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
+        # timm's checks of the image's size, which the trace need not repeat
+        warnings.filterwarnings(
+            "ignore", "Converting a tensor to a Python (boolean|number)", module=r"torch(\._tensor)?$"
+        )
         traced = torch.jit.freeze(torch.jit.trace(graph, example))
         whole = io.BytesIO()
         torch.jit.save(traced, whole)
@@ -185,7 +190,7 @@ def _head_spec(architecture: Architecture) -> dict[str, Any]:
     return {
         "kind": head.kind,
         "classes": architecture.classes,
-        "dim": architecture.encoder.dim,
+        "dim": architecture.dim,
         "components": head.components,
     }
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training import progress
 from training.classifier import Classifier
-from training.data import augment, batches
+from training.data import augment, batches, shrink
 from training.losses import build_loss
 from training.recipe import FitSpec, Recipe
 from training.run import Run
@@ -62,7 +62,8 @@ def fit(classifier: Classifier, recipe: Recipe, train: Labelled, validation: Lab
             metrics = {"epoch": epoch, **_one_epoch(classifier, recipe, train, optimizer, schedule, epoch, bar)}
             seconds = time.perf_counter() - started
             metrics |= {"lr": lr, "seconds": round(seconds, 3), "images_per_s": round(len(train) / seconds, 1)}
-            metrics |= score(classifier, validation)
+            seen = Labelled(shrink(validation.images, _scale(spec, epoch)), validation.labels)
+            metrics |= score(classifier, seen)
             _require_finite_weights(classifier, epoch, steps, spec.lr)
             run.log_epoch(metrics)
             run.save_checkpoint(
@@ -128,11 +129,14 @@ def _one_epoch(
     generator = torch.Generator().manual_seed(epoch_seed)
     torch.manual_seed(epoch_seed)  # dropout
     classifier.train()
+    scale = _scale(spec, epoch)
     losses, right, seen = [], torch.zeros((), dtype=torch.long, device=train.images.device), 0
     for step, batch in enumerate(batches(len(train), spec.batch_size, generator), start=1):
         picked = batch.to(train.images.device)
         labels = train.labels[picked]
-        images = augment(train.images[picked], crop_padding=spec.crop_padding, flip=spec.flip, generator=generator)
+        images = train.images.index_select(0, picked)  # on a CPU many times faster than images[picked]
+        images = augment(images, crop_padding=spec.crop_padding, flip=spec.flip, generator=generator)
+        images = shrink(images, scale)
         loss, log_joints = _loss(classifier, recipe, images, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -146,6 +150,11 @@ def _one_epoch(
         bar.advance()
     _require_finite(losses, 0, epoch, spec.lr)
     return {"loss": torch.stack(losses).mean().item(), "train_accuracy": right.item() / seen}
+
+
+def _scale(spec: FitSpec, epoch: int) -> float:
+    """The size of an epoch's images as a share of their own."""
+    return spec.scales[(epoch - 1) * len(spec.scales) // spec.epochs]
 
 
 def _loss(classifier: Classifier, recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from training.backbones import BACKBONES, SIDE
 from training.encoders import EncoderKind
 from training.heads import Covariance
 
@@ -47,7 +48,7 @@ class EncoderSpec(_Section):
     """Images to features; see training/encoders.py."""
 
     kind: EncoderKind = "six-conv"
-    dim: Annotated[int, Field(ge=1)]
+    dim: Annotated[int, Field(ge=1)] | None = None  # of the projection; without one the pooled features as they are
     width: Annotated[int, Field(ge=1)] = 64
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
     dropout: Share = 0.0
@@ -72,7 +73,7 @@ class LossSpec(_Section):
 class FitSpec(_Section):
     """The training loop."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=0)]  # 0: the [refit] alone, on an encoder that learns nothing
     batch_size: Annotated[int, Field(ge=2)] = 256
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
@@ -81,6 +82,8 @@ class FitSpec(_Section):
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     crop_padding: Annotated[int, Field(ge=0)] = 0  # pixels; random crops of the padded image
     flip: bool = False  # left-right, half of the time
+    scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1, strict=False)
+    """Sides of the images as shares of their own, in as many equal parts of the training: small ones are quick."""
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
@@ -141,8 +144,41 @@ class Recipe(_Section):
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
         if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
             raise ValueError("calibration.temperature fit must have a validation split, got data.validation = 0")
+        if self.encoder.kind != "six-conv" and self.fit.scales != (1.0,):
+            raise ValueError(f"fit.scales must be [1.0] for the encoder {self.encoder.kind}, got {[*self.fit.scales]}")
         if self.encoder.kind == "mlp" and not self.encoder.hidden:
             raise ValueError("encoder.hidden must name at least one layer for the encoder mlp, got none")
+        return self
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether the encoder has weights that training changes."""
+        kind, dim = self.encoder.kind, self.encoder.dim
+        return dim is not None if kind == "linear" or kind in BACKBONES else kind != "none"
+
+    @model_validator(mode="after")
+    def _epochs_suit_the_encoder(self) -> "Recipe":
+        if not self.learns_features and self.loss.kind == "fisher":
+            raise ValueError(f"loss.kind fisher must go with an encoder that learns, got {self.encoder.kind}")
+        if self.fit.epochs == 0 and self.learns_features:
+            raise ValueError("fit.epochs must be greater than or equal to 1, got 0")
+        if self.fit.epochs == 0 and self.refit is None:
+            raise ValueError("fit.epochs must be greater than or equal to 1 without a [refit], got 0")
+        return self
+
+    @model_validator(mode="after")
+    def _backbone_suits(self) -> "Recipe":
+        kind, dim, fit, data = self.encoder.kind, self.encoder.dim, self.fit, self.data
+        if kind not in BACKBONES:
+            return self
+        if dim is not None and dim > BACKBONES[kind].dim:
+            raise ValueError(f"encoder.dim must be at most {BACKBONES[kind].dim} for the encoder {kind}, got {dim}")
+        if fit.crop_padding or fit.flip:
+            got = f"{fit.crop_padding} and {str(fit.flip).lower()}"
+            raise ValueError(f"fit.crop_padding and fit.flip must be 0 and false for the encoder {kind}, got {got}")
+        if data.name == "folder" and (data.size, data.channels) != (SIDE, 3):
+            got = f"{data.size} and {data.channels}"
+            raise ValueError(f"data.size and data.channels must be {SIDE} and 3 for the encoder {kind}, got {got}")
         return self
 
 

@@ -43,7 +43,7 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tenso
     kind = "linear" if before.encoder.kind == "none" and spec.dim else before.encoder.kind
     architecture = replace(
         before,
-        encoder=before.encoder.model_copy(update={"kind": kind, "dim": features.shape[1]}),
+        encoder=before.encoder.model_copy(update={"kind": kind, "dim": spec.dim or before.encoder.dim}),
         head=HeadSpec(kind=spec.head, components=head.components, covariance=spec.covariance),
     )
     refitted = Classifier(architecture, Encoder(classifier.encoder.trunk, projection), head)
@@ -137,8 +137,9 @@ def _filled(
 
 def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed: int, floor: float) -> Any:
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
-    return GaussianMixture(
+    mixture = GaussianMixture(
         components,
         covariance_type=SKLEARN_COVARIANCE[spec.covariance],
         init_params="k-means++",
@@ -146,7 +147,9 @@ def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed
         max_iter=500,
         reg_covar=floor,
         random_state=seed,
-    ).fit(points)
+    )
+    with threadpool_limits(1):  # the matrices are small: threads only wait for each other
+        return mixture.fit(points)
 
 
 def _floor(features: NDArray[np.float64], spec: RefitSpec) -> float:

@@ -31,6 +31,41 @@ def stamp() -> dict[str, Any]:
     }
 
 
+def model_figures(report: dict[str, Any], recipe_epochs: int) -> dict[str, Any]:
+    """What stays of a run's report (training/report.py), of a recipe that has `recipe_epochs`."""
+    run, calibration, components, ood = (report[key] for key in ("run", "calibration", "components", "ood"))
+    kept = ("id", "encoder", "head", "dim", "parameters", "epochs", "seconds", "device", "temperature", "splits")
+    quality = ("accuracy", "nll", "brier", "ece")
+    figures = {key: run[key] for key in kept} | {
+        "recipe_epochs": recipe_epochs,
+        "components_per_class": run["components"],
+        "test_images": calibration["after"]["images"],
+        "before": {key: calibration["before"][key] for key in quality},
+        "after": {key: calibration["after"][key] for key in quality},
+    }
+    if components is not None:
+        figures["components"] = _component_figures(components)
+    if "scores" in ood:
+        figures["ood"] = {key: ood[key] for key in ("strangers", "scores", "omitted")}
+    return figures
+
+
+def _component_figures(components: dict[str, Any]) -> dict[str, Any]:
+    usage = ("occupancy", "mean_normalised_entropy")
+    kept = {
+        "components": components["components"],
+        "covariance": components["covariance"],
+        "fitted_by": components["fitted_by"],
+        "test": {key: components["test"][key] for key in usage},
+        "adjusted_rand": components["stability"]["adjusted_rand"],
+        "bic_least": components["bic"]["least"],
+    }
+    if "refit" in components:
+        refit = components["refit"]
+        kept["refit"] = {key: refit[key] for key in ("accuracy_as_trained", "accuracy", *usage)}
+    return kept
+
+
 def load_results(file: Path = RESULTS) -> dict[str, Any]:
     """All results, by section and name; empty if there are none yet."""
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,7 +1,7 @@
 """A run: the folder `runs/<recipe>/<id>/` in which a training keeps everything.
 
 recipe.toml     the resolved recipe
-run.json        where the images came from, their fingerprint, device and versions
+run.json        where images and pretrained weights came from, their digests, device and versions
 metrics.jsonl   one line an epoch
 checkpoint.pt   the newest good state: weights, optimiser, schedule
 classifier.pt   the finished classifier, refit and temperature included
@@ -10,6 +10,7 @@ classifier.pt   the finished classifier, refit and temperature included
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from training.backbones import BACKBONES, weights_digest
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, Splits
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
@@ -43,17 +45,26 @@ class Run:
         return self.path.parent.name
 
     @classmethod
-    def create(cls, name: str, recipe: Recipe, run_id: str | None, runs: Path = RUNS) -> "Run":
+    def create(
+        cls, name: str, recipe: Recipe, run_id: str | None, runs: Path = RUNS, start: "Run | None" = None
+    ) -> "Run":
         """Start a new run; without `run_id` it is named after the time.
 
+        With `start` it takes over the epochs of that run, so that only the refit and the calibration may differ.
+
         Raises:
-            RunError: if the run is there already.
+            RunError: if the run is there already, or `start` has no epochs or would have trained them otherwise.
         """
+        if start is not None:
+            _require_same_epochs(recipe, start)
         path = runs / name / (run_id or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"))
         if path.exists():
             raise RunError(f"run must be new, got {path}, which is there: go on with --resume {path} or name another")
         path.mkdir(parents=True)
         (path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+        if start is not None:
+            for file in ("run.json", "metrics.jsonl", "checkpoint.pt"):
+                shutil.copy2(start.path / file, path / file)
         return cls(path, recipe)
 
     @classmethod
@@ -80,6 +91,8 @@ class Run:
             "classes": dataset.classes,
             "input": dataset.input.model_dump(),
             "folder": None if sources.folder is None else str(sources.folder.resolve()),
+            "weights": self._weights(sources),
+            "weights_file": None if sources.weights is None else str(sources.weights.resolve()),
             "device": describe_device(device),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -106,6 +119,23 @@ class Run:
                 f"images must be those that {self.path} was trained on (fingerprint {begun[:12]}), "
                 f"got others ({found[:12]}): put them back, or train a new run"
             )
+
+    def require_same_weights(self, sources: Sources) -> None:
+        """Refuse other weights of a frozen backbone than those that the run was begun with.
+
+        Raises:
+            RunError: if their digests differ.
+        """
+        begun, found = self.description().get("weights"), self._weights(sources)
+        if found != begun:
+            raise RunError(
+                f"weights must be those that {self.path} was begun with ({begun}), "
+                f"got others ({found}): name theirs with --weights, or train a new run"
+            )
+
+    def _weights(self, sources: Sources) -> str | None:
+        """SHA-256 of the file of the backbone's weights, or `download`; None for a recipe without a backbone."""
+        return weights_digest(sources.weights) if self.recipe.encoder.kind in BACKBONES else None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace checkpoint.pt."""
@@ -173,6 +203,16 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _require_same_epochs(recipe: Recipe, start: Run) -> None:
+    """Refuse a run whose epochs are not those that `recipe` would train."""
+    if not start.has_checkpoint:
+        raise RunError(f"run to start from must have trained an epoch, got {start.path} without a checkpoint")
+    for part in ("seed", "data", "encoder", "head", "loss", "fit"):
+        ours, theirs = getattr(recipe, part), getattr(start.recipe, part)
+        if ours != theirs:
+            raise RunError(f"run to start from must have {part} = ({ours}), got {start.path} with ({theirs})")
 
 
 def _replace(file: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,15 +1,17 @@
 """A recipe carried out: load → split → fit → refit → calibrate → `classifier.pt`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from serving.errors import DeviceUnavailable
+from training.backbones import BACKBONES, backbone_input, load_backbone, normalisation_of, require_weights
 from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Dataset, Sources, Splits, load_dataset, split
+from training.features import features_of, head_stage, joined
 from training.fit import Labelled, fit
 from training.progress import say
 from training.recipe import CalibrationSpec, Recipe
@@ -39,6 +41,8 @@ class LabelledImages:
 def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
     """The recipe's data set, cut by the recipe's seed."""
     dataset = load_dataset(recipe.data, sources)
+    if recipe.encoder.kind in BACKBONES:
+        dataset = replace(dataset, input=backbone_input(dataset.input))
     shares = recipe.data
     return LabelledImages(dataset, split(dataset, validation=shares.validation, test=shares.test, seed=recipe.seed))
 
@@ -47,30 +51,56 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     """Carry out `run.recipe`, from the run's checkpoint if it has one, and write `classifier.pt`.
 
     Raises:
-        RunError: if a checkpoint is of other images.
-        ValueError: if the recipe does not fit the images, before any training.
+        RunError: if a checkpoint is of other images or of other weights of the backbone.
+        ValueError: if the recipe does not fit the images, or the weights the recipe, before any training.
     """
     recipe = run.recipe
+    require_weights(recipe.encoder.kind, sources.weights)
     images = load_images(recipe, sources)
     if run.has_checkpoint:
         run.require_same_images(images.dataset)
+        run.require_same_weights(sources)
     run.describe(images.dataset, images.splits, sources, device)
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
-    training = images.part("train", device)
     if recipe.refit is not None:
         projection = classifier.encoder.projection
-        pooled = projection.in_features if isinstance(projection, nn.Linear) else recipe.encoder.dim
-        check_limits(recipe.refit, training.labels, len(images.dataset.classes), pooled)
-    classifier.learn_normalisation(training.images)
-    validation = images.part("validation", device)
-    fit(classifier, recipe, training, validation, run)
+        pooled = projection.in_features if isinstance(projection, nn.Linear) else classifier.architecture.dim
+        labels = images.dataset.labels[images.splits["train"]]
+        check_limits(recipe.refit, labels, len(images.dataset.classes), pooled)
+    if recipe.encoder.kind in BACKBONES:
+        classifier = _train_on_features(classifier, run, images, sources)
+    else:
+        training = images.part("train", device)
+        classifier.learn_normalisation(training.images)
+        classifier = _train_stages(classifier, run, training, images.part("validation", device))
+    run.save_classifier(classifier)
+    return classifier.eval()
+
+
+def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, sources: Sources) -> Classifier:
+    """Give `classifier` its pretrained backbone, and train the rest on what that makes of the images."""
+    kind, device = run.recipe.encoder.kind, classifier.mean.device
+    classifier.encoder.trunk = load_backbone(kind, sources.weights).to(device)
+    mean, std = normalisation_of(kind)
+    classifier.mean.copy_(mean)
+    classifier.std.copy_(std)
+    features = features_of(classifier, images.dataset, sources.cache)
+    images = replace(images, dataset=replace(images.dataset, images=features))
+    training, validation = images.part("train", device), images.part("validation", device)
+    return joined(classifier, _train_stages(head_stage(classifier), run, training, validation))
+
+
+def _train_stages(classifier: Classifier, run: Run, training: Labelled, validation: Labelled) -> Classifier:
+    """Fit, refit and calibrate, as far as the recipe asks for it."""
+    recipe = run.recipe
+    if recipe.fit.epochs:
+        fit(classifier, recipe, training, validation, run)
     if recipe.refit is not None:
         classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
     if recipe.calibration is not None:
         _calibrate(classifier, recipe.calibration, validation)
-    run.save_classifier(classifier)
-    return classifier.eval()
+    return classifier
 
 
 def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled) -> None:
@@ -83,8 +113,8 @@ def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labell
 
 def architecture_of(recipe: Recipe, dataset: Dataset) -> Architecture:
     """What to build for a recipe on a data set."""
-    channels, height, width = dataset.images.shape[1:]
-    return Architecture((channels, height, width), len(dataset.classes), recipe.encoder, recipe.head)
+    shape = dataset.input.channels, dataset.input.height, dataset.input.width
+    return Architecture(shape, len(dataset.classes), recipe.encoder, recipe.head)
 
 
 def choose_device(name: str) -> torch.device:
@@ -102,8 +132,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
-def sources_of(run: Run, data_root: Path, folder: Path | None = None) -> Sources:
-    """Where a run's images are: `folder` if given, else the folder that the run was trained on."""
-    if folder is None and (recorded := run.description().get("folder")):
+def sources_of(run: Run, data_root: Path, folder: Path | None = None, weights: Path | None = None) -> Sources:
+    """Where a run's images and weights are: `folder` and `weights` if given, else those that the run was begun with."""
+    description = run.description()
+    if folder is None and (recorded := description.get("folder")):
         folder = Path(recorded)
-    return Sources(data_root, folder)
+    if weights is None and (recorded := description.get("weights_file")):
+        weights = Path(recorded)
+    return Sources(data_root, folder, weights)

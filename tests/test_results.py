@@ -1,0 +1,82 @@
+"""Results: figures are stamped and kept, and the README states what docs/results.json holds."""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training.recipe import recipe_names
+from training.results import load_results, model_figures, record
+from training.tables import END, START, models_table, results_page, with_table
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = load_results(ROOT / "docs" / "results.json")
+
+REPORT: dict[str, Any] = {
+    "run": {
+        "recipe": "cifar10-lda", "id": "main", "data": "cifar10", "encoder": "six-conv", "head": "lda",
+        "covariance": "spherical", "dim": 9, "components": 1, "parameters": 1_150_000, "epochs": 12, "seconds": 600.4,
+        "device": "CPU, 2 threads", "temperature": 1.25,
+        "splits": {"train": 48_000, "validation": 2_000, "test": 10_000},
+        "started": "2026-11-22T04:00:00+00:00", "versions": {"torch": "2.13.0"},
+    },
+    "calibration": {
+        "before": {"images": 10_000, "accuracy": 0.9012, "nll": 0.4, "brier": 0.2, "ece": 0.0412, "reliability": {}},
+        "after": {"images": 10_000, "accuracy": 0.9012, "nll": 0.3, "brier": 0.1, "ece": 0.0065, "reliability": {}},
+    },
+    "components": None,
+    "ood": {
+        "strangers": "cifar100",
+        "scores": {"log_density": {"auroc": 0.857, "fpr_at_95_tpr": 0.61}},
+        "omitted": {},
+    },
+}  # fmt: skip
+
+
+def test_recorded_figures_are_stamped_and_replace_those_of_their_name(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    record("studies", "boxes", {"iou": 0.5}, file)
+    record("studies", "boxes", {"iou": 0.75}, file)
+    record("sweeps", "a", {"best": 1}, file)
+
+    results = json.loads(file.read_text())
+    assert list(results) == ["studies", "sweeps"]
+    assert results["studies"]["boxes"]["iou"] == 0.75
+    assert date.fromisoformat(results["studies"]["boxes"]["date"])
+    assert results["studies"]["boxes"]["versions"]["torch"] == torch.__version__
+    assert "CPU cores" in results["studies"]["boxes"]["machine"]
+
+
+def test_model_row_states_what_the_report_measured() -> None:
+    row = model_figures(REPORT, recipe_epochs=30)
+
+    assert models_table({"models": {"cifar10-lda": row}}).splitlines()[2] == (
+        "| `cifar10-lda` | six-conv · lda, D=9 | 90.42 | 90.12 % | 4.12 → 0.65 % | 12 of 30 | 10 min, CPU, 2 threads |"
+    )
+    page = results_page({"models": {"cifar10-lda": row}})
+    assert "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.1000 | 4.12 → 0.65 % |" in page
+    assert "| `cifar10-lda` | cifar100 | 85.7 (61) |  |  |  |" in page
+
+
+def test_readme_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="README must hold the marks"):
+        with_table("# Discriminant\n", "| a |")
+
+
+def test_readme_states_the_recorded_models() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    assert text == with_table(text, models_table(RESULTS))
+    assert text.count(START) == text.count(END) == 1
+
+
+def test_page_of_results_is_that_of_the_recorded_figures() -> None:
+    assert (ROOT / "docs" / "results.md").read_text() == results_page(RESULTS)
+
+
+def test_recorded_models_are_recipes() -> None:
+    assert RESULTS["models"]
+    assert set(RESULTS["models"]) <= set(recipe_names())

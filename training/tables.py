@@ -1,0 +1,190 @@
+"""The tables of docs/results.json as Markdown: a short one in the README, all of them in docs/results.md.
+
+    write_tables(load_results())
+
+Both files are written by commands with --record; a test holds them to the results.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+README = Path("README.md")
+PAGE = Path("docs/results.md")
+START, END = "<!-- results: written by --record -->", "<!-- end of results -->"
+
+# Test accuracy in percent, by the same encoder and head: arXiv 2601.01619 with its notebooks, and the course notebooks
+# on digits and CIFAR-10.
+PUBLISHED = {
+    "digits-softmax": "95.9",
+    "fashion-mnist-mda": "89.1 to 93.9",
+    "fashion-mnist-mda-best": "89.1 to 93.9",
+    "fashion-mnist-lda": "93.97",
+    "cifar10-lda": "90.42",
+    "cifar10-svm": "40.88",
+    "cifar10-softmax": "40.88",
+    "cifar10-mlp": "56.8",
+    "cifar10-cnn": "70.6",
+    "cifar10-resnet18-probe": "86.1",
+    "cifar10-vit-probe": "93.7",
+    "cifar100-lda": "65.8 to 66.6",
+    "cifar100-lda-best": "65.8 to 66.6",
+    "cifar100-mda": "66.36",
+}
+SCORES = {
+    "log_density": "log p(z)",
+    "max_probability": "max. probability",
+    "energy": "energy",
+    "relative_mahalanobis": "relative Mahalanobis",
+}
+
+
+def write_tables(results: dict[str, Any], readme: Path = README, page: Path = PAGE) -> None:
+    """Write the README's table between its marks, and the page of all tables."""
+    text = readme.read_text(encoding="utf-8")
+    _replace(readme, with_table(text, models_table(results)))
+    _replace(page, results_page(results))
+
+
+def with_table(text: str, table: str) -> str:
+    """A README whose marked part is `table`.
+
+    Raises:
+        ValueError: if the marks are missing.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"README must hold the marks {START!r} and {END!r}, got one without")
+    return f"{before}{START}\n{table}\n{END}{after}"
+
+
+def models_table(results: dict[str, Any]) -> str:
+    """What every recipe reaches on its test split, beside what was published for it."""
+    head = ("recipe", "model", "published", "accuracy", "ECE before → after", "epochs", "training")
+    return markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
+
+
+def results_page(results: dict[str, Any]) -> str:
+    """docs/results.md."""
+    parts = [
+        "# Results",
+        "Written from [results.json](results.json) by the commands with `--record`; every figure is of the test split.",
+        "## Models",
+        models_table(results),
+        "Published: the accuracy in the paper or notebook with the same encoder and head. ECE: 15 bins, before and "
+        "after the temperature. `epochs`: trained, of those in the recipe. Training: time of the epochs, and where.",
+        "## Calibration",
+        calibration_table(results),
+        "## Components",
+        "Occupancy: the share of a class's test images that its most used component takes, least and most over the "
+        "classes. Entropy of the occupancy, over log K: 1 if all components are used alike. Adjusted Rand index of the "
+        "assignments between three seeds of the EM. BIC: the number of components, of those tried, with the least.",
+        components_table(results),
+        "## Out-of-distribution detection",
+        "AUROC in % (FPR at 95 % TPR in %) of telling the test split from that of a data set the model does not know.",
+        ood_table(results),
+        "## Studies",
+        *(_figures_list(name, row) for name, row in results.get("studies", {}).items()),
+        "## Sweeps",
+        *(_figures_list(name, row) for name, row in results.get("sweeps", {}).items()),
+        "## Speed of training",
+        *(_figures_list(name, row) for name, row in results.get("training_speed", {}).items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def calibration_table(results: dict[str, Any]) -> str:
+    """NLL, Brier score and ECE before and after the temperature."""
+    head = ("recipe", "temperature", "NLL", "Brier", "ECE")
+    rows = []
+    for name, row in results.get("models", {}).items():
+        before, after = row["before"], row["after"]
+        pairs = [f"{before[key]:.4f} → {after[key]:.4f}" for key in ("nll", "brier")]
+        rows.append((f"`{name}`", f"{row['temperature']:.3g}", *pairs, _percent_pair(before["ece"], after["ece"])))
+    return markdown(head, rows)
+
+
+def components_table(results: dict[str, Any]) -> str:
+    """What the components of every mixture head are worth."""
+    head = ("recipe", "fitted by", "K", "largest occupancy", "entropy", "adjusted Rand", "K of least BIC")
+    rows = []
+    for name, row in results.get("models", {}).items():
+        if (of := row.get("components")) is None:
+            continue
+        usages = [(of["fitted_by"], of["test"])]
+        if "refit" in of:
+            usages.append(("a refit of it", of["refit"]))
+        for fitted_by, usage in usages:
+            largest = [max(shares) for shares in usage["occupancy"]]
+            spread = f"{min(largest):.0%} to {max(largest):.0%}".replace("%", " %")
+            rest = (f"{of['adjusted_rand']:.2f}", str(of["bic_least"])) if fitted_by != "gradient" else ("", "")
+            entropy = f"{usage['mean_normalised_entropy']:.2f}"
+            rows.append((f"`{name}`", fitted_by, str(of["components"]), spread, entropy, *rest))
+    return markdown(head, rows)
+
+
+def ood_table(results: dict[str, Any]) -> str:
+    """How well each score of a network tells strangers."""
+    rows = []
+    for name, row in results.get("models", {}).items():
+        if of := row.get("ood"):
+            cells = [_separation(of["scores"].get(score)) for score in SCORES]
+            rows.append((f"`{name}`", of["strangers"], *cells))
+    return markdown(("recipe", "strangers", *SCORES.values()), rows)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    mixture = f", K={row['components_per_class']}" if row["components_per_class"] > 1 else ""
+    epochs = (
+        f"{row['epochs']}" if row["epochs"] == row["recipe_epochs"] else f"{row['epochs']} of {row['recipe_epochs']}"
+    )
+    return (
+        f"`{name}`",
+        f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
+        PUBLISHED.get(name, ""),
+        f"{row['after']['accuracy']:.2%}".replace("%", " %"),
+        _percent_pair(row["before"]["ece"], row["after"]["ece"]),
+        epochs,
+        f"{_duration(row['seconds'])}, {row['device']}",
+    )
+
+
+def _percent_pair(before: float, after: float) -> str:
+    return f"{100 * before:.2f} → {100 * after:.2f} %"
+
+
+def _separation(score: dict[str, float] | None) -> str:
+    return "" if score is None else f"{100 * score['auroc']:.1f} ({100 * score['fpr_at_95_tpr']:.0f})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _figures_list(name: str, figures: dict[str, Any]) -> str:
+    """Figures without a table of their own: their leaves, one a line."""
+    lines = [f"- {key}: {value}" for key, value in _leaves(figures) if not key.startswith("versions")]
+    return "\n".join([f"### {name}", "", *lines])
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{name}, ")
+        elif not isinstance(value, list):
+            yield re.sub(r"\s+", " ", name), value
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
