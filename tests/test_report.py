@@ -1,0 +1,316 @@
+"""The report of a run: what it says, what it leaves out, and how a real browser shows it."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_samples import FOLDER_DATA, digits, small_recipe, write_digit_folder
+
+from training import ood
+from training.__main__ import main
+from training.data import Dataset, Sources
+from training.evaluate import eager, measure, run_graph
+from training.recipe import Recipe
+from training.report import write_report
+from training.run import Run, RunError
+from training.train import train
+
+CPU = torch.device("cpu")
+NAMES = {"0": "<b>0", "1": "1 & one"}  # class folders
+REFIT = {"dim": 4, "components": 2, "variance_floor": 0.01}
+CHROMIUM = shutil.which("chromium")
+IMAGES_OF_THE_DATA = {"components.png", "confused-images.png", "close-classes.png"}
+
+
+def finished(folder: Path, recipe: Recipe, sources: Sources, name: str = "small") -> Run:
+    run = Run.create(name, recipe, "first", folder)
+    train(run, sources, CPU)
+    return run
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """A folder of three classes whose names are dangerous in HTML."""
+    folder = write_digit_folder(tmp_path_factory.mktemp("data") / "digits")
+    for name, new in NAMES.items():
+        (folder / name).rename(folder / new)
+    return Sources(folder=folder)
+
+
+@pytest.fixture(scope="module")
+def run(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A mixture of two components a class, calibrated; read only."""
+    recipe = small_recipe(data=FOLDER_DATA, refit=REFIT, calibration={"temperature": "fit"})
+    return finished(tmp_path_factory.mktemp("runs"), recipe, sources)
+
+
+@pytest.fixture(scope="module")
+def page(run: Run, sources: Sources) -> Path:
+    """Its report, with images; read only."""
+    return write_report(run, sources)
+
+
+def figures_of(page: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((page.parent / "report.json").read_text())
+    return figures
+
+
+class Outline(HTMLParser):
+    """Headings, links, pictures and every address of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.alts: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.ids |= {found["id"] or ""} if "id" in found else set()
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "action")]
+        if tag == "img":
+            self.alts.append(found.get("alt") or "")
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_page_needs_nothing_from_elsewhere(page: Path) -> None:
+    text = page.read_text()
+    outline = Outline(text)
+
+    assert all(address.startswith(("data:", "#")) for address in outline.addresses)
+    assert not re.search(r"url\(|@import|<script|<iframe|https?://", text)
+    assert {address[1:] for address in outline.addresses if address.startswith("#")} <= outline.ids
+    assert outline.tags.count("h1") == 1
+    assert outline.tags.count("h2") == outline.tags.count("section") == 8
+    assert len(outline.alts) == outline.tags.count("img") > 9
+    assert all(len(alt) > 10 for alt in outline.alts)
+
+
+def test_names_of_classes_are_text(page: Path) -> None:
+    assert "<b>0" not in page.read_text()
+    assert all(name in Outline(page.read_text()).words for name in NAMES.values())
+
+
+def test_pictures_in_the_page_are_the_files_beside_it(page: Path) -> None:
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text())
+
+    files = {file.read_bytes() for file in page.parent.glob("*.png")}
+
+    assert {base64.b64decode(uri) for uri in uris} == files
+    assert IMAGES_OF_THE_DATA - {"confused-images.png"} <= {file.name for file in page.parent.glob("*.png")}
+
+
+def test_page_says_what_was_trained_and_how_good_it_is(page: Path, run: Run) -> None:
+    words, figures = Outline(page.read_text()).words, figures_of(page)
+    after = figures["calibration"]["after"]
+
+    assert "small / first" in words
+    assert f"{after['accuracy']:.2%}" in words
+    assert f"{after['nll']:.4f}" in words
+    assert f"temperature{run.load_classifier().temperature:.4g}" in re.sub(r"\s", "", words)
+    assert f"torch {torch.__version__}" in words
+    assert "CPU, " in words
+    assert "2 epochs in " in words
+    assert 'kind = "six-conv"' in words
+    assert "Not measured: data set must be one of mnist" in words
+
+
+def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: Sources) -> None:
+    from training.train import load_images
+
+    test = load_images(run.recipe, sources).part("test", CPU)
+    expected = measure(run_graph(eager(run.load_classifier(), CPU), test.images), test.labels)
+
+    figures = figures_of(page)
+
+    after = figures["calibration"]["after"]
+    assert {key: after[key] for key in ("images", "accuracy", "nll", "brier", "ece")} == pytest.approx(
+        {key: expected[key] for key in ("images", "accuracy", "nll", "brier", "ece")}, abs=1e-5
+    )
+    assert figures["components"]["test"]["occupancy"] == expected["occupancy"]
+    assert figures["log_density"] == pytest.approx(expected["log_density"], abs=1e-3)
+    assert sum(figures["class_accuracy"]) / 3 == pytest.approx(expected["accuracy"], abs=1e-5)  # classes of one size
+    assert figures["run"]["splits"] == {"train": 72, "validation": 18, "test": 30}
+
+
+def test_calibration_before_is_that_at_temperature_one(page: Path, run: Run, sources: Sources) -> None:
+    from training.train import load_images
+
+    test = load_images(run.recipe, sources).part("test", CPU)
+    classifier = run.load_classifier()
+    log_joints = classifier(test.images).log_joints.detach()
+    nll = torch.nn.functional.cross_entropy(log_joints, test.labels).item()
+
+    calibration = figures_of(page)["calibration"]
+
+    assert classifier.temperature != 1
+    assert calibration["temperature"] == classifier.temperature
+    assert calibration["before"]["nll"] == pytest.approx(nll, rel=1e-4)
+    assert calibration["before"]["accuracy"] == calibration["after"]["accuracy"]
+
+
+def test_page_without_images_shows_none_of_the_data(run: Run, sources: Sources, tmp_path: Path) -> None:
+    page = write_report(run, sources, tmp_path / "public", images=False)
+
+    files = {file.name for file in page.parent.iterdir()}
+    assert not files & IMAGES_OF_THE_DATA
+    assert {"index.html", "report.json", "confusion.png", "plane.png", "occupancy.png"} <= files
+    assert str(tmp_path) not in page.read_text() + (page.parent / "report.json").read_text()
+
+
+def test_linear_models_show_their_templates(tmp_path: Path) -> None:
+    recipe = small_recipe(encoder={"kind": "linear", "dim": 5}, head={"kind": "softmax"})
+
+    page = write_report(finished(tmp_path, recipe, Sources()), Sources(), sample=500)
+
+    figures = figures_of(page)
+    assert (page.parent / "templates.png").is_file()
+    assert figures["components"] is None
+    assert figures["log_density"] is None
+    assert "What the components are" not in page.read_text()
+    assert "not calibrated, T = 1" in page.read_text()
+
+
+def test_strangers_and_a_collapse_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head trained by gradient, on digits that pass for MNIST's; the strangers are their negatives."""
+
+    def negatives(*_: object) -> Dataset:
+        return replace(digits(), images=255 - digits().images, test_start=5000)
+
+    recipe = small_recipe(head={"kind": "mda", "components": 2}, loss={"kind": "em-dnll", "weight": 0.1})
+    run = finished(tmp_path, recipe, Sources())
+    monkeypatch.setattr(ood, "load_dataset", negatives)
+    monkeypatch.setattr(ood, "STRANGERS", {"digits": "mnist"})
+
+    page = write_report(run, Sources(), sample=800)
+
+    words, figures = Outline(page.read_text()).words, figures_of(page)
+    assert figures["ood"]["stranger_images"] == 620
+    assert f"{figures['ood']['scores']['log_density']['auroc']:.2%}" in words
+    assert "No energy: each component has its own covariance" in words
+    assert f"an accuracy of {figures['components']['refit']['accuracy']:.2%} instead of" in " ".join(words.split())
+
+
+def test_report_in_the_way_is_replaced_and_anything_else_is_kept(run: Run, sources: Sources, tmp_path: Path) -> None:
+    write_report(run, sources, tmp_path / "report", images=False)
+    (tmp_path / "report" / "stale.png").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+
+    write_report(run, sources, tmp_path / "report", images=False)
+
+    assert not (tmp_path / "report" / "stale.png").exists()
+    with pytest.raises(
+        ValueError, match=r"^out must be a new or empty folder or a report, got .*mine, which holds something else$"
+    ):
+        write_report(run, sources, tmp_path / "mine")
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["mine", "report"]
+
+
+def test_failed_report_leaves_the_old_one(
+    run: Run, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = write_report(run, sources, tmp_path / "report", images=False)
+    before = page.read_bytes()
+    monkeypatch.setattr("training.page.TEMPLATES", tmp_path)
+
+    with pytest.raises(Exception, match=r"report.html.jinja"):
+        write_report(run, sources, tmp_path / "report", images=False)
+
+    assert page.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report"]
+
+
+def test_other_images_are_refused(run: Run, tmp_path: Path) -> None:
+    others = write_digit_folder(tmp_path / "others", "235")
+
+    with pytest.raises(RunError, match=r"^images must be those that .* was trained on"):
+        write_report(run, Sources(folder=others))
+
+
+def test_command_says_where_the_page_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["training", "report", str(run.path), "--out", str(out), "--device", "cpu"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code in (0, None)
+    assert capsys.readouterr().out.endswith(f"report: open {out / 'index.html'}\n")
+    assert (out / "close-classes.png").is_file()
+
+
+def test_unfinished_run_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.create("small", small_recipe(), "unfinished", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["training", "report", str(run.path)])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: run must be finished, got ")
+
+
+# A real browser
+
+PROBE = """<!doctype html><title>probe</title><body style="margin:0"><pre id="answer"></pre>
+<script>
+function probe(frame) {{
+  const page = frame.contentDocument, root = page.documentElement;
+  const parts = [...page.querySelectorAll("h1, h2, p, nav, figcaption, figure, .table")];
+  document.getElementById("answer").textContent = JSON.stringify({{
+    width: root.clientWidth,
+    scroll: root.scrollWidth,
+    over: parts.filter(part => part.getBoundingClientRect().right > root.clientWidth + 1).length,
+    widths: [...page.images].map(image => image.naturalWidth),
+    fetched: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name)
+      .filter(name => !name.startsWith("data:")),
+  }});
+}}
+</script>
+<iframe onload="probe(this)" style="border:0;width:{width}px;height:800px" srcdoc="{page}"></iframe>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_browser_shows_every_picture_and_scrolls_in_one_direction_only(page: Path, width: int, tmp_path: Path) -> None:
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE.format(width=width, page=html.escape(page.read_text(), quote=True)))
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom", probe.as_uri(),
+    ]  # fmt: skip
+
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+
+    found = re.search(r'<pre id="answer">(\{.*?\})</pre>', answer)
+    assert found is not None, answer[-500:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["width"] <= width
+    assert seen["scroll"] <= seen["width"]
+    assert seen["over"] == 0
+    assert len(seen["widths"]) == Outline(page.read_text()).tags.count("img")
+    assert np.min(seen["widths"]) > 0
+    assert seen["fetched"] == []

@@ -1,0 +1,113 @@
+"""Where a classifier is wrong and how sure it is: confusions, accuracy per class, reliability, the classes' distances.
+
+Everything comes as plain values that JSON can hold.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.evaluate import ECE_BINS, measure
+from training.evidence import Evidence, FloatArray, Labels, log_joints_of_features
+
+CALIBRATED = ("images", "accuracy", "nll", "brier", "ece")
+
+
+def calibration_figures(evidence: Evidence) -> dict[str, Any]:
+    """What the temperature does on the test split.
+
+    Returns:
+        temperature; before and after, each with the metrics of `evaluate.measure` (images, accuracy, nll, brier, ece)
+        and reliability (see `reliability`).
+    """
+    test = evidence.test
+    raw = torch.from_numpy(log_joints_of_features(evidence.classifier, test.features)).softmax(1).numpy()
+    figures: dict[str, Any] = {"temperature": evidence.classifier.temperature}
+    for name, posterior in (("before", raw), ("after", test.outputs["posterior"])):
+        metrics = measure({"posterior": posterior}, torch.from_numpy(test.labels))
+        figures[name] = {key: metrics[key] for key in CALIBRATED}
+        figures[name]["reliability"] = reliability(posterior, test.labels)
+    return figures
+
+
+def reliability(posterior: NDArray[Any], labels: Labels, bins: int = ECE_BINS) -> dict[str, list[Any]]:
+    """Sort images into bins of equal width, [lower, upper), of the largest class probability; 1 is in the last.
+
+    Args:
+        posterior: (N, C).
+        labels: (N,).
+        bins: how many.
+
+    Returns:
+        edges (bins + 1,); count, mean confidence and accuracy per bin, the latter two None in an empty bin.
+    """
+    confidence = posterior.max(1).astype(np.float64).clip(0, 1)
+    right = posterior.argmax(1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    which = np.searchsorted(edges, confidence, side="right").clip(max=bins) - 1
+    count = np.bincount(which, minlength=bins)
+
+    def mean(values: NDArray[Any]) -> list[float | None]:
+        sums = np.bincount(which, weights=values, minlength=bins)
+        return [round(float(s / n), 6) if n else None for s, n in zip(sums, count, strict=True)]
+
+    return {
+        "edges": edges.round(6).tolist(),
+        "count": count.tolist(),
+        "confidence": mean(confidence),
+        "accuracy": mean(right),
+    }
+
+
+def confusion_counts(predicted: Labels, labels: Labels, classes: int) -> NDArray[np.int64]:
+    """How often class i (row) was taken for class j (column), (C, C)."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def confused_pairs(counts: NDArray[np.int64], most: int) -> list[dict[str, Any]]:
+    """The `most` frequent confusions in order: truth and prediction as positions, count, share of the class."""
+    errors = counts.copy()
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:most]
+    pairs = np.column_stack(np.unravel_index(order, errors.shape))
+    return [
+        {
+            "truth": int(truth),
+            "prediction": int(prediction),
+            "count": int(errors[truth, prediction]),
+            "share": round(float(errors[truth, prediction] / counts[truth].sum()), 6),
+        }
+        for truth, prediction in pairs
+        if errors[truth, prediction]
+    ]
+
+
+def class_accuracy(counts: NDArray[np.int64]) -> list[float]:
+    """Share of each class's images that are recognised, (C,); 0 for a class without images."""
+    shares: list[float] = (counts.diagonal() / counts.sum(1).clip(min=1)).round(6).tolist()
+    return shares
+
+
+def class_distances(features: FloatArray, labels: Labels, classes: int) -> dict[str, Any]:
+    """Euclidean distances between the classes' mean features.
+
+    Args:
+        features: (N, D).
+        labels: (N,), with every class among them.
+        classes: C.
+
+    Returns:
+        distance, of the C(C-1)/2 pairs in ascending order; pairs, the classes' positions in the same order.
+    """
+    means = np.stack([features[labels == c].mean(0) for c in range(classes)])
+    first, second = np.triu_indices(classes, 1)
+    distance = np.linalg.norm(means[first] - means[second], axis=1)
+    order = np.argsort(distance, kind="stable")
+    return {
+        "distance": distance[order].round(4).tolist(),
+        "pairs": np.column_stack([first, second])[order].tolist(),
+    }

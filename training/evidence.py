@@ -1,0 +1,125 @@
+"""What a finished network says of its run's images, computed once for every statistic of a report.
+
+    evidence = gather(Run.open(Path("runs/digits-mda/demo")), Sources(), torch.device("cpu"))
+
+`evidence.test` are the answers for the whole test split, `evidence.train` those for a sample of the training images.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serving.bundle import InputSpec
+from training.classifier import Classifier
+from training.data import Dataset, Sources
+from training.evaluate import Outputs, eager, run_graph
+from training.run import Run
+from training.train import load_images
+
+SAMPLE = 20_000  # training images; on two cores the six convolutions take a minute for as many
+FEWEST_OF_A_CLASS = 50  # kept of every class that has them, however small its share
+
+Labels = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Images with labels, and a network's outputs for them.
+
+    Attributes:
+        images: uint8 (N, channels, H, W).
+        labels: (N,).
+        outputs: as `evaluate.run_graph` gives them.
+    """
+
+    images: Tensor
+    labels: Labels
+    outputs: Outputs
+
+    @property
+    def features(self) -> FloatArray:
+        """What the head sees, (N, D)."""
+        return self.outputs["features"].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run's network on its own images.
+
+    Attributes:
+        run: the run.
+        classifier: its network, on the CPU.
+        dataset: all images.
+        train: a sample of the training split, or all of it.
+        test: the test split.
+    """
+
+    run: Run
+    classifier: Classifier
+    dataset: Dataset
+    train: Answers
+    test: Answers
+
+
+def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPLE) -> Evidence:
+    """Run a finished network over its test split and over at most about `sample` training images.
+
+    Raises:
+        RunError: if the run is not finished or the images are not those that it was trained on.
+        DataError: if the images are not there.
+        ValueError: if `sample` is less than one.
+    """
+    classifier = run.load_classifier()
+    images = load_images(run.recipe, sources)
+    run.require_same_images(images.dataset)
+    training, test = (images.part(name, torch.device("cpu")) for name in ("train", "test"))
+    chosen = torch.from_numpy(stratified(training.labels.numpy(), sample, run.recipe.seed))
+    return Evidence(
+        run,
+        classifier,
+        images.dataset,
+        answers_of(classifier, training.images[chosen], training.labels[chosen], images.dataset.input, device),
+        answers_of(classifier, test.images, test.labels, images.dataset.input, device),
+    )
+
+
+def answers_of(
+    classifier: Classifier, images: Tensor, labels: Tensor, spec: InputSpec, device: torch.device
+) -> Answers:
+    """A network's outputs for images, made into what it takes (`spec`) and computed on `device`; it ends on the CPU."""
+    outputs = run_graph(eager(classifier, device), images, spec)
+    classifier.cpu()
+    return Answers(images, labels.numpy(), outputs)
+
+
+def stratified(labels: Labels, sample: int, seed: int) -> NDArray[np.int64]:
+    """Positions of about `sample` images, every class in its share, in ascending order.
+
+    A class keeps 50 images, or all that it has if they are fewer, even where its share is less.
+
+    Raises:
+        ValueError: if `sample` is less than one.
+    """
+    if sample < 1:
+        raise ValueError(f"sample must be at least 1, got {sample}")
+    if sample >= len(labels):
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = max(round(len(members) * sample / len(labels)), min(len(members), FEWEST_OF_A_CLASS))
+        chosen.append(generator.choice(members, count, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+@torch.no_grad()
+def log_joints_of_features(classifier: Classifier, features: FloatArray, batch_size: int = 256) -> FloatArray:
+    """Log-joints, or logits, (N, C) of features (N, D): the head's own, before any temperature."""
+    batches = torch.from_numpy(features).float().split(batch_size)
+    scores: FloatArray = torch.cat([classifier.head(batch).log_joints for batch in batches]).double().numpy()
+    return scores

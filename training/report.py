@@ -1,0 +1,134 @@
+"""A run's report: one HTML page that explains what the network does, its pictures, and every figure as JSON.
+
+    python -m training report runs/digits-mda/demo        # runs/digits-mda/demo/report/index.html
+
+The page needs no other file and asks nothing of a network. `report.json` has the same figures for programs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from serving.bundle import staged
+from training.components import component_figures
+from training.data import DataError, Sources
+from training.diagnostics import calibration_figures, class_accuracy, class_distances, confused_pairs, confusion_counts
+from training.evidence import SAMPLE, Evidence, gather
+from training.heads import DiscriminantHead
+from training.ood import ood_of
+from training.page import PAGE, write_page
+from training.progress import say
+from training.report_sections import sections_of
+from training.run import Run
+
+FIGURES = "report.json"
+MOST_PAIRS = 15  # of confused, and of close classes
+
+
+def write_report(
+    run: Run,
+    sources: Sources,
+    out: Path | None = None,
+    *,
+    images: bool = True,
+    device: torch.device | None = None,
+    sample: int = SAMPLE,
+) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        run: which.
+        sources: where its images are, and those of the data set that is strange to it.
+        out: the folder to write; <run>/report if left out. A report that is there is replaced.
+        images: whether to show images of the data set; without them the page may be published.
+        device: where the network runs; the CPU if left out.
+        sample: about how many training images the statistics of features and components are from.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: if the run is not finished or the images are not those that it was trained on.
+        DataError: if its images are not there. Missing strangers are no error; the page says why they are missing.
+        ValueError: if `out` is something else than a report.
+    """
+    out = out or run.path / "report"
+    _require_report(out)
+    device = device or torch.device("cpu")
+    say("reading the images and running the network over them")
+    evidence = gather(run, sources, device, sample)
+    figures = report_figures(evidence, sources, device)
+    say("drawing")
+    with staged(out, replace=True) as stage:
+        title = f"{run.name} / {run.path.name}"
+        write_page(stage, title, run.recipe.description or run.name, sections_of(evidence, figures, images=images))
+        (stage / FIGURES).write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return out / PAGE
+
+
+def report_figures(evidence: Evidence, sources: Sources, device: torch.device) -> dict[str, Any]:
+    """Every figure of a report, as plain values.
+
+    Returns:
+        run (see `run_facts`); log_density, the mean on the test split in nats, None without a density; calibration;
+        confusion (C, C), confused_pairs and class_accuracy on the test split; class_distances in the features of
+        training images; components, None for one a class; ood, or {"missing": why}.
+    """
+    test, classes = evidence.test, len(evidence.dataset.classes)
+    counts = confusion_counts(test.outputs["posterior"].argmax(1), test.labels, classes)
+    density = test.outputs.get("log_density")
+    say("calibration, confusions and distances of the classes")
+    figures: dict[str, Any] = {
+        "run": run_facts(evidence),
+        "log_density": None if density is None else round(float(density.mean()), 4),
+        "calibration": calibration_figures(evidence),
+        "confusion": counts.tolist(),
+        "confused_pairs": confused_pairs(counts, MOST_PAIRS),
+        "class_accuracy": class_accuracy(counts),
+        "class_distances": class_distances(evidence.train.features, evidence.train.labels, classes),
+    }
+    say("components: occupancy, stability and BIC")
+    figures["components"] = component_figures(evidence)
+    say("strangers")
+    try:
+        figures["ood"] = ood_of(evidence, sources, device)
+    except DataError as exc:
+        figures["ood"] = {"missing": str(exc)}
+    return figures
+
+
+def run_facts(evidence: Evidence) -> dict[str, Any]:
+    """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit."""
+    run, head = evidence.run, evidence.classifier.head
+    description, epochs = run.description(), run.epochs()
+    generative = isinstance(head, DiscriminantHead)
+    return {
+        "recipe": run.name,
+        "id": run.path.name,
+        "data": evidence.dataset.name,
+        "splits": description["dataset"]["splits"],
+        "fingerprint": description["dataset"]["fingerprint"],
+        "classes": list(evidence.dataset.classes),
+        "encoder": evidence.classifier.architecture.encoder.kind,
+        "head": evidence.classifier.architecture.head.kind,
+        "covariance": evidence.classifier.architecture.head.covariance if generative else None,
+        "dim": head.dim,
+        "components": head.components,
+        "parameters": int(np.sum([p.numel() for p in evidence.classifier.parameters()])),
+        "epochs": len(epochs),
+        "seconds": round(sum(line["seconds"] for line in epochs), 1),
+        "device": description["device"],
+        "versions": description["versions"],
+        "started": description["started"],
+        "temperature": evidence.classifier.temperature,
+        "sample": len(evidence.train.labels),
+    }
+
+
+def _require_report(out: Path) -> None:
+    """Refuse to replace what is no report."""
+    if out.exists() and not (out / FIGURES).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"out must be a new or empty folder or a report, got {out}, which holds something else")

@@ -1,0 +1,273 @@
+"""What a report says: its sections, from the figures of `report.report_figures` and the network's own answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from training import feature_plots, image_plots, plots
+from training.evidence import Evidence
+from training.linear import pixel_templates
+from training.page import Picture, Section, Table
+from training.recipe import dump_recipe
+from training.report_galleries import close_classes, component_members, confused_images
+
+SHOWN = 10  # classes in colour in the feature plane
+SEVERAL = 20  # classes; of more, tables name only some
+
+Figures = dict[str, Any]
+
+
+def sections_of(evidence: Evidence, figures: Figures, *, images: bool) -> list[Section]:
+    """The sections that apply to a run, in order.
+
+    Args:
+        evidence: the network's answers.
+        figures: as `report.report_figures` gives them.
+        images: whether to show images of the data set.
+    """
+    sections = [
+        at_a_glance(figures),
+        training_section(evidence),
+        errors_section(evidence, figures, images=images),
+        calibration_section(figures),
+        features_section(evidence, figures, images=images),
+        components_section(evidence, figures, images=images),
+        templates_section(evidence),
+        strangers_section(figures["ood"]),
+        Section("recipe", "Recipe", ["The resolved recipe, defaults included."], code=dump_recipe(evidence.run.recipe)),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def at_a_glance(figures: Figures) -> Section:
+    """Metrics before and after calibration, and the facts of the run."""
+    calibration, run = figures["calibration"], figures["run"]
+    header = ["test split", "accuracy", "NLL, nats", "Brier score", "ECE, 15 bins"]
+    names = {"before": "before calibration, T = 1", "after": f"as served, T = {calibration['temperature']:.4g}"}
+    if calibration["temperature"] == 1:
+        names = {"after": "not calibrated, T = 1"}
+    rows = [_metrics_row(name, calibration[key]) for key, name in names.items()]
+    count = calibration["after"]["images"]
+    metrics = Table(f"Metrics on the {count:,} images of the test split", header, rows)
+    return Section("glance", "At a glance", tables=[metrics, Table("The run", [], _facts(run, figures["log_density"]))])
+
+
+def training_section(evidence: Evidence) -> Section | None:
+    """Learning curves."""
+    epochs = evidence.run.epochs()
+    if not epochs:
+        return None
+    text = "Loss and accuracy on the training images are means over an epoch's batches, augmented and while learning."
+    alt = f"Curves over {len(epochs)} epochs; the last loss is {epochs[-1]['loss']:.4g}."
+    curves = Picture("curves", "Each epoch of the training.", alt, plots.learning_curves(epochs), wide=True)
+    return Section("training", "Training", [text], pictures=[curves])
+
+
+def errors_section(evidence: Evidence, figures: Figures, *, images: bool) -> Section:
+    """Confusion matrix, confused pairs, accuracy per class."""
+    classes, pairs = evidence.dataset.classes, figures["confused_pairs"]
+    counts = np.array(figures["confusion"])
+    wrong = int(counts.sum() - counts.trace())
+    pictures = [
+        Picture(
+            "confusion",
+            "Rows are true classes, columns predictions; the colour is the share of the row, on a root scale.",
+            f"Confusion matrix of {len(classes)} classes with {wrong} errors.",
+            plots.confusion_matrix(counts, classes),
+        )
+    ]
+    if pairs:
+        first = f"{classes[pairs[0]['truth']]} taken for {classes[pairs[0]['prediction']]}, {pairs[0]['count']} times"
+        figure = plots.confused_pairs(pairs, classes)
+        pictures.append(Picture("pairs", "The most frequent confusions.", f"Bars; the longest: {first}.", figure))
+    pictures.append(_accuracies(figures["class_accuracy"], classes))
+    if images and pairs:
+        pictures.append(confused_images(evidence, pairs))
+    text = f"{wrong:,} of {counts.sum():,} test images are given the wrong class."
+    return Section("errors", "Where it is wrong", [text], pictures=pictures)
+
+
+def calibration_section(figures: Figures) -> Section:
+    """Reliability and confidence before and after the temperature."""
+    calibration = figures["calibration"]
+    text = [
+        "A calibrated classifier is right about 80 % of the images of which it is 80 % sure: its bars end on the "
+        "diagonal. The temperature T divides the log-joints before they become probabilities; it changes no decision."
+    ]
+    before, after = (f"{calibration[name]['ece']:.2%}" for name in ("before", "after"))
+    alt = f"Reliability diagrams and histograms of the confidence; ECE {before} at T = 1 and {after} as served."
+    caption = "Above: accuracy per bin of confidence. Below: how many images each bin holds."
+    picture = Picture("calibration", caption, alt, plots.calibration(calibration), wide=calibration["temperature"] != 1)
+    return Section("calibration", "How sure it is", text, pictures=[picture])
+
+
+def features_section(evidence: Evidence, figures: Figures, *, images: bool) -> Section:
+    """The feature plane and the distances of the classes."""
+    classes, distances = evidence.dataset.classes, figures["class_distances"]
+    shown = _shown_classes(figures)
+    mixtures = feature_plots.gaussians_of(evidence.classifier.head)
+    train = evidence.train
+    plane = feature_plots.feature_plane(train.features, train.labels, mixtures, classes, shown)
+    ellipses = " Crosses are component means; ellipses are one (solid) and two (dotted) standard deviations"
+    caption = f"Features of training images, {len(shown)} of {len(classes)} classes in colour."
+    caption += "" if mixtures is None else f"{ellipses}{', numbers weights' if mixtures.means.shape[1] > 1 else ''}."
+    pictures = [Picture("plane", caption, f"Scatter plot of the features of {len(classes)} classes.", plane, wide=True)]
+    tables = []
+    if len(classes) > 2:
+        alt = f"Histogram of {len(distances['distance'])} distances from {distances['distance'][0]:.3g} up."
+        histogram = feature_plots.distance_histogram(distances["distance"])
+        pictures.append(Picture("distances", "How far apart the classes' mean features are.", alt, histogram))
+        closest = list(zip(distances["pairs"], distances["distance"], strict=True))[:5]
+        rows = [[f"{classes[a]} and {classes[b]}", f"{distance:.3g}"] for (a, b), distance in closest]
+        tables.append(Table("The closest classes, by their mean features", ["classes", "distance"], rows))
+    if images:
+        pictures.append(close_classes(evidence, distances["pairs"]))
+    text = f"The head sees {figures['run']['dim']} features of each image."
+    return Section("features", "What the features are like", [text], tables, pictures)
+
+
+def components_section(evidence: Evidence, figures: Figures, *, images: bool) -> Section | None:
+    """Occupancy, stability, widths and BIC of mixture components; None for one component a class."""
+    components, classes = figures["components"], evidence.dataset.classes
+    mixtures = feature_plots.gaussians_of(evidence.classifier.head)
+    if components is None or mixtures is None:
+        return None
+    pictures = [_occupancy(components, classes), _scales(mixtures, classes), _bic(components)]
+    if images:
+        pictures.append(component_members(evidence))
+    text, tables = _component_text(components), _component_tables(components, classes)
+    return Section("components", "What the components are", text, tables, pictures)
+
+
+def templates_section(evidence: Evidence) -> Section | None:
+    """Weights in the pixels; None unless the whole network is linear."""
+    templates = pixel_templates(evidence.classifier)
+    if templates is None:
+        return None
+    classes = evidence.dataset.classes
+    figure = image_plots.weight_templates(templates, classes)
+    caption = "Red: bright pixels there speak for the class; blue: against it. Each template has its own scale."
+    picture = Picture("templates", caption, f"Weights in the pixels for {len(classes)} classes.", figure, wide=True)
+    text = "The network is linear from pixels to logits, so that its weights can be seen as one template a class."
+    return Section("templates", "What it looks for", [text], pictures=[picture])
+
+
+def strangers_section(ood: Figures) -> Section:
+    """Out-of-distribution scores, or why there are none."""
+    title = "Telling strangers"
+    if "missing" in ood:
+        return Section("strangers", title, [f"Not measured: {ood['missing']}."])
+    text = [
+        f"The network has learned {ood['known']}; its {ood['known_images']:,} test images are mixed with "
+        f"{ood['stranger_images']:,} of {ood['strangers']}. AUROC is the probability that a familiar image scores "
+        "above a strange one; FPR at 95 % TPR the share of strangers accepted where 95 % of the familiar images are.",
+        *(f"No {plots.SCORE_NAMES[name]}: {reason}." for name, reason in ood["omitted"].items()),
+    ]
+    rows = [
+        [plots.SCORE_NAMES[name], f"{score['auroc']:.2%}", f"{score['fpr_at_95_tpr']:.2%}"]
+        for name, score in ood["scores"].items()
+    ]
+    table = Table("Scores of familiarity", ["score", "AUROC", "FPR at 95 % TPR"], rows)
+    alt = "; ".join(f"{row[0]}: AUROC {row[1]}, FPR {row[2]}" for row in rows)
+    picture = Picture("strangers", "How well each score tells strangers.", alt, plots.ood_bars(ood), wide=True)
+    return Section("strangers", title, text, [table], [picture])
+
+
+def _metrics_row(name: str, metrics: Figures) -> list[str]:
+    figures = f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"
+    return [name, f"{metrics['accuracy']:.2%}", *figures, f"{metrics['ece']:.2%}"]
+
+
+def _facts(run: Figures, log_density: float | None) -> list[list[str]]:
+    splits = ", ".join(f"{name} {count:,}" for name, count in run["splits"].items())
+    covariance = f", {run['covariance']} covariance" if run["covariance"] else ""
+    of_class = f", {run['components']} components a class" if run["components"] > 1 else ""
+    rows = [
+        ["recipe", run["recipe"]],
+        ["data", f"{run['data']}: {splits}; {len(run['classes'])} classes"],
+        ["network", f"{run['encoder']}, {run['dim']} features, {run['parameters']:,} parameters"],
+        ["head", f"{run['head']}{covariance}{of_class}"],
+        ["training", f"{run['epochs']} epochs in {run['seconds']:,.1f} s on {run['device']}, begun {run['started']}"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
+        ["temperature", f"{run['temperature']:.4g}"],
+        ["training images in the statistics", f"{run['sample']:,}"],
+        ["fingerprint of the data", run["fingerprint"]],
+    ]
+    return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
+
+
+def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:
+    worst = int(np.argmin(accuracy))
+    caption = "Accuracy per class, the lowest first."
+    if len(classes) > SEVERAL:
+        caption = f"The {SEVERAL} classes of {len(classes)} with the lowest accuracy."
+    alt = f"Accuracy per class, from {min(accuracy):.1%} ({classes[worst]}) to {max(accuracy):.1%}."
+    return Picture("accuracy", caption, alt, plots.class_accuracy(accuracy, classes))
+
+
+def _shown_classes(figures: Figures) -> list[int]:
+    """At most ten classes: those in the most frequent confusions, filled up with the first."""
+    confused = [pair[key] for pair in figures["confused_pairs"] for key in ("truth", "prediction")]
+    everything = range(len(figures["class_accuracy"]))
+    return sorted(list(dict.fromkeys([*confused, *everything]))[:SHOWN])
+
+
+def _occupancy(components: Figures, classes: Sequence[str]) -> Picture:
+    refitted = components.get("refit")
+    variants = {"as trained, by gradient" if refitted else "test images": components["test"]["occupancy"]}
+    if refitted:
+        variants["refitted by EM"] = refitted["occupancy"]
+    caption = "Share of each class's test images that each component takes."
+    evenness = components["test"]["mean_normalised_entropy"]
+    alt = f"Shares per class and component; mean normalised entropy {evenness:.2f}."
+    figure = feature_plots.occupancy_bars(variants, classes)
+    return Picture("occupancy", caption, alt, figure, wide=bool(refitted) or len(classes) > SEVERAL)
+
+
+def _scales(mixtures: feature_plots.GaussianMixtures, classes: Sequence[str]) -> Picture:
+    width = feature_plots.widths(mixtures)
+    alt = f"Weights, and standard deviations from {width.min():.3g} to {width.max():.3g}, per component."
+    caption = "Weights of the components, and their standard deviation: the geometric mean over all directions."
+    return Picture("scales", caption, alt, feature_plots.component_scales(mixtures, classes), wide=True)
+
+
+def _bic(components: Figures) -> Picture:
+    least = components["bic"]["least"]
+    caption = f"Refits with more and fewer components: the Bayesian information criterion prefers {least} a class."
+    figure = plots.bic_curve(components["bic"], components["components"])
+    return Picture("bic", caption, f"Curve of the criterion, least at {least} components.", figure)
+
+
+def _component_text(components: Figures) -> list[str]:
+    test, stability = components["test"], components["stability"]
+    way = "by gradient" if components["fitted_by"] == "gradient" else "by EM on frozen features"
+    text = [
+        f"Each class has {components['components']} components, fitted {way}. The entropy of their shares of the "
+        f"class's test images, over its largest possible value, is {test['mean_normalised_entropy']:.2f} in the mean "
+        "of the classes: 1 if all are used alike, 0 if one takes every image.",
+        f"Refitted with {len(stability['seeds'])} seeds on {components['images']:,} training images, the components "
+        f"share out a class's images alike to an adjusted Rand index of {stability['adjusted_rand']:.2f}: 1 is the "
+        "same groups, 0 what chance would give.",
+    ]
+    if refitted := components.get("refit"):
+        text.append(
+            "Components trained by gradient may collapse until one takes every image. The same features, refitted by "
+            f"EM, give an entropy of {refitted['mean_normalised_entropy']:.2f} and an accuracy of "
+            f"{refitted['accuracy']:.2%} instead of {refitted['accuracy_as_trained']:.2%}."
+        )
+    return text
+
+
+def _component_tables(components: Figures, classes: Sequence[str]) -> list[Table]:
+    if len(classes) > SEVERAL:
+        return []
+    test, rand = components["test"], components["stability"]["adjusted_rand_per_class"]
+    rows = [
+        [name, *(f"{share:.1%}" for share in test["occupancy"][c]), f"{test['entropy'][c]:.3f}",
+         f"{test['normalised_entropy'][c]:.2f}", f"{rand[c]:.2f}"]
+        for c, name in enumerate(classes)
+    ]  # fmt: skip
+    header = ["class", *(f"component {k}" for k in range(components["components"]))]
+    header += ["entropy, nats", "over log K", "stability (Rand)"]
+    return [Table("Shares of the test images per component", header, rows)]
