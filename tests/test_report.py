@@ -21,8 +21,10 @@ from training import ood
 from training.__main__ import main
 from training.data import Dataset, Sources
 from training.evaluate import eager, measure, run_graph
+from training.evidence import gather
 from training.recipe import Recipe
 from training.report import write_report
+from training.report_galleries import component_members
 from training.run import Run, RunError
 from training.train import train
 
@@ -206,6 +208,20 @@ def test_strangers_and_a_collapse_are_shown(tmp_path: Path, monkeypatch: pytest.
     assert f"{figures['ood']['scores']['log_density']['auroc']:.2%}" in words
     assert "No energy: each component has its own covariance" in words
     assert f"an accuracy of {figures['components']['refit']['accuracy']:.2%} instead of" in " ".join(words.split())
+
+
+def test_components_without_images_are_counted_and_left_out(run: Run, sources: Sources) -> None:
+    evidence = gather(run, sources, CPU)
+    head = evidence.classifier.head
+    with torch.no_grad():
+        head.weight_logits[0, 0] = -1e4  # nothing belongs to component 0 of the first class
+
+    picture = component_members(evidence)
+
+    names = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert "Left out: 1 components that have none." in picture.caption
+    assert [name for name in names if name.startswith("1 & one")] == ["1 & one · comp. 1 · 100%"]
+    assert sum("comp." in name for name in names) == 5
 
 
 def test_report_in_the_way_is_replaced_and_anything_else_is_kept(run: Run, sources: Sources, tmp_path: Path) -> None:

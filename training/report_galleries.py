@@ -22,7 +22,7 @@ SEED = 0  # of the images that are picked at random
 
 
 def component_members(evidence: Evidence) -> Picture:
-    """Images of each component: those nearest to its mean, and others at random.
+    """Images of each component that has any: those most typical of it, and others at random.
 
     Of many classes, those are shown whose components are used most evenly.
     """
@@ -38,11 +38,15 @@ def component_members(evidence: Evidence) -> Picture:
         closeness = of_class(head, train.features[members], label)
         for k in range(head.components):
             own = assigned[members] == k
+            if not own.any():
+                continue
             ranked = members[own][np.argsort(-closeness[own, k], kind="stable")]
             name = f"{shortened(evidence.dataset.classes[label], 12)} · comp. {k} · {own.mean():.0%}"
             rows.append(Row(name, [_pick(train, ranked[:COLUMNS]), _some(train, ranked[COLUMNS:], generator)]))
     figure = gallery(rows, ["most typical", "at random"], COLUMNS)
     caption = "Training images of each component, with the component's share of its class."
+    if empty := len(chosen) * head.components - len(rows):
+        caption += f" Left out: {empty} components that have none."
     if len(chosen) < head.classes:
         caption += f" The {len(chosen)} classes whose components are used most evenly."
     return Picture("components", caption, f"Images of {len(rows)} components.", figure, wide=True)

@@ -13,6 +13,7 @@ from training.recipe import dump_recipe
 from training.report_galleries import close_classes, component_members, confused_images
 
 SHOWN = 10  # classes in colour in the feature plane
+COMPONENTS_SHOWN = 30  # there
 SEVERAL = 20  # classes; of more, tables name only some
 
 Figures = dict[str, Any]
@@ -207,10 +208,11 @@ def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:
 
 
 def _shown_classes(figures: Figures) -> list[int]:
-    """At most ten classes: those in the most frequent confusions, filled up with the first."""
+    """At most ten classes, of about 30 components: those in the most frequent confusions, filled up with the first."""
+    most = min(SHOWN, max(3, COMPONENTS_SHOWN // figures["run"]["components"]))
     confused = [pair[key] for pair in figures["confused_pairs"] for key in ("truth", "prediction")]
     everything = range(len(figures["class_accuracy"]))
-    return sorted(list(dict.fromkeys([*confused, *everything]))[:SHOWN])
+    return sorted(list(dict.fromkeys([*confused, *everything]))[:most])
 
 
 def _occupancy(components: Figures, classes: Sequence[str]) -> Picture:
