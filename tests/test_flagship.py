@@ -1,8 +1,8 @@
-"""The committed bundle, held to what its manifest and the README say, on MNIST's own test images."""
+"""The committed bundles, held to what their manifests and the results say; the flagship on MNIST's own test images."""
 
-import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +11,11 @@ from serving.runtimes import open_runtime
 from training.data import Sources
 from training.evaluate import measure, run_graph
 from training.recipe import load_recipe, parse_recipe
+from training.results import load_results
 from training.train import load_images
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ("mnist-mda", "fashion-mnist-mda-best", "cifar100-lda-best")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,24 @@ def test_was_trained_by_the_recipe_of_its_name_on_every_training_image(bundle: B
     assert bundle.manifest.dataset.splits == {"train": 60_000, "validation": 0, "test": 10_000}
 
 
-def test_readme_states_its_accuracy(bundle: Bundle) -> None:
-    row = re.search(r"^\| `model_store/mnist-mda/1` .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_bundle_answers_its_golden_images_and_is_small(name: str) -> None:
+    bundle = Bundle.load(ROOT / "model_store" / name / "1")
+    images, expected = bundle.read_golden()
 
-    assert row is not None
-    assert f"{bundle.manifest.metrics['accuracy']:.2%}".replace("%", " %") in row[0]
+    for kind in ("onnx", "torchscript"):
+        posterior = open_runtime(bundle, kind)(images)["posterior"]
+        assert np.abs(posterior - expected["posterior"]).max() < 1e-5
+    assert sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()) < 12_000_000
+    assert (bundle.path / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_bundle_was_trained_by_its_recipe_and_is_in_the_results(name: str) -> None:
+    manifest = Bundle.load(ROOT / "model_store" / name / "1").manifest
+    row = load_results(ROOT / "docs" / "results.json")["models"][name]
+
+    assert parse_recipe(manifest.recipe) == load_recipe(name)[1]
+    for key, of_eager in row["after"].items():
+        assert manifest.metrics[key] == pytest.approx(of_eager, abs=2e-4), key
+    assert f"`model_store/{name}/1`" in (ROOT / "README.md").read_text()

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 
+from training.tables import write_beside, write_tables
+
 RESULTS = Path("docs/results.json")
 
 Section = Literal["models", "studies", "sweeps", "training_speed"]
@@ -73,10 +75,10 @@ def load_results(file: Path = RESULTS) -> dict[str, Any]:
 
 
 def record(section: Section, name: str, figures: dict[str, Any], file: Path = RESULTS) -> None:
-    """Put figures in the place of those of the same section and name."""
+    """Put figures in the place of those of the same section and name, and write the tables of docs/results.json."""
     results = load_results(file)
     results.setdefault(section, {})[name] = {**figures, **stamp()}
     ordered = {key: dict(sorted(results[key].items())) for key in sorted(results)}
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_beside(file, json.dumps(ordered, indent=2) + "\n")
+    if file == RESULTS:
+        write_tables(ordered)

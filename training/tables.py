@@ -43,8 +43,8 @@ SCORES = {
 def write_tables(results: dict[str, Any], readme: Path = README, page: Path = PAGE) -> None:
     """Write the README's table between its marks, and the page of all tables."""
     text = readme.read_text(encoding="utf-8")
-    _replace(readme, with_table(text, models_table(results)))
-    _replace(page, results_page(results))
+    write_beside(readme, with_table(text, models_table(results)))
+    write_beside(page, results_page(results))
 
 
 def with_table(text: str, table: str) -> str:
@@ -184,7 +184,8 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield re.sub(r"\s+", " ", name), value
 
 
-def _replace(file: Path, text: str) -> None:
+def write_beside(file: Path, text: str) -> None:
+    """Replace a file's text: a reader sees the old one or the new one."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)

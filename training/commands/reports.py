@@ -1,13 +1,17 @@
 """The command that explains a run: report."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.commands.options import DataRoot, Device, Folder
+from training.commands.options import DataRoot, Device, Folder, Record
 from training.evidence import SAMPLE
 from training.progress import say
+from training.recipe import load_recipe
+from training.results import model_figures
+from training.results import record as record_figures
 from training.run import Run
 from training.train import choose_device, sources_of
 
@@ -24,6 +28,7 @@ def report(
     data_root: DataRoot = Path("data"),
     data: Folder = None,
     device: Device = "auto",
+    record: Record = False,
 ) -> None:
     """Explain a run on one HTML page: its errors, calibration, features and components, and how it meets strangers.
 
@@ -33,9 +38,13 @@ def report(
 
     Example: python -m training report runs/digits-mda/demo --no-images --out docs/digits-mda
     """
-    from training.report import write_report  # with matplotlib, which no other command needs
+    from training.report import FIGURES, write_report  # with matplotlib, which no other command needs
 
     finished = Run.open(run)
     sources = sources_of(finished, data_root, data)
     page = write_report(finished, sources, out, images=images, device=choose_device(device), sample=sample)
+    if record:
+        report_of = json.loads((page.parent / FIGURES).read_bytes())
+        epochs = load_recipe(finished.name)[1].fit.epochs
+        record_figures("models", finished.name, model_figures(report_of, epochs))
     say(f"report: open {page}")
