@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from training_samples import digits, digits_from, small_recipe
+from training_samples import digits, digits_from, project_in, small_recipe
 from typer.testing import CliRunner
 
 from training import benchmark
@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_is_refused(name: str, images: int, message: str
 
 def test_command_writes_and_records_each_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
+    project_in(tmp_path)
     arguments = ["benchmark", "digits-mda", "--images", "300", "--rounds", "1", "--device", "cpu", "--record"]
 
     result = CliRunner().invoke(app, arguments)

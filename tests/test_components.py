@@ -11,7 +11,7 @@ from scipy.stats import entropy as scipy_entropy
 from sklearn.mixture import GaussianMixture
 from training_samples import digits, small_recipe
 
-from training.components import (
+from training.analysis.components import (
     assignments,
     bic_by_components,
     component_figures,
@@ -21,8 +21,8 @@ from training.components import (
     stability,
     usage,
 )
+from training.analysis.evidence import Evidence, answers_of, gather, log_joints_of_features, stratified
 from training.data import Sources
-from training.evidence import Evidence, answers_of, gather, log_joints_of_features, stratified
 from training.heads import lda_head, mda_head
 from training.recipe import RefitSpec
 from training.refit import choose_components, fit_head

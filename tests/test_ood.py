@@ -11,13 +11,10 @@ from sklearn.covariance import EmpiricalCovariance
 from training_samples import digits, small_recipe
 
 from serving.bundle import InputSpec
-from training import ood
-from training.classifier import Architecture, build_classifier
-from training.data import DataError, Dataset, Sources
-from training.evidence import Evidence, gather
-from training.heads import LinearHead, lda_head, mda_head
-from training.linear import linear_readout, pixel_templates
-from training.ood import (
+from training.analysis import ood
+from training.analysis.evidence import Evidence, gather
+from training.analysis.linear import linear_readout, pixel_templates
+from training.analysis.ood import (
     energy,
     false_positive_rate,
     fit_relative_mahalanobis,
@@ -26,6 +23,9 @@ from training.ood import (
     relative_mahalanobis,
     separation,
 )
+from training.classifier import Architecture, build_classifier
+from training.data import DataError, Dataset, Sources
+from training.heads import LinearHead, lda_head, mda_head
 from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run
 from training.train import train

@@ -14,11 +14,11 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 from training_samples import digits
 
-from training import feature_plots, plots
-from training.diagnostics import class_accuracy, class_distances, confused_pairs, confusion_counts, reliability
-from training.feature_plots import GaussianMixtures, gaussians_of, projection_of, widths
+from training.analysis.diagnostics import class_accuracy, class_distances, confused_pairs, confusion_counts, reliability
 from training.heads import LinearHead, mda_head
-from training.image_plots import Row, gallery, weight_templates
+from training.report import feature_plots, plots
+from training.report.feature_plots import GaussianMixtures, gaussians_of, projection_of, widths
+from training.report.image_plots import Row, gallery, weight_templates
 
 TEN = tuple(f"class {c}" for c in range(10))
 HUNDRED = tuple(f"a class with quite a long name {c}" for c in range(100))

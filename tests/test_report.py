@@ -17,14 +17,14 @@ import pytest
 import torch
 from training_samples import FOLDER_DATA, digits, small_recipe, write_digit_folder
 
-from training import ood
 from training.__main__ import main
+from training.analysis import ood
+from training.analysis.evidence import gather
 from training.data import Dataset, Sources
 from training.evaluate import eager, measure, run_graph
-from training.evidence import gather
 from training.recipe import Recipe
-from training.report import write_report
-from training.report_galleries import component_members
+from training.report.galleries import component_members
+from training.report.write import write_report
 from training.run import Run, RunError
 from training.train import train
 
@@ -245,7 +245,7 @@ def test_failed_report_leaves_the_old_one(
 ) -> None:
     page = write_report(run, sources, tmp_path / "report", images=False)
     before = page.read_bytes()
-    monkeypatch.setattr("training.page.TEMPLATES", tmp_path)
+    monkeypatch.setattr("training.report.page.TEMPLATES", tmp_path)
 
     with pytest.raises(Exception, match=r"report.html.jinja"):
         write_report(run, sources, tmp_path / "report", images=False)

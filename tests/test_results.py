@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from training.__main__ import app
 from training.recipe import recipe_names
 from training.results import load_results, model_figures, record
 from training.tables import END, START, models_table, results_page, with_table
@@ -80,3 +82,16 @@ def test_page_of_results_is_that_of_the_recorded_figures() -> None:
 def test_recorded_models_are_recipes() -> None:
     assert RESULTS["models"]
     assert set(RESULTS["models"]) <= set(recipe_names())
+
+
+def test_recording_outside_the_project_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(app, ["study", "parameter-growth", "--record"])
+
+    assert (
+        str(result.exception) == f"--record must be given in the project's root, beside its README.md, got {tmp_path}"
+    )
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
-from training_samples import small_recipe
+from training_samples import project_in, small_recipe
 from typer.testing import CliRunner
 
 from training.__main__ import app
@@ -300,7 +300,7 @@ def test_other_images_than_the_runs_are_refused(runs: Path, tmp_path: Path) -> N
 
 def test_command_writes_figures_and_records_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
+    project_in(tmp_path)
 
     result = CliRunner().invoke(app, ["study", "parameter-growth", "--record", "--device", "cpu"])
 

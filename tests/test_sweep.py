@@ -6,19 +6,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from training_samples import small_recipe
+from training_samples import project_in, small_recipe
 from typer.testing import CliRunner
 
-from training import sweep as sweep_module
 from training.__main__ import app
 from training.data import Sources
 from training.recipe import RecipeError, dump_recipe, load_recipe
 from training.run import Run, RunError
-from training.space import Parameter, check, grid, parse_over, parse_space, recipe_at
-from training.sweep import PRESETS, Sweep, Trial, best_of, carry_out
-from training.sweep_report import Scale, draw, figures_of, table_of, write_report
+from training.sweeps import sweep as sweep_module
+from training.sweeps.report import Scale, draw, figures_of, table_of, write_report
+from training.sweeps.space import Parameter, check, grid, parse_over, parse_space, recipe_at
+from training.sweeps.sweep import PRESETS, Sweep, Trial, best_of, carry_out
+from training.sweeps.unsaved import Images, UnsavedRun, silence
 from training.train import choose_device, train
-from training.unsaved import Images, UnsavedRun, silence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -431,7 +431,7 @@ def test_command_sweeps_goes_on_and_writes_a_recipe_that_trains(
 
 def test_command_records_its_figures(recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
+    project_in(tmp_path)
 
     invoke("sweep", recipe_file, "--over", "fit.lr=1e-3:1e-2:log", "--trials", 1, "--device", "cpu", "--record")
 

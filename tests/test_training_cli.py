@@ -18,7 +18,7 @@ from training.recipe import dump_recipe, load_recipe, recipe_names
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("recipes", "train", "evaluate", "export", "samples")
+COMMANDS = ("recipes", "train", "evaluate", "export", "samples", "report", "sweep", "study", "benchmark")
 
 
 class Answer(NamedTuple):
@@ -105,7 +105,7 @@ def test_recipes_are_listed(cli: Cli) -> None:
 
     assert answer.code == 0
     assert all(name in answer.out for name in recipe_names())
-    assert "mda, K=2, full" in answer.out
+    assert "mda K=2" in answer.out
     assert "python -m training train RECIPE" in answer.out
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from training.data import Dataset, Sources, load_dataset
 from training.fit import Labelled
 from training.recipe import DataSpec, Recipe, parse_recipe
+from training.tables import END, START
 
 TREE: dict[str, dict[str, Any]] = {
     "data": {"name": "digits"},
@@ -49,6 +50,12 @@ def write_digit_folder(folder: Path, classes: str = "014", per_class: int = 40) 
 
 
 FOLDER_DATA = {"name": "folder", "channels": 1, "size": 8, "validation": 0.2, "test": 0.25}
+
+
+def project_in(folder: Path) -> None:
+    """What --record writes to: a README with a marked table, and docs."""
+    (folder / "docs").mkdir()
+    (folder / "README.md").write_text(f"{START}\n{END}\n")
 
 
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:

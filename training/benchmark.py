@@ -29,8 +29,8 @@ from training.fit import Labelled, build_optimizer, fit
 from training.losses import build_loss
 from training.progress import track
 from training.recipe import Recipe, load_recipe
+from training.sweeps.unsaved import UnsavedRun, silence
 from training.train import load_images
-from training.unsaved import UnsavedRun, silence
 
 SMALL = ("digits-softmax", "cifar10-softmax", "cifar10-mlp", "cifar10-cnn")
 WORKERS = 2

@@ -9,30 +9,38 @@ from typing import Any
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+INK = "#222222"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-DPI = 150
+DPI = 130
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     """A figure of `width` x `height` inches and its axes (rows, columns), always two-dimensional."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save_figure(figure: Any, file: Path) -> Path:
     """Write a PNG file, its folder too."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=DPI)
+    figure.savefig(file)
     return file
 
 
-def tidy(axes: Any, *, title: str = "", x: str = "", y: str = "") -> None:
-    """Name the axes, draw a faint grid and leave out the frame's upper and right sides."""
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(visible=True, alpha=0.25)
+def plain(axes: Any) -> None:
+    """A thin grid, and a frame without its upper and right sides."""
     axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=INK)
+
+
+def tidy(axes: Any, *, title: str = "", x: str = "", y: str = "") -> None:
+    """Name the axes and make them plain."""
+    axes.set(title=title, xlabel=x, ylabel=y)
+    plain(axes)
 
 
 def show_image(axes: Any, pixels: Any, title: str = "", *, colour: str = "black") -> None:

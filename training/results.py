@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from training.tables import write_beside, write_tables
+from training.tables import README, START, write_beside, write_tables
 
 RESULTS = Path("docs/results.json")
 
@@ -34,7 +34,7 @@ def stamp() -> dict[str, Any]:
 
 
 def model_figures(report: dict[str, Any], recipe_epochs: int) -> dict[str, Any]:
-    """What stays of a run's report (training/report.py), of a recipe that has `recipe_epochs`."""
+    """What stays of a run's report (training/report/write.py), of a recipe that has `recipe_epochs`."""
     run, calibration, components, ood = (report[key] for key in ("run", "calibration", "components", "ood"))
     kept = ("id", "encoder", "head", "dim", "parameters", "epochs", "seconds", "device", "temperature", "splits")
     quality = ("accuracy", "nll", "brier", "ece")
@@ -66,6 +66,16 @@ def _component_figures(components: dict[str, Any]) -> dict[str, Any]:
         refit = components["refit"]
         kept["refit"] = {key: refit[key] for key in ("accuracy_as_trained", "accuracy", *usage)}
     return kept
+
+
+def require_project() -> None:
+    """Refuse to record outside the project's root, before anything is measured.
+
+    Raises:
+        ValueError: if the README with its table of results is not here.
+    """
+    if not README.is_file() or START not in README.read_text(encoding="utf-8"):
+        raise ValueError(f"--record must be given in the project's root, beside its README.md, got {Path.cwd()}")
 
 
 def load_results(file: Path = RESULTS) -> dict[str, Any]:

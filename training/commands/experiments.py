@@ -16,13 +16,13 @@ from training.progress import console, say
 from training.results import record as record_figures
 from training.results import stamp
 from training.run import RUNS
-from training.space import parse_space
 from training.studies import STUDIES
 from training.studies.study import Setting
-from training.sweep import PRESETS, Sweep, Trial, carry_out
-from training.sweep_report import figures_of, in_words, table_of, write_report
+from training.sweeps.report import figures_of, in_words, table_of, write_report
+from training.sweeps.space import parse_space
+from training.sweeps.sweep import PRESETS, Sweep, Trial, carry_out
+from training.sweeps.unsaved import Images
 from training.train import choose_device
-from training.unsaved import Images
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for every trial, such as fit.epochs=5; repeatable.")

@@ -5,6 +5,15 @@ from typing import Annotated
 
 import typer
 
+from training.results import require_project
+
+
+def _checked(record: bool) -> bool:
+    if record:
+        require_project()
+    return record
+
+
 DataRoot = Annotated[
     Path, typer.Option(help="Folder of fashion-mnist, cifar10 and cifar100, as torchvision lays them out.")
 ]
@@ -12,4 +21,7 @@ Folder = Annotated[
     Path | None, typer.Option("--data", help="Your own images: a folder with one folder of images a class.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="auto|cpu|cuda")]
-Record = Annotated[bool, typer.Option("--record", help="Write the figures into docs/results.json and the README.")]
+Record = Annotated[
+    bool,
+    typer.Option("--record", callback=_checked, help="Write the figures into docs/results.json and the README."),
+]

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from training.analysis.evidence import SAMPLE
 from training.commands.options import DataRoot, Device, Folder, Record
-from training.evidence import SAMPLE
 from training.progress import say
 from training.recipe import load_recipe
 from training.results import model_figures
@@ -38,7 +38,7 @@ def report(
 
     Example: python -m training report runs/digits-mda/demo --no-images --out docs/digits-mda
     """
-    from training.report import FIGURES, write_report  # with matplotlib, which no other command needs
+    from training.report.write import FIGURES, write_report  # with matplotlib, which no other command needs
 
     finished = Run.open(run)
     sources = sources_of(finished, data_root, data)

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-INK, FAINT = "#222222", "#BBBBBB"
-DPI = 130
+from training.figures import COLOURS, INK, new_figure, plain
+
+PALETTE = (*COLOURS, "#000000", "#F0E442")
+FAINT = "#BBBBBB"
 MANY_CLASSES = 20  # above it, no text in cells and no name for every class
 
 SCORE_NAMES = {
@@ -30,19 +31,11 @@ SCORE_NAMES = {
 
 def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches, and its axes row by row."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, grid = new_figure(width, height, rows, columns)
+    axes = list(grid.flat)
     for ax in axes:
         plain(ax)
     return figure, axes
-
-
-def plain(ax: Axes) -> None:
-    """Thin grid, no box."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color="#E6E6E6", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.tick_params(labelsize=9, colors=INK)
 
 
 def shortened(name: str, most: int = 18) -> str:

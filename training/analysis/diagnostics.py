@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.evaluate import ECE_BINS, measure
-from training.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 
 CALIBRATED = ("images", "accuracy", "nll", "brier", "ece")
 

@@ -22,8 +22,8 @@ from typing import Any
 from training.fit import DivergedError
 from training.recipe import Recipe, dump_recipe
 from training.run import RUNS, RunError
-from training.space import Parameter, Point, check, grid, recipe_at
-from training.unsaved import Epoch, Images, train_once
+from training.sweeps.space import Parameter, Point, check, grid, recipe_at
+from training.sweeps.unsaved import Epoch, Images, train_once
 
 
 @dataclass(frozen=True)

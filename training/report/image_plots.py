@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.plots import DPI, INK, shortened
+from training.figures import DPI, INK
+from training.report.plots import shortened
 
 LARGEST = 64  # pixels; larger images are scaled down
 TILE_INCHES = 0.46

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from training.figures import BLUE, is_logarithmic, new_figure, percent_axis, save_figure, tidy
 from training.recipe import dump_recipe
-from training.space import Parameter, Value, recipe_at
-from training.sweep import Sweep, Trial, best_of
+from training.sweeps.space import Parameter, Value, recipe_at
+from training.sweeps.sweep import Sweep, Trial, best_of
 
 TOP = 5
 

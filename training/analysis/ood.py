@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.analysis.evidence import SAMPLE, Answers, Evidence, FloatArray, Labels, answers_of, gather
+from training.analysis.linear import linear_readout
 from training.data import DataError, Dataset, Sources, load_dataset
-from training.evidence import SAMPLE, Answers, Evidence, FloatArray, Labels, answers_of, gather
 from training.heads import DiscriminantHead
-from training.linear import linear_readout
 from training.recipe import DataSpec
 from training.run import Run
 

@@ -13,15 +13,21 @@ import numpy as np
 import torch
 
 from serving.bundle import staged
-from training.components import component_figures
+from training.analysis.components import component_figures
+from training.analysis.diagnostics import (
+    calibration_figures,
+    class_accuracy,
+    class_distances,
+    confused_pairs,
+    confusion_counts,
+)
+from training.analysis.evidence import SAMPLE, Evidence, gather
+from training.analysis.ood import ood_of
 from training.data import DataError, Sources
-from training.diagnostics import calibration_figures, class_accuracy, class_distances, confused_pairs, confusion_counts
-from training.evidence import SAMPLE, Evidence, gather
 from training.heads import DiscriminantHead
-from training.ood import ood_of
-from training.page import PAGE, write_page
 from training.progress import say
-from training.report_sections import sections_of
+from training.report.page import PAGE, write_page
+from training.report.sections import sections_of
 from training.run import Run
 
 FIGURES = "report.json"

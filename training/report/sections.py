@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from training import feature_plots, image_plots, plots
-from training.evidence import Evidence
-from training.linear import pixel_templates
-from training.page import Picture, Section, Table
+from training.analysis.evidence import Evidence
+from training.analysis.linear import pixel_templates
 from training.recipe import dump_recipe
-from training.report_galleries import close_classes, component_members, confused_images
+from training.report import feature_plots, image_plots, plots
+from training.report.galleries import close_classes, component_members, confused_images
+from training.report.page import Picture, Section, Table
 
 SHOWN = 10  # classes in colour in the feature plane
 COMPONENTS_SHOWN = 30  # there

@@ -15,9 +15,10 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from training.evidence import FloatArray, Labels
+from training.analysis.evidence import FloatArray, Labels
+from training.figures import DPI, INK
 from training.heads import DiscriminantHead, Head
-from training.plots import DPI, FAINT, INK, MANY_CLASSES, PALETTE, figure_of, shortened
+from training.report.plots import FAINT, MANY_CLASSES, PALETTE, figure_of, shortened
 
 MARKERS = "osD^vPX*<>"
 POINTS_OF_A_CLASS = 300  # drawn

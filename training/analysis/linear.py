@@ -7,8 +7,8 @@ term -z' Sigma^-1 z / 2, which no posterior depends on; what is left is linear i
 import numpy as np
 import torch
 
+from training.analysis.evidence import FloatArray
 from training.classifier import Classifier
-from training.evidence import FloatArray
 from training.heads import Head, LinearHead
 
 

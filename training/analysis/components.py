@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.evaluate import occupancy_of
-from training.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.heads import DiscriminantHead, gaussian_log_density
 from training.progress import track
 from training.recipe import RefitSpec

@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.components import assignments, of_class
-from training.evidence import Answers, Evidence
+from training.analysis.components import assignments, of_class
+from training.analysis.evidence import Answers, Evidence
 from training.heads import DiscriminantHead
-from training.image_plots import Row, gallery
-from training.page import Picture
-from training.plots import shortened
+from training.report.image_plots import Row, gallery
+from training.report.page import Picture
+from training.report.plots import shortened
 
 COLUMNS = 8  # images of a group
 MOST_ROWS = 40

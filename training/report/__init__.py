@@ -1,0 +1,1 @@
+"""The page on a run: its pictures, its sections, its HTML."""

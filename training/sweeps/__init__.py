@@ -1,0 +1,1 @@
+"""Many trainings of one recipe: the space, the resumable study, its trials and its report."""
