@@ -202,7 +202,8 @@ def describe_device(device: torch.device) -> str:
     """A device as a person would name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _require_same_epochs(recipe: Recipe, start: Run) -> None:

@@ -101,9 +101,10 @@ def _name(found: Run, first: Run, second: Run) -> str:
 
 
 def _table(curves: dict[str, list[Measured]]) -> Table:
-    table = Table("shift", *[f"{name}: {key}" for name in curves for key in MEASURES], box=None)
+    shown = ("accuracy", "agreement")  # more would not fit on a terminal
+    table = Table("shift", *[f"{name}\n{key}" for name in curves for key in shown], box=None)
     for pixels in SHIFTS:
-        table.add_row(f"{pixels} px", *[f"{getattr(c[pixels], key):.1%}" for c in curves.values() for key in MEASURES])
+        table.add_row(f"{pixels} px", *[f"{getattr(c[pixels], key):.1%}" for c in curves.values() for key in shown])
     return table
 
 
