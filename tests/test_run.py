@@ -218,7 +218,7 @@ def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
     assert description["classes"] == list("0123456789")
     assert description["input"]["height"] == 8
     assert description["folder"] == str(tmp_path)
-    assert description["device"] == "CPU, 1 threads" == describe_device(CPU)
+    assert description["device"] == "CPU, 1 thread" == describe_device(CPU)
     assert description["versions"]["torch"] == str(torch.__version__)
     with np.load(run.path / "splits.npz") as recorded:
         assert set(recorded.files) == set(splits)
