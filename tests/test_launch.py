@@ -39,7 +39,8 @@ def begin(own_state: Path, model_store: Path) -> Iterator[Callable[..., subproce
     started = []
 
     def run(*options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "serving", "start", "--models", "tiny-mda", "--port", "0", "--device", "cpu"]
+        command = ["env", "--default-signal=INT"]  # which a shell's background jobs ignore, and their children
+        command += [sys.executable, "-m", "serving", "start", "--models", "tiny-mda", "--port", "0", "--device", "cpu"]
         command += ["--model-store", str(model_store), "--state", str(own_state), *options]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))

@@ -79,16 +79,14 @@ def train_command(
                 "--resume takes a run as it is: leave RECIPE, --set, --epochs, --seed, --id and --from out"
             )
         run = Run.open(resume)
-        sources = sources_of(run, data_root, data, weights)
     else:
         if recipe is None:
             raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
         name, resolved = _resolve(recipe, data, epochs, seed, overrides or [])
         require_weights(resolved.encoder.kind, weights)
         run = Run.create(name, resolved, run_id, start=Run.open(start) if start else None)
-        sources = Sources(data_root, data, weights)
     say(f"training {run.name} into {run.path}")
-    train(run, sources, chosen)
+    train(run, sources_of(run, data_root, data, weights), chosen)
     say(f"finished: export it with  python -m training export {run.path}")
 
 

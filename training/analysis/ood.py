@@ -8,7 +8,8 @@ The scores, higher for more familiar images:
 - max_probability: the largest class probability, calibrated as it is served.
 - energy: logsumexp of linear logits at temperature one. For LDA they are its discriminant functions without the
   quadratic term that all classes share (linear.py); with that term the logsumexp would be log_density again. A head
-  with a covariance per component has no linear logits and so no energy.
+  with a covariance per component has no linear logits: its energy is that of the log-joints at the temperature that it
+  is served with, logsumexp(delta / T), which only at T = 1 is log_density.
 - relative_mahalanobis: the log-likelihood ratio, but for constants, of the nearest class's Gaussian, of one full
   covariance for all classes, and one Gaussian for everything, both fitted on features of training images.
 
@@ -27,8 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.analysis.evidence import SAMPLE, Answers, Evidence, FloatArray, Labels, answers_of, gather
+from training.analysis.evidence import (
+    SAMPLE,
+    Answers,
+    Evidence,
+    FloatArray,
+    Labels,
+    answers_of,
+    gather,
+    log_joints_of_features,
+)
 from training.analysis.linear import linear_readout
+from training.classifier import Classifier
 from training.data import DataError, Dataset, Sources, load_dataset
 from training.heads import DiscriminantHead
 from training.recipe import DataSpec
@@ -121,26 +132,26 @@ def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis)
     scores = {"max_probability": answers.outputs["posterior"].max(1).astype(np.float64)}
     if "log_density" in answers.outputs:
         scores = {"log_density": answers.outputs["log_density"].astype(np.float64)} | scores
-    if (readout := linear_readout(evidence.classifier.head)) is not None:
-        scores["energy"] = energy(answers.features @ readout[0].T + readout[1])
+    scores["energy"] = energy(_logits(evidence.classifier, answers.features))
     return scores | {"relative_mahalanobis": relative_mahalanobis(answers.features, fitted)}
 
 
 def omitted(evidence: Evidence) -> dict[str, str]:
     """Why a score is not there, by its name."""
-    head, reasons = evidence.classifier.head, {}
-    if not isinstance(head, DiscriminantHead):
-        reasons["log_density"] = f"a {head.kind} head has no density"
-    if linear_readout(head) is None:
-        reasons["energy"] = (
-            "each component has its own covariance, so the head has no linear logits; "
-            "the logsumexp of its log-joints is log_density"
-        )
-    return reasons
+    head = evidence.classifier.head
+    return {} if isinstance(head, DiscriminantHead) else {"log_density": f"a {head.kind} head has no density"}
+
+
+def _logits(classifier: Classifier, features: FloatArray) -> FloatArray:
+    """What the energy is of, (N, C), for features (N, D)."""
+    if (readout := linear_readout(classifier.head)) is None:
+        return log_joints_of_features(classifier, features) / classifier.temperature
+    weights, bias = readout
+    return features @ weights.T + bias
 
 
 def energy(logits: FloatArray) -> FloatArray:
-    """Negative free energy at temperature one: logsumexp of logits (N, C); (N,)."""
+    """Negative free energy: logsumexp of logits (N, C); (N,)."""
     result: FloatArray = np.logaddexp.reduce(logits, axis=1)
     return result
 
