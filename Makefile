@@ -73,8 +73,8 @@ lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	  $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header \
 	    --python-version 3.11 --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
 
-clean: ## remove the environment, runs, archives and samples; bundles stay
-	rm -rf $(VENV) .uv runs data/samples model_store/*.mar
+clean: ## remove the environment, runs, cached features, archives and samples; bundles stay
+	rm -rf $(VENV) .uv runs cache data/samples model_store/*.mar
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv

@@ -14,7 +14,7 @@ from training.__main__ import app
 from training.benchmark import Speed, measure_speed, noise, run_benchmark, table_of
 from training.classifier import Classifier
 from training.fit import Labelled, score
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 from training.train import choose_device
 
 CPU = choose_device("cpu")
@@ -114,6 +114,20 @@ def test_recipes_are_measured_by_name() -> None:
 
     assert (speed.recipe, speed.images, len(speed.ours)) == ("digits-mda", 300, 1)
     assert speed.ratios[0] > 0
+
+
+def test_recipes_that_begin_with_small_images_are_measured_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Recipe] = []
+
+    def measured(name: str, recipe: Recipe, data: Labelled, classes: int, **_: object) -> Speed:
+        seen.append(recipe)
+        return Speed(name, (1.0,), (1.0,), len(data))
+
+    monkeypatch.setattr(benchmark, "measure_speed", measured)
+    run_benchmark(["cifar10-lda"], None, images=300, rounds=1, device=CPU)
+
+    assert load_recipe("cifar10-lda")[1].fit.scales[0] < 1
+    assert seen[0].fit.scales == (1.0,)
 
 
 def test_noise_has_the_shape_of_the_data_set() -> None:

@@ -195,7 +195,7 @@ def noise(recipe: Recipe, count: int) -> tuple[Labelled, int]:
 
 
 def _benchmark_one(name: str, sources: Sources | None, images: int, rounds: int, device: torch.device) -> Speed:
-    label, recipe = load_recipe(name, ["fit.epochs=1"])
+    label, recipe = load_recipe(name, ["fit.epochs=1", "fit.scales=[1.0]"])  # both loops see images of the same size
     if recipe.encoder.kind in BACKBONES:
         raise ValueError(f"encoder.kind must be one that learns from pixels for benchmark, got {recipe.encoder.kind}")
     if images < 2 * recipe.fit.batch_size:
@@ -232,5 +232,8 @@ def _loader(recipe: Recipe, data: Labelled, classifier: Classifier, device: torc
     if spec.flip:
         steps.append(transforms.RandomHorizontalFlip())
     steps += [transforms.ToTensor(), transforms.Normalize(mean.tolist(), std.tolist())]
+    if spec.cutout:
+        share = spec.cutout**2 / data.images[0, 0].numel()
+        steps.append(transforms.RandomErasing(p=1, scale=(share, share), ratio=(1, 1)))
     items = PilImages(data, transforms.Compose(steps))
     return DataLoader(items, size, shuffle=True, num_workers=WORKERS, pin_memory=device.type == "cuda")

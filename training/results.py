@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from training.tables import README, START, write_beside, write_tables
+from training.files import replace_text
+from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
 
@@ -89,6 +90,6 @@ def record(section: Section, name: str, figures: dict[str, Any], file: Path = RE
     results = load_results(file)
     results.setdefault(section, {})[name] = {**figures, **stamp()}
     ordered = {key: dict(sorted(results[key].items())) for key in sorted(results)}
-    write_beside(file, json.dumps(ordered, indent=2) + "\n")
+    replace_text(file, json.dumps(ordered, indent=2) + "\n")
     if file == RESULTS:
         write_tables(ordered)

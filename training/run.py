@@ -8,14 +8,12 @@ classifier.pt   the finished classifier, refit and temperature included
 """
 
 import json
-import os
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ import torch
 from training.backbones import BACKBONES, weights_digest
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, Splits
+from training.files import replace_file, replace_text
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
 
 RUNS = Path("runs")
@@ -98,8 +97,8 @@ class Run:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         positions: dict[str, Any] = {name: part.numpy() for name, part in splits.items()}
-        _replace(self.path / "splits.npz", lambda out: np.savez(out, **positions))
-        _replace(self.path / "run.json", lambda out: out.write(json.dumps(text, indent=2).encode() + b"\n"))
+        replace_file(self.path / "splits.npz", lambda out: np.savez(out, **positions))
+        replace_text(self.path / "run.json", json.dumps(text, indent=2) + "\n")
 
     def description(self) -> dict[str, Any]:
         """Read run.json; nothing before the images have been read."""
@@ -139,7 +138,7 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace checkpoint.pt."""
-        _replace(self.path / "checkpoint.pt", lambda out: torch.save(state, out))
+        replace_file(self.path / "checkpoint.pt", lambda out: torch.save(state, out))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -157,7 +156,7 @@ class Run:
         """Write an epoch's line, in the place of any line of this or a later epoch."""
         kept = [line for line in self.epochs() if line["epoch"] < metrics["epoch"]]
         text = "".join(json.dumps(line) + "\n" for line in [*kept, metrics])
-        _replace(self.path / "metrics.jsonl", lambda out: out.write(text.encode()))
+        replace_text(self.path / "metrics.jsonl", text)
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -174,7 +173,7 @@ class Run:
             "temperature": classifier.temperature,
             "state": classifier.state_dict(),
         }
-        _replace(self.path / "classifier.pt", lambda out: torch.save(state, out))
+        replace_file(self.path / "classifier.pt", lambda out: torch.save(state, out))
 
     def load_classifier(self) -> Classifier:
         """Read classifier.pt, in evaluation mode on the CPU.
@@ -214,13 +213,3 @@ def _require_same_epochs(recipe: Recipe, start: Run) -> None:
         ours, theirs = getattr(recipe, part), getattr(start.recipe, part)
         if ours != theirs:
             raise RunError(f"run to start from must have {part} = ({ours}), got {start.path} with ({theirs})")
-
-
-def _replace(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside `file`, then rename: a reader sees the old file or the new one."""
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("wb") as out:
-        write(out)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(file)

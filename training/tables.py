@@ -5,13 +5,16 @@
 Both files are written by commands with --record; a test holds them to the results.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.analysis.ood import SCORE_NAMES
+from training.files import replace_text
+
 README = Path("README.md")
 PAGE = Path("docs/results.md")
+MOST_NUMBERS = 12  # of a list that stands in a line
 START, END = "<!-- results: written by --record -->", "<!-- end of results -->"
 
 # Test accuracy in percent, by the same encoder and head: arXiv 2601.01619 with its notebooks, and the course notebooks
@@ -32,19 +35,13 @@ PUBLISHED = {
     "cifar100-lda-best": "65.8 to 66.6",
     "cifar100-mda": "66.36",
 }
-SCORES = {
-    "log_density": "log p(z)",
-    "max_probability": "max. probability",
-    "energy": "energy",
-    "relative_mahalanobis": "relative Mahalanobis",
-}
 
 
 def write_tables(results: dict[str, Any], readme: Path = README, page: Path = PAGE) -> None:
     """Write the README's table between its marks, and the page of all tables."""
     text = readme.read_text(encoding="utf-8")
-    write_beside(readme, with_table(text, models_table(results)))
-    write_beside(page, results_page(results))
+    replace_text(readme, with_table(text, models_table(results)))
+    replace_text(page, results_page(results))
 
 
 def with_table(text: str, table: str) -> str:
@@ -130,9 +127,9 @@ def ood_table(results: dict[str, Any]) -> str:
     rows = []
     for name, row in results.get("models", {}).items():
         if of := row.get("ood"):
-            cells = [_separation(of["scores"].get(score)) for score in SCORES]
+            cells = [_separation(of["scores"].get(score)) for score in SCORE_NAMES]
             rows.append((f"`{name}`", of["strangers"], *cells))
-    return markdown(("recipe", "strangers", *SCORES.values()), rows)
+    return markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -170,7 +167,7 @@ def _duration(seconds: float) -> str:
 
 
 def _figures_list(name: str, figures: dict[str, Any]) -> str:
-    """Figures without a table of their own: their leaves, one a line."""
+    """Figures without a table of their own: numbers, words and short lists of numbers, one a line."""
     lines = [f"- {key}: {value}" for key, value in _leaves(figures) if not key.startswith("versions")]
     return "\n".join([f"### {name}", "", *lines])
 
@@ -181,11 +178,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
         if isinstance(value, dict):
             yield from _leaves(value, f"{name}, ")
         elif not isinstance(value, list):
-            yield re.sub(r"\s+", " ", name), value
-
-
-def write_beside(file: Path, text: str) -> None:
-    """Replace a file's text: a reader sees the old one or the new one."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+            yield name, value
+        elif len(value) <= MOST_NUMBERS and all(isinstance(number, int | float) for number in value):
+            yield name, ", ".join(map(str, value))

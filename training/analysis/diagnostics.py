@@ -3,16 +3,27 @@
 Everything comes as plain values that JSON can hold.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.evaluate import ECE_BINS, measure
 
 CALIBRATED = ("images", "accuracy", "nll", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two classes and the distance of their means."""
+
+    first: int
+    second: int
+    distance: float
 
 
 def calibration_figures(evidence: Evidence) -> dict[str, Any]:
@@ -92,6 +103,14 @@ def class_accuracy(counts: NDArray[np.int64]) -> list[float]:
     return shares
 
 
+def pairs_by_distance(means: Tensor) -> list[Pair]:
+    """Every pair of classes, the closest first: (C, D) to C (C - 1) / 2 pairs."""
+    first, second = torch.triu_indices(len(means), len(means), offset=1)
+    distances = (means[first] - means[second]).norm(dim=1)
+    order = distances.argsort(stable=True)
+    return [Pair(int(first[i]), int(second[i]), float(distances[i])) for i in order]
+
+
 def class_distances(features: FloatArray, labels: Labels, classes: int) -> dict[str, Any]:
     """Euclidean distances between the classes' mean features.
 
@@ -104,10 +123,8 @@ def class_distances(features: FloatArray, labels: Labels, classes: int) -> dict[
         distance, of the C(C-1)/2 pairs in ascending order; pairs, the classes' positions in the same order.
     """
     means = np.stack([features[labels == c].mean(0) for c in range(classes)])
-    first, second = np.triu_indices(classes, 1)
-    distance = np.linalg.norm(means[first] - means[second], axis=1)
-    order = np.argsort(distance, kind="stable")
+    pairs = pairs_by_distance(torch.from_numpy(means))
     return {
-        "distance": distance[order].round(4).tolist(),
-        "pairs": np.column_stack([first, second])[order].tolist(),
+        "distance": [round(pair.distance, 4) for pair in pairs],
+        "pairs": [[pair.first, pair.second] for pair in pairs],
     }

@@ -46,6 +46,12 @@ from training.recipe import DataSpec
 from training.run import Run
 
 STRANGERS = {"mnist": "fashion-mnist", "fashion-mnist": "mnist", "cifar10": "cifar100", "cifar100": "cifar10"}
+SCORE_NAMES = {
+    "log_density": "log-density",
+    "max_probability": "max probability",
+    "energy": "energy",
+    "relative_mahalanobis": "relative Mahalanobis",
+}
 ACCEPTED = 0.95  # of the network's own kind
 VARIANCE_FLOOR = 1e-6  # of the features' mean variance
 

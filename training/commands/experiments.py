@@ -12,6 +12,7 @@ from training.benchmark import SMALL, run_benchmark
 from training.benchmark import table_of as speed_table
 from training.commands.options import DataRoot, Device, Folder, Record
 from training.data import Sources
+from training.files import replace_text
 from training.progress import console, say
 from training.results import record as record_figures
 from training.results import stamp
@@ -126,7 +127,7 @@ def benchmark(
     console.print(speed_table(speeds))
     figures = {speed.recipe: {**speed.figures(), "real_images": real} for speed in speeds}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**figures, "measured": stamp()}, indent=2) + "\n", encoding="utf-8")
+    replace_text(out, json.dumps({**figures, "measured": stamp()}, indent=2) + "\n")
     say(str(out))
     if record:
         for name, values in figures.items():

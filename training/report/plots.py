@@ -15,18 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from training.analysis.ood import SCORE_NAMES
 from training.figures import COLOURS, INK, new_figure, plain
 
 PALETTE = (*COLOURS, "#000000", "#F0E442")
 FAINT = "#BBBBBB"
 MANY_CLASSES = 20  # above it, no text in cells and no name for every class
-
-SCORE_NAMES = {
-    "log_density": "log-density",
-    "max_probability": "max probability",
-    "energy": "energy",
-    "relative_mahalanobis": "relative Mahalanobis",
-}
 
 
 def figure_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:

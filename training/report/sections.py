@@ -7,6 +7,7 @@ import numpy as np
 
 from training.analysis.evidence import Evidence
 from training.analysis.linear import pixel_templates
+from training.analysis.ood import SCORE_NAMES
 from training.recipe import dump_recipe
 from training.report import feature_plots, image_plots, plots
 from training.report.galleries import close_classes, component_members, confused_images
@@ -163,10 +164,10 @@ def strangers_section(ood: Figures) -> Section:
         f"The network has learned {ood['known']}; its {ood['known_images']:,} test images are mixed with "
         f"{ood['stranger_images']:,} of {ood['strangers']}. AUROC is the probability that a familiar image scores "
         "above a strange one; FPR at 95 % TPR the share of strangers accepted where 95 % of the familiar images are.",
-        *(f"No {plots.SCORE_NAMES[name]}: {reason}." for name, reason in ood["omitted"].items()),
+        *(f"No {SCORE_NAMES[name]}: {reason}." for name, reason in ood["omitted"].items()),
     ]
     rows = [
-        [plots.SCORE_NAMES[name], f"{score['auroc']:.2%}", f"{score['fpr_at_95_tpr']:.2%}"]
+        [SCORE_NAMES[name], f"{score['auroc']:.2%}", f"{score['fpr_at_95_tpr']:.2%}"]
         for name, score in ood["scores"].items()
     ]
     table = Table("Scores of familiarity", ["score", "AUROC", "FPR at 95 % TPR"], rows)

@@ -1,12 +1,12 @@
 """Which classes lie close together? Class means of the training images' features and the distances between them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from training.analysis.diagnostics import Pair, pairs_by_distance
 from training.classifier import Classifier
 from training.figures import BLUE, RED, new_figure, save_figure, show_image, tidy
 from training.fit import Labelled
@@ -15,15 +15,6 @@ from training.studies.study import Outcome, Setting
 RECIPE = "cifar100-lda"
 CLOSEST = 5
 EXAMPLES = 4  # images a class
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two classes and the distance of their means."""
-
-    first: int
-    second: int
-    distance: float
 
 
 @torch.no_grad()
@@ -38,14 +29,6 @@ def means_of_classes(classifier: Classifier, data: Labelled, classes: int, batch
     if sums is None:
         raise ValueError("data must hold at least one image, got none")
     return (sums / data.labels.bincount(minlength=classes)[:, None]).cpu()
-
-
-def pairs_by_distance(means: Tensor) -> list[Pair]:
-    """Every pair of classes, the closest first: (C, D) to C (C - 1) / 2 pairs."""
-    first, second = torch.triu_indices(len(means), len(means), offset=1)
-    distances = (means[first] - means[second]).norm(dim=1)
-    order = distances.argsort(stable=True)
-    return [Pair(int(first[i]), int(second[i]), float(distances[i])) for i in order]
 
 
 def run(setting: Setting) -> Outcome:

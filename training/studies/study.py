@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from training.files import replace_text
 from training.run import RUNS, Run, RunError
 from training.train import sources_of
 
@@ -78,7 +79,7 @@ class Outcome:
         """Write the figures to <out>/<name>.json."""
         out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name}.json"
-        file.write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
+        replace_text(file, json.dumps(self.figures, indent=2) + "\n")
         return file
 
 

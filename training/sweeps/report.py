@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from training.figures import BLUE, is_logarithmic, new_figure, percent_axis, save_figure, tidy
+from training.files import replace_text
 from training.recipe import dump_recipe
 from training.sweeps.space import Parameter, Value, recipe_at
 from training.sweeps.sweep import Sweep, Trial, best_of
@@ -42,8 +43,8 @@ def write_report(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> list[Pa
     rows = [{"point": t.point, "validation_accuracy": t.accuracy, "seconds": t.seconds, "end": t.end} for t in trials]
     text = json.dumps({**figures_of(sweep, trials), "all": rows}, indent=2)
     recipe = recipe_at(sweep.recipe, sweep.settings, best.point)
-    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "best.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+    replace_text(folder / "sweep.json", text + "\n")
+    replace_text(folder / "best.toml", dump_recipe(recipe))
     return [folder / "sweep.json", folder / "best.toml", save_figure(draw(sweep, trials), folder / "sweep.png")]
 
 
