@@ -566,12 +566,12 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
         (
             "probe",
             "fit.flip=true",
-            "fit.crop_padding and fit.flip must be 0 and false for the encoder resnet18, got 0 and true",
+            "fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder resnet18, got 0, true and 0",
         ),
         (
             "probe",
             "fit.crop_padding=14",
-            "fit.crop_padding and fit.flip must be 0 and false for the encoder resnet18, got 14 and false",
+            "fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder resnet18, got 14, false and 0",
         ),
         ("probe", "fit.scales=[0.5]", "fit.scales must be [1.0] for the encoder resnet18, got [0.5]"),
         ("probe", "fit.epochs=0", "fit.epochs must be greater than or equal to 1 without a [refit], got 0"),

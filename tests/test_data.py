@@ -243,6 +243,25 @@ def test_crop_and_flip_together_are_a_window_of_the_image_or_of_its_mirror() -> 
     assert len(seen) > 9
 
 
+def test_cutout_is_a_square_of_zeros_that_the_border_may_cut() -> None:
+    images = torch.full((400, 2, 9, 7), 200, dtype=torch.uint8)
+
+    changed = augment(images, crop_padding=0, flip=False, cutout=4, generator=seeded(6))
+
+    assert changed.dtype == torch.uint8
+    assert torch.equal(changed[:, 0], changed[:, 1])
+    black, centres = changed[:, 0] == 0, set()
+    for square in black:
+        rows, columns = square.any(1).nonzero()[:, 0].tolist(), square.any(0).nonzero()[:, 0].tolist()
+        assert square.sum() == len(rows) * len(columns)
+        for hit, last in ((rows, 8), (columns, 6)):
+            assert hit == list(range(hit[0], hit[-1] + 1))
+            assert len(hit) == 4 or (2 <= len(hit) < 4 and (hit[0] == 0 or hit[-1] == last))
+        centres.add((rows[0], rows[-1], columns[0], columns[-1]))
+    assert len(centres) == 9 * 7
+    assert (changed[:, 0][~black] == 200).all()
+
+
 def test_shrink_to_half_is_close_to_the_mean_of_each_square() -> None:
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.avg_pool2d(images.float(), 5, 1, 2).to(torch.uint8)
@@ -258,7 +277,7 @@ def test_shrink_to_half_is_close_to_the_mean_of_each_square() -> None:
 def test_augmentation_is_decided_by_the_generator() -> None:
     images = torch.from_numpy(noise(30, 1, 6, 6))
 
-    first, again, other = (augment(images, crop_padding=2, flip=True, generator=seeded(s)) for s in (4, 4, 5))
+    first, again, other = (augment(images, crop_padding=2, flip=True, cutout=2, generator=seeded(s)) for s in (4, 4, 5))
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

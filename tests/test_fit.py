@@ -283,8 +283,11 @@ def test_compile_compiles_the_encoder_only_where_asked(tmp_path: Path, monkeypat
     assert compiled == [classifier.encoder]
 
 
-def test_scales_share_the_epochs_and_end_at_the_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = small_recipe(fit={"epochs": 5, "scales": [0.5, 0.75, 1.0]})
+@pytest.mark.parametrize(("epochs", "sides"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (5, [4, 6, 6, 8, 8])])
+def test_scales_share_the_epochs_and_end_at_the_full_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, sides: list[int]
+) -> None:
+    recipe = small_recipe(fit={"epochs": epochs, "scales": [0.5, 0.75, 1.0]})
     seen: list[tuple[int, int]] = []
     normalise = Classifier.normalise
 
@@ -295,7 +298,7 @@ def test_scales_share_the_epochs_and_end_at_the_full_size(tmp_path: Path, monkey
     monkeypatch.setattr(Classifier, "normalise", spy)
     fitted(recipe, tmp_path, digits_from(0, 64))
 
-    assert seen == [(4, 4), (4, 4), (6, 6), (6, 6), (8, 8)]
+    assert seen == [(side, side) for side in sides]
 
 
 def test_epoch_without_validation_images_has_no_validation_metrics(tmp_path: Path) -> None:

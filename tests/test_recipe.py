@@ -159,8 +159,8 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         (
             "fit.epoch=3",
             "fit.epoch must be one of the keys epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, "
-            "crop_padding, flip, scales, precision, compile, got an unknown key (did you mean 'epochs'?) with the "
-            "value 3",
+            "crop_padding, flip, cutout, scales, precision, compile, got an unknown key (did you mean 'epochs'?) with "
+            "the value 3",
         ),
         (
             "refit.k=3",

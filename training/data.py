@@ -125,13 +125,16 @@ def batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator
             yield batch
 
 
-def augment(images: Tensor, *, crop_padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crops of the zero-padded images and left-right flips, one draw an image, on the images' device.
+def augment(images: Tensor, *, crop_padding: int, flip: bool, cutout: int = 0, generator: torch.Generator) -> Tensor:
+    """Random crops of the zero-padded images, left-right flips and cutouts, one draw an image, on the images' device.
+
+    Cutout: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, arXiv 1708.04552.
 
     Args:
         images: (N, channels, height, width).
         crop_padding: pixels on every side.
         flip: mirror each image with probability a half.
+        cutout: side in pixels of a square of zeros round a random pixel; the part beyond the border is lost.
         generator: on the CPU, so that a seed means the same on every device.
     """
     count, _, height, width = images.shape
@@ -144,7 +147,18 @@ def augment(images: Tensor, *, crop_padding: int, flip: bool, generator: torch.G
         images = windows[torch.arange(count, device=images.device), :, rows, columns]
     if flip:
         images = torch.where(flipped, images.flip(3), images)
+    if cutout:
+        rows = _within(cutout, height, count, generator)[:, :, None]
+        columns = _within(cutout, width, count, generator)[:, None, :]
+        images = images.masked_fill((rows & columns)[:, None].to(images.device), 0)
     return images
+
+
+def _within(length: int, side: int, count: int, generator: torch.Generator) -> Tensor:
+    """Which positions lie in a stretch of `length` round a random one, (count, side)."""
+    centre = torch.randint(side, (count, 1), generator=generator)
+    offset = torch.arange(side) - centre + length // 2
+    return (offset >= 0) & (offset < length)
 
 
 def shrink(images: Tensor, scale: float) -> Tensor:

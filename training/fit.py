@@ -135,7 +135,9 @@ def _one_epoch(
         picked = batch.to(train.images.device)
         labels = train.labels[picked]
         images = train.images.index_select(0, picked)  # on a CPU many times faster than images[picked]
-        images = augment(images, crop_padding=spec.crop_padding, flip=spec.flip, generator=generator)
+        images = augment(
+            images, crop_padding=spec.crop_padding, flip=spec.flip, cutout=spec.cutout, generator=generator
+        )
         images = shrink(images, scale)
         loss, log_joints = _loss(classifier, recipe, images, labels)
         optimizer.zero_grad(set_to_none=True)
@@ -153,8 +155,8 @@ def _one_epoch(
 
 
 def _scale(spec: FitSpec, epoch: int) -> float:
-    """The size of an epoch's images as a share of their own."""
-    return spec.scales[(epoch - 1) * len(spec.scales) // spec.epochs]
+    """The size of an epoch's images as a share of their own; the last epoch always has the last size."""
+    return spec.scales[-1 - (spec.epochs - epoch) * len(spec.scales) // spec.epochs]
 
 
 def _loss(classifier: Classifier, recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,7 @@ class FitSpec(_Section):
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     crop_padding: Annotated[int, Field(ge=0)] = 0  # pixels; random crops of the padded image
     flip: bool = False  # left-right, half of the time
+    cutout: Annotated[int, Field(ge=0)] = 0  # pixels; side of a square of zeros at a random place
     scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1, strict=False)
     """Sides of the images as shares of their own, in as many equal parts of the training: small ones are quick."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -173,9 +174,9 @@ class Recipe(_Section):
             return self
         if dim is not None and dim > BACKBONES[kind].dim:
             raise ValueError(f"encoder.dim must be at most {BACKBONES[kind].dim} for the encoder {kind}, got {dim}")
-        if fit.crop_padding or fit.flip:
-            got = f"{fit.crop_padding} and {str(fit.flip).lower()}"
-            raise ValueError(f"fit.crop_padding and fit.flip must be 0 and false for the encoder {kind}, got {got}")
+        if fit.crop_padding or fit.flip or fit.cutout:
+            rule = f"fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder {kind}"
+            raise ValueError(f"{rule}, got {fit.crop_padding}, {str(fit.flip).lower()} and {fit.cutout}")
         if data.name == "folder" and (data.size, data.channels) != (SIDE, 3):
             got = f"{data.size} and {data.channels}"
             raise ValueError(f"data.size and data.channels must be {SIDE} and 3 for the encoder {kind}, got {got}")
