@@ -1,18 +1,24 @@
 """Results: figures are stamped and kept, and the README states what docs/results.json holds."""
 
+import contextlib
 import json
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from training_samples import project_in
 from typer.testing import CliRunner
 
 from training.__main__ import app
+from training.data import Sources
 from training.recipe import recipe_names
 from training.results import load_results, model_figures, record
+from training.run import Run
 from training.tables import END, START, models_table, results_page, with_table
+from training.train import load_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = load_results(ROOT / "docs" / "results.json")
@@ -82,6 +88,61 @@ def test_page_of_results_is_that_of_the_recorded_figures() -> None:
 def test_recorded_models_are_recipes() -> None:
     assert RESULTS["models"]
     assert set(RESULTS["models"]) <= set(recipe_names())
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with runs of digits-softmax with the seeds 0, 1 and 2, and one of another recipe; read only."""
+    root = tmp_path_factory.mktemp("project")
+    project_in(root)
+    for name, options in {
+        "a": ["--seed", "0"], "b": ["--seed", "1"], "c": ["--seed", "2"], "d": ["--seed", "3", "--set", "fit.lr=0.1"],
+    }.items():  # fmt: skip
+        invoke(root, "train", "digits-softmax", "--epochs", "3", "--id", name, "--device", "cpu", *options)
+    return root
+
+
+def invoke(root: Path, *arguments: str) -> str:
+    with contextlib.chdir(root):
+        result = CliRunner().invoke(app, arguments)
+    return str(result.exception or "")
+
+
+def test_report_records_the_accuracy_of_every_seed(seeds: Path) -> None:
+    runs = seeds / "runs" / "digits-softmax"
+    others = ["--seed-run", str(runs / "b"), "--seed-run", str(runs / "c")]
+
+    assert invoke(seeds, "report", str(runs / "a"), "--no-images", "--record", "--device", "cpu", *others) == ""
+
+    row = load_results(seeds / "docs" / "results.json")["models"]["digits-softmax"]
+    accuracies = []
+    for seed, name in enumerate("abc"):
+        images = load_images((run := Run.open(runs / name)).recipe, Sources())
+        test = images.part("test", torch.device("cpu"))
+        with torch.no_grad():
+            said = run.load_classifier()(test.images).log_joints.argmax(1)
+        accuracies.append((said == test.labels).double().mean().item())
+        assert row["accuracy_of_seeds"][str(seed)] == pytest.approx(accuracies[-1], abs=1e-6)
+    mean, sd = 100 * np.mean(accuracies), 100 * np.std(accuracies, ddof=1)
+    assert f"| {100 * accuracies[0]:.2f} % ({mean:.2f} ± {sd:.2f}, 3 seeds) |" in (seeds / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed-run", "b"], "--seed-run must come with --record, which writes its accuracy, got it without"),
+        (["--record", "--seed-run", "a"], "--seed-run must have a seed of its own, got {runs}/a with seed 0"),
+        (["--record", "--seed-run", "b", "--seed-run", "b"],
+         "--seed-run must have a seed of its own, got {runs}/b with seed 1"),
+        (["--record", "--seed-run", "d"],
+         "--seed-run must be of the same recipe as {runs}/a but for the seed, got {runs}/d"),
+    ],
+)  # fmt: skip
+def test_runs_that_are_no_other_seeds_are_refused(seeds: Path, arguments: list[str], message: str) -> None:
+    runs = seeds / "runs" / "digits-softmax"
+    places = [str(runs / text) if text in "abcd" else text for text in arguments]
+
+    assert invoke(seeds, "report", str(runs / "a"), "--device", "cpu", *places) == message.format(runs=runs)
 
 
 def test_recording_outside_the_project_is_refused_before_anything_is_measured(

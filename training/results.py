@@ -8,6 +8,7 @@ A figure is stamped with machine, versions and date.
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from training.files import replace_text
+from training.run import Run, RunError
 from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
@@ -77,6 +79,21 @@ def require_project() -> None:
     """
     if not README.is_file() or START not in README.read_text(encoding="utf-8"):
         raise ValueError(f"--record must be given in the project's root, beside its README.md, got {Path.cwd()}")
+
+
+def require_other_seeds(run: Run, others: Sequence[Run]) -> None:
+    """Refuse runs that are not of the same recipe with a seed of their own.
+
+    Raises:
+        RunError: if one is not.
+    """
+    seen = {run.recipe.seed}
+    for other in others:
+        if other.recipe.model_copy(update={"seed": run.recipe.seed}) != run.recipe:
+            raise RunError(f"--seed-run must be of the same recipe as {run.path} but for the seed, got {other.path}")
+        if other.recipe.seed in seen:
+            raise RunError(f"--seed-run must have a seed of its own, got {other.path} with seed {other.recipe.seed}")
+        seen.add(other.recipe.seed)
 
 
 def load_results(file: Path = RESULTS) -> dict[str, Any]:

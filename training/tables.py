@@ -7,6 +7,7 @@ Both files are written by commands with --record; a test holds them to the resul
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from training.analysis.ood import SCORE_NAMES
@@ -147,11 +148,18 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
         f"`{name}`",
         f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
         PUBLISHED.get(name, ""),
-        f"{row['after']['accuracy']:.2%}".replace("%", " %"),
+        _accuracy(row),
         _percent_pair(row["before"]["ece"], row["after"]["ece"]),
         epochs,
         f"{_duration(row['seconds'])}, {row['device']}",
     )
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    accuracy = f"{100 * row['after']['accuracy']:.2f} %"
+    if of_seeds := [100 * share for share in row.get("accuracy_of_seeds", {}).values()]:
+        accuracy += f" ({mean(of_seeds):.2f} ± {stdev(of_seeds):.2f}, {len(of_seeds)} seeds)"
+    return accuracy
 
 
 def _percent_pair(before: float, after: float) -> str:

@@ -6,6 +6,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from serving.bundle import InputSpec
 from training.classifier import Classifier
 from training.data import Dataset, Sources
-from training.evaluate import Outputs, eager, run_graph
+from training.evaluate import Outputs, eager, measure, run_graph
 from training.run import Run
 from training.train import load_images
 
@@ -85,6 +86,19 @@ def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPL
         answers_of(classifier, training.images[chosen], training.labels[chosen], images.dataset.input, device),
         answers_of(classifier, test.images, test.labels, images.dataset.input, device),
     )
+
+
+def test_metrics(run: Run, sources: Sources, device: torch.device) -> dict[str, Any]:
+    """What `evaluate.measure` says of a finished run on its test split.
+
+    Raises:
+        RunError: if the run is not finished or the images are not those that it was trained on.
+        DataError: if the images are not there.
+    """
+    classifier, images = run.load_classifier(), load_images(run.recipe, sources)
+    run.require_same_images(images.dataset)
+    test = images.part("test", torch.device("cpu"))
+    return measure(run_graph(eager(classifier, device), test.images, images.dataset.input), test.labels)
 
 
 def answers_of(

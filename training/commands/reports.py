@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from training.analysis.evidence import SAMPLE
+from training.analysis.evidence import SAMPLE, test_metrics
 from training.commands.options import DataRoot, Device, Folder, Record
 from training.progress import say
 from training.recipe import load_recipe
-from training.results import model_figures
+from training.results import model_figures, require_other_seeds
 from training.results import record as record_figures
 from training.run import Run
 from training.train import choose_device, sources_of
@@ -29,6 +29,12 @@ def report(
     data: Folder = None,
     device: Device = "auto",
     record: Record = False,
+    seed_runs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--seed-run", help="With --record: a run of the same recipe with another seed, for mean ± sd. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Explain a run on one HTML page: its errors, calibration, features and components, and how it meets strangers.
 
@@ -40,11 +46,19 @@ def report(
     """
     from training.report.write import FIGURES, write_report  # with matplotlib, which no other command needs
 
-    finished = Run.open(run)
+    finished, chosen = Run.open(run), choose_device(device)
     sources = sources_of(finished, data_root, data)
-    page = write_report(finished, sources, out, images=images, device=choose_device(device), sample=sample)
+    others = [Run.open(other) for other in seed_runs or []]
+    require_other_seeds(finished, others)
+    if others and not record:
+        raise ValueError("--seed-run must come with --record, which writes its accuracy, got it without")
+    page = write_report(finished, sources, out, images=images, device=chosen, sample=sample)
     if record:
         report_of = json.loads((page.parent / FIGURES).read_bytes())
-        epochs = load_recipe(finished.name)[1].fit.epochs
-        record_figures("models", finished.name, model_figures(report_of, epochs))
+        figures = model_figures(report_of, load_recipe(finished.name)[1].fit.epochs)
+        if others:
+            figures["accuracy_of_seeds"] = {finished.recipe.seed: figures["after"]["accuracy"]} | {
+                other.recipe.seed: test_metrics(other, sources, chosen)["accuracy"] for other in others
+            }
+        record_figures("models", finished.name, figures)
     say(f"report: open {page}")
