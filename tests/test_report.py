@@ -224,6 +224,37 @@ def test_components_without_images_are_counted_and_left_out(run: Run, sources: S
     assert sum("comp." in name for name in names) == 5
 
 
+def test_components_are_named_where_someone_has_looked(run: Run, sources: Sources, tmp_path: Path) -> None:
+    names = tmp_path / "names.toml"
+    names.write_text('["1 & one"]\n1 = "with <i>serifs</i>"\n', encoding="utf-8")
+
+    page = write_report(run, sources, tmp_path / "report", images=False, names=names)
+
+    text = page.read_text()
+    assert '<th scope="row">1 &amp; one</th><td></td><td>with &lt;i&gt;serifs&lt;/i&gt;</td>' in text
+    assert figures_of(page)["component_names"] == {"1 & one": {"1": "with <i>serifs</i>"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sandal]\n0 = 'flat'", "must name classes of {run}, 1 & one, 4, <b>0, got 'sandal'"),
+        ("[4]\n2 = 'round'", "must name components below 2, got 2 of 4"),
+        ("[4]\n-1 = 'round'", "must name components below 2, got -1 of 4"),
+        ("[4]\n1 = 7", 'must be TOML with a table a class of lines such as 0 = "flat", got 1 validation error'),
+        ("2 = 'round'", 'must be TOML with a table a class of lines such as 0 = "flat", got 1 validation error'),
+        ("[2", "must be TOML with a table a class of lines such as 0 = \"flat\", got Expected ']'"),
+    ],
+)
+def test_wrong_names_are_refused(run: Run, sources: Sources, tmp_path: Path, text: str, message: str) -> None:
+    names = tmp_path / "names.toml"
+    names.write_text(text, encoding="utf-8")
+
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{names} ' + message.format(run=run.path))}"):
+        write_report(run, sources, tmp_path / "report", names=names)
+    assert not (tmp_path / "report").exists()
+
+
 def test_report_in_the_way_is_replaced_and_anything_else_is_kept(run: Run, sources: Sources, tmp_path: Path) -> None:
     write_report(run, sources, tmp_path / "report", images=False)
     (tmp_path / "report" / "stale.png").touch()

@@ -13,12 +13,15 @@ References: Hubert & Arabie 1985, Comparing Partitions, J. Classification 2; Sch
 Model, Ann. Statist. 6.
 """
 
+import tomllib
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.evaluate import occupancy_of
@@ -26,8 +29,37 @@ from training.heads import DiscriminantHead, gaussian_log_density
 from training.progress import track
 from training.recipe import RefitSpec
 from training.refit import fit_head
+from training.run import Run
 
 SEEDS = (0, 1, 2)
+
+ComponentNames = dict[str, dict[int, str]]
+
+
+def read_component_names(file: Path, run: Run) -> ComponentNames:
+    """Names for components, by someone who has seen what is in them: a TOML table a class.
+
+        [Sandal]
+        0 = "flat"
+        1 = "with a heel"
+
+    Raises:
+        RunError: if the run is not finished.
+        ValueError: if a class or a component is not one of the run's, or a name is no text.
+    """
+    head, classes = run.load_classifier().head, run.description()["classes"]
+    known = set(range(head.components if isinstance(head, DiscriminantHead) else 0))
+    try:
+        names = TypeAdapter(ComponentNames).validate_python(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (ValidationError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        rule = 'must be TOML with a table a class of lines such as 0 = "flat"'
+        raise ValueError(f"{file} {rule}, got {str(exc).splitlines()[0]}") from None
+    for name, of_class in names.items():
+        if name not in classes:
+            raise ValueError(f"{file} must name classes of {run.path}, {', '.join(classes)}, got {name!r}")
+        if strange := sorted(of_class.keys() - known):
+            raise ValueError(f"{file} must name components below {len(known)}, got {strange[0]} of {name}")
+    return names
 
 
 def component_figures(evidence: Evidence) -> dict[str, Any] | None:

@@ -25,6 +25,9 @@ def report(
     sample: Annotated[
         int, typer.Option(min=1, help="About how many training images to fit the statistics of features to.")
     ] = SAMPLE,
+    names: Annotated[
+        Path | None, typer.Option(help='TOML with names for components: a table a class, lines such as 0 = "flat".')
+    ] = None,
     data_root: DataRoot = Path("data"),
     data: Folder = None,
     device: Device = "auto",
@@ -52,7 +55,7 @@ def report(
     require_other_seeds(finished, others)
     if others and not record:
         raise ValueError("--seed-run must come with --record, which writes its accuracy, got it without")
-    page = write_report(finished, sources, out, images=images, device=chosen, sample=sample)
+    page = write_report(finished, sources, out, images=images, device=chosen, sample=sample, names=names)
     if record:
         report_of = json.loads((page.parent / FIGURES).read_bytes())
         figures = model_figures(report_of, load_recipe(finished.name)[1].fit.epochs)

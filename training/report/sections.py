@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from training.analysis.components import ComponentNames
 from training.analysis.evidence import Evidence
 from training.analysis.linear import pixel_templates
 from training.analysis.ood import SCORE_NAMES
@@ -139,6 +140,8 @@ def components_section(evidence: Evidence, figures: Figures, *, images: bool) ->
     if images:
         pictures.append(component_members(evidence))
     text, tables = _component_text(components), _component_tables(components, classes)
+    if named := figures["component_names"]:
+        tables.append(_component_names(named, components["components"]))
     return Section("components", "What the components are", text, tables, pictures)
 
 
@@ -260,6 +263,12 @@ def _component_text(components: Figures) -> list[str]:
             f"{refitted['accuracy']:.2%} instead of {refitted['accuracy_as_trained']:.2%}."
         )
     return text
+
+
+def _component_names(named: ComponentNames, components: int) -> Table:
+    rows = [[name, *(of_class.get(k, "") for k in range(components))] for name, of_class in named.items()]
+    header = ["class", *(f"component {k}" for k in range(components))]
+    return Table("What their images show, named by someone who looked at them", header, rows)
 
 
 def _component_tables(components: Figures, classes: Sequence[str]) -> list[Table]:

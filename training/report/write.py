@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from serving.bundle import staged
-from training.analysis.components import component_figures
+from training.analysis.components import component_figures, read_component_names
 from training.analysis.diagnostics import (
     calibration_figures,
     class_accuracy,
@@ -42,6 +42,7 @@ def write_report(
     images: bool = True,
     device: torch.device | None = None,
     sample: int = SAMPLE,
+    names: Path | None = None,
 ) -> Path:
     """Write the report of a finished run.
 
@@ -52,6 +53,7 @@ def write_report(
         images: whether to show images of the data set; without them the page may be published.
         device: where the network runs; the CPU if left out.
         sample: about how many training images the statistics of features and components are from.
+        names: a file of names for the components (see `read_component_names`).
 
     Returns:
         The page.
@@ -59,14 +61,15 @@ def write_report(
     Raises:
         RunError: if the run is not finished or the images are not those that it was trained on.
         DataError: if its images are not there. Missing strangers are no error; the page says why they are missing.
-        ValueError: if `out` is something else than a report.
+        ValueError: if `out` is something else than a report, or a name is not of a component.
     """
     out = out or run.path / "report"
     _require_report(out)
     device = device or torch.device("cpu")
+    named = read_component_names(names, run) if names else {}
     say("reading the images and running the network over them")
     evidence = gather(run, sources, device, sample)
-    figures = report_figures(evidence, sources, device)
+    figures = {**report_figures(evidence, sources, device), "component_names": named}
     say("drawing")
     with staged(out, replace=True) as stage:
         title = f"{run.name} / {run.path.name}"
