@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from types import ModuleType
 
 import numpy as np
@@ -249,6 +250,23 @@ def test_plane_scales_and_shares_are_drawn_for_any_number_of_classes(dim: int, c
     drawn(feature_plots.component_scales(mixtures, classes))
     drawn(feature_plots.occupancy_bars({"as trained": shares, "refitted": shares}, classes))
     drawn(feature_plots.distance_histogram(rng.uniform(1, 2, 45).tolist()))
+
+
+@pytest.mark.parametrize(("spread", "roomy"), [(100.0, True), (0.5, False)])
+def test_names_and_weights_in_the_plane_do_not_cover_one_another(spread: float, roomy: bool) -> None:
+    rng = np.random.default_rng(0)
+    angles = 2 * np.pi * np.arange(20).reshape(10, 2) / 20
+    means = spread * np.stack([np.cos(angles), np.sin(angles)], 2)
+    mixtures = GaussianMixtures(means, np.tile(np.eye(2), (10, 2, 1, 1)), np.full((10, 2), 0.5))
+    labels = np.arange(300) % 10
+    features = means.mean(1)[labels] + rng.normal(size=(300, 2))
+
+    figure = feature_plots.feature_plane(features, labels, mixtures, TEN, list(range(10)))
+
+    texts = figure.axes[0].texts
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert len(texts) == 30 if roomy else 5 < len(texts) < 30
 
 
 def test_a_dollar_in_a_class_name_is_no_formula() -> None:

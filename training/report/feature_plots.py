@@ -12,7 +12,9 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.text import Annotation
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
 
 from training.analysis.evidence import FloatArray, Labels
@@ -81,6 +83,8 @@ def feature_plane(
 ) -> Figure:
     """Features with the components' means, their ellipses of one and two standard deviations, and their weights.
 
+    Names and weights that would cover one another are left out.
+
     Args:
         features: (N, D); more than two dimensions are projected, and the Gaussians with them.
         labels: (N,).
@@ -101,15 +105,17 @@ def feature_plane(
         colour, marker = _look(shown.index(label)) if label in shown else (FAINT, ".")
         alpha = 0.45 if label in shown else 0.2
         ax.scatter(points[:, 0], points[:, 1], s=12, alpha=alpha, color=colour, marker=marker, linewidths=0)
+    names, weights = [], []
     for place, label in enumerate(shown):
         colour, marker = _look(place)
         ax.scatter([], [], s=30, color=colour, marker=marker, label=shortened(classes[label]))
         if mixtures is not None:
-            _draw_mixture(ax, mixtures, label, projection, colour)
+            weights += _draw_mixture(ax, mixtures, label, projection, colour)
         middle = (features[labels == label].mean(0) - projection.centre) @ projection.axes.T
-        _write(ax, shortened(classes[label], 12), middle, (0, 12), size=10)
+        names.append(_write(ax, shortened(classes[label], 12), middle, size=10))
     _name_axes(ax, projection, features.shape[1])
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    _keep_apart(figure, [*names, *weights])
     return figure
 
 
@@ -181,7 +187,11 @@ def _look(place: int) -> tuple[str, str]:
     return PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
 
 
-def _draw_mixture(ax: Axes, mixtures: GaussianMixtures, label: int, projection: Projection, colour: str) -> None:
+def _draw_mixture(
+    ax: Axes, mixtures: GaussianMixtures, label: int, projection: Projection, colour: str
+) -> list[Annotation]:
+    """Draw a class's Gaussians; the texts are their weights, of more than one."""
+    texts = []
     for mean, covariance, weight in zip(*(part[label] for part in mixtures), strict=True):
         if weight < SMALL_WEIGHT:
             continue
@@ -194,16 +204,31 @@ def _draw_mixture(ax: Axes, mixtures: GaussianMixtures, label: int, projection: 
             ax.add_patch(Ellipse(tuple(centre), major, minor, angle=angle, **style))
         ax.plot(*centre, "X", color=colour, markersize=9, markeredgecolor="white")
         if len(mixtures.weights[label]) > 1:
-            middle = projection.axes @ (mixtures.weights[label] @ mixtures.means[label] - projection.centre)
-            away = (5, -11) if centre[0] >= middle[0] else (-26, -11)
-            _write(ax, f"{weight:.2f}", centre, away, size=8)
+            texts.append(_write(ax, f"{weight:.2f}", centre, size=8))
+    return texts
 
 
-def _write(ax: Axes, text: str, place: FloatArray, offset: tuple[int, int], size: int) -> None:
-    """Text beside a place, readable on points."""
+def _write(ax: Axes, text: str, place: FloatArray, size: int) -> Annotation:
+    """Text for a place, readable on points."""
     halo = [patheffects.withStroke(linewidth=3, foreground="white")]
-    style: dict[str, Any] = {"fontsize": size, "color": INK, "path_effects": halo, "zorder": 5}
-    ax.annotate(text, tuple(place), offset, textcoords="offset points", **style)
+    style: dict[str, Any] = {"fontsize": size, "color": INK, "path_effects": halo, "zorder": 5, "ha": "center"}
+    return ax.annotate(text, tuple(place), (0, 0), textcoords="offset points", **style)
+
+
+def _keep_apart(figure: Figure, texts: Sequence[Annotation]) -> None:
+    """Put each text where it covers none before it: above its place, below, right or left; else remove it."""
+    figure.draw_without_rendering()  # only now the layout is known
+    placed: list[BboxBase] = []
+    for text in texts:
+        half = text.get_window_extent().width / 2 * 72 / figure.dpi  # pixels to points
+        for offset in ((0, 9), (0, -17), (half + 9, -3), (-half - 9, -3)):
+            text.xyann = offset
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in placed):
+                placed.append(box)
+                break
+        else:
+            text.remove()
 
 
 def _name_axes(ax: Axes, projection: Projection, dim: int) -> None:

@@ -112,9 +112,10 @@ def features_section(evidence: Evidence, figures: Figures, *, images: bool) -> S
     mixtures = feature_plots.gaussians_of(evidence.classifier.head)
     train = evidence.train
     plane = feature_plots.feature_plane(train.features, train.labels, mixtures, classes, shown)
-    ellipses = " Crosses are component means; ellipses are one (solid) and two (dotted) standard deviations"
     caption = f"Features of training images, {len(shown)} of {len(classes)} classes in colour."
-    caption += "" if mixtures is None else f"{ellipses}{', numbers weights' if mixtures.means.shape[1] > 1 else ''}."
+    if mixtures is not None:
+        caption += " Crosses are component means; ellipses are one (solid) and two (dotted) standard deviations"
+        caption += ", numbers weights, where there is room." if mixtures.means.shape[1] > 1 else "."
     pictures = [Picture("plane", caption, f"Scatter plot of the features of {len(classes)} classes.", plane, wide=True)]
     tables = []
     if len(classes) > 2:
