@@ -90,6 +90,15 @@ def test_recorded_models_are_recipes() -> None:
     assert set(RESULTS["models"]) <= set(recipe_names())
 
 
+@pytest.mark.parametrize("name", RESULTS["models"])
+def test_epochs_of_a_recorded_model_are_kept(name: str) -> None:
+    lines = (ROOT / "docs" / "metrics" / f"{name}.jsonl").read_text().splitlines()
+    epochs, row = [json.loads(line) for line in lines], RESULTS["models"][name]
+
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, row["epochs"] + 1))
+    assert sum(epoch["seconds"] for epoch in epochs) == pytest.approx(row["seconds"], abs=0.1)
+
+
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with runs of digits-softmax with the seeds 0, 1 and 2, and one of another recipe; read only."""
@@ -123,6 +132,9 @@ def test_report_records_the_accuracy_of_every_seed(seeds: Path) -> None:
             said = run.load_classifier()(test.images).log_joints.argmax(1)
         accuracies.append((said == test.labels).double().mean().item())
         assert row["accuracy_of_seeds"][str(seed)] == pytest.approx(accuracies[-1], abs=1e-6)
+    assert (seeds / "docs" / "metrics" / "digits-softmax.jsonl").read_bytes() == (
+        runs / "a" / "metrics.jsonl"
+    ).read_bytes()
     mean, sd = 100 * np.mean(accuracies), 100 * np.std(accuracies, ddof=1)
     assert f"| {100 * accuracies[0]:.2f} % ({mean:.2f} ± {sd:.2f}, 3 seeds) |" in (seeds / "README.md").read_text()
 

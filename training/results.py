@@ -1,4 +1,4 @@
-"""docs/results.json: every figure that the README states, as commands measured it.
+"""docs/results.json: every figure that the README states, as commands measured it; docs/metrics: how models learned.
 
     record("studies", "box-regression", {"iou_original": 0.91})
 
@@ -20,6 +20,7 @@ from training.run import Run, RunError
 from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
+METRICS = Path("docs/metrics")
 
 Section = Literal["models", "studies", "sweeps", "training_speed"]
 
@@ -110,3 +111,10 @@ def record(section: Section, name: str, figures: dict[str, Any], file: Path = RE
     replace_text(file, json.dumps(ordered, indent=2) + "\n")
     if file == RESULTS:
         write_tables(ordered)
+
+
+def record_model(run: Run, figures: dict[str, Any]) -> None:
+    """Record a run's figures under its recipe's name, and keep the metrics of its epochs in docs/metrics."""
+    METRICS.mkdir(exist_ok=True)
+    replace_text(METRICS / f"{run.name}.jsonl", "".join(json.dumps(line) + "\n" for line in run.epochs()))
+    record("models", run.name, figures)

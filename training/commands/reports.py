@@ -10,8 +10,7 @@ from training.analysis.evidence import SAMPLE, test_metrics
 from training.commands.options import DataRoot, Device, Folder, Record
 from training.progress import say
 from training.recipe import load_recipe
-from training.results import model_figures, require_other_seeds
-from training.results import record as record_figures
+from training.results import model_figures, record_model, require_other_seeds
 from training.run import Run
 from training.train import choose_device, sources_of
 
@@ -63,5 +62,5 @@ def report(
             figures["accuracy_of_seeds"] = {finished.recipe.seed: figures["after"]["accuracy"]} | {
                 other.recipe.seed: test_metrics(other, sources, chosen)["accuracy"] for other in others
             }
-        record_figures("models", finished.name, figures)
+        record_model(finished, figures)
     say(f"report: open {page}")
