@@ -72,8 +72,8 @@ def results_page(results: dict[str, Any]) -> str:
         "## Models",
         models_table(results),
         "Published: the accuracy in the paper or notebook with the same encoder and head. ECE: 15 bins, before and "
-        "after the temperature. `epochs`: trained, of those in the recipe; [metrics](metrics) has what each of them brought. "
-        "Training: time of the epochs, and where.",
+        "after the temperature. `epochs`: trained, of those in the recipe; what each of them brought is in "
+        "[metrics](metrics). Training: time of the epochs, and where.",
         "## Calibration",
         calibration_table(results),
         "## Components",
