@@ -13,13 +13,14 @@ from torchvision.ops import box_iou
 from training_samples import project_in, small_recipe
 from typer.testing import CliRunner
 
+from serving.bundle import InputSpec
 from training.__main__ import app
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
 from training.fit import Labelled
 from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run, RunError
-from training.studies import STUDIES, box_regression, boxes, class_means, parameter_growth, shift_invariance
+from training.studies import STUDIES, box_regression, boxes, parameter_growth, shift_invariance
 from training.studies.study import Setting, newest
 from training.train import choose_device, train
 
@@ -219,9 +220,10 @@ def test_shifts_of_models_whose_answers_are_known() -> None:
     images[2:, 0, 10, 10] = 255
     labels = torch.tensor([0, 0, 1, 1])
     sure = 1 / (1 + math.exp(-10))
+    test, spec = Labelled(images, labels), InputSpec(channels=1, height=20, width=20)
 
-    anywhere = shift_invariance.measure_shifts(looking(None), images, labels, CPU)
-    column = shift_invariance.measure_shifts(looking(10), images, labels, CPU)
+    anywhere = shift_invariance.measure_shifts(looking(None), test, CPU, spec)
+    column = shift_invariance.measure_shifts(looking(10), test, CPU, spec)
 
     assert [(m.accuracy, m.agreement) for m in anywhere] == [(1.0, 1.0)] * 9
     assert column[0] == anywhere[0]
@@ -258,21 +260,6 @@ def test_runs_that_are_missing_can_be_trained(tmp_path: Path, runs: Path) -> Non
 
 
 # Class means
-
-
-def test_class_means_are_means_of_the_features() -> None:
-    classifier = build_classifier(
-        Architecture((1, 1, 2), 3, EncoderSpec(kind="none", dim=2), HeadSpec(kind="softmax"))
-    )  # the features are the pixels, for mean and deviation are 0 and 1
-    images = torch.tensor([[0, 0], [2, 4], [10, 0], [20, 0], [5, 5]], dtype=torch.uint8)[:, None, None]
-    data = Labelled(images, torch.tensor([0, 0, 1, 1, 2]))
-
-    means = class_means.means_of_classes(classifier, data, 3, batch_size=2)
-    pairs = class_means.pairs_by_distance(means)
-
-    assert means.tolist() == [[1, 2], [15, 0], [5, 5]]
-    assert [(pair.first, pair.second) for pair in pairs] == [(0, 2), (1, 2), (0, 1)]
-    assert [pair.distance for pair in pairs] == pytest.approx([5.0, math.sqrt(125), math.sqrt(200)])
 
 
 def test_class_means_study_names_the_closest(runs: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.evaluate import ECE_BINS, measure
@@ -103,27 +102,24 @@ def class_accuracy(counts: NDArray[np.int64]) -> list[float]:
     return shares
 
 
-def pairs_by_distance(means: Tensor) -> list[Pair]:
-    """Every pair of classes, the closest first: (C, D) to C (C - 1) / 2 pairs."""
-    first, second = torch.triu_indices(len(means), len(means), offset=1)
-    distances = (means[first] - means[second]).norm(dim=1)
-    order = distances.argsort(stable=True)
+def pairs_by_distance(features: FloatArray, labels: Labels, classes: int) -> list[Pair]:
+    """Every pair of classes by the Euclidean distance of their mean features, the closest first.
+
+    Args:
+        features: (N, D).
+        labels: (N,), every class at least once.
+        classes: C, for C(C-1)/2 pairs.
+    """
+    means = np.stack([features[labels == c].mean(0) for c in range(classes)])
+    first, second = np.triu_indices(classes, 1)
+    distances = np.linalg.norm(means[first] - means[second], axis=1)
+    order = distances.argsort(kind="stable")
     return [Pair(int(first[i]), int(second[i]), float(distances[i])) for i in order]
 
 
 def class_distances(features: FloatArray, labels: Labels, classes: int) -> dict[str, Any]:
-    """Euclidean distances between the classes' mean features.
-
-    Args:
-        features: (N, D).
-        labels: (N,), with every class among them.
-        classes: C.
-
-    Returns:
-        distance, of the C(C-1)/2 pairs in ascending order; pairs, the classes' positions in the same order.
-    """
-    means = np.stack([features[labels == c].mean(0) for c in range(classes)])
-    pairs = pairs_by_distance(torch.from_numpy(means))
+    """`pairs_by_distance` as plain values: distance and pairs, the classes' positions, in the same order."""
+    pairs = pairs_by_distance(features, labels, classes)
     return {
         "distance": [round(pair.distance, 4) for pair in pairs],
         "pairs": [[pair.first, pair.second] for pair in pairs],

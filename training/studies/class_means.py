@@ -1,13 +1,13 @@
 """Which classes lie close together? Class means of the training images' features and the distances between them."""
 
+from statistics import mean
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from training.analysis.diagnostics import Pair, pairs_by_distance
-from training.classifier import Classifier
+from training.analysis.evidence import answers_of
 from training.figures import BLUE, RED, new_figure, save_figure, show_image, tidy
 from training.fit import Labelled
 from training.studies.study import Outcome, Setting
@@ -15,20 +15,6 @@ from training.studies.study import Outcome, Setting
 RECIPE = "cifar100-lda"
 CLOSEST = 5
 EXAMPLES = 4  # images a class
-
-
-@torch.no_grad()
-def means_of_classes(classifier: Classifier, data: Labelled, classes: int, batch_size: int = 512) -> Tensor:
-    """Mean features per class, (C, D) in float64 on the CPU, in evaluation mode and without augmentation."""
-    classifier.eval()
-    sums: Tensor | None = None
-    for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
-        features = classifier.encoder(classifier.normalise(images)).double()
-        sums = features.new_zeros(classes, features.shape[1]) if sums is None else sums
-        sums.index_add_(0, labels, features)
-    if sums is None:
-        raise ValueError("data must hold at least one image, got none")
-    return (sums / data.labels.bincount(minlength=classes)[:, None]).cpu()
 
 
 def run(setting: Setting) -> Outcome:
@@ -39,15 +25,17 @@ def run(setting: Setting) -> Outcome:
     """
     found = setting.run(0, RECIPE)
     images = setting.images_of(found)
-    train, classes = images.part("train", setting.device), images.dataset.classes
-    pairs = pairs_by_distance(means_of_classes(found.load_classifier().to(setting.device), train, len(classes)))
+    train, classes = images.part("train", torch.device("cpu")), images.dataset.classes
+    spec = images.dataset.input
+    seen = answers_of(found.load_classifier(), train.images, train.labels, spec, setting.device)
+    pairs = pairs_by_distance(seen.features, seen.labels, len(classes))
     closest = pairs[:CLOSEST]
-    distances = torch.tensor([pair.distance for pair in pairs])
+    mean_distance = mean(pair.distance for pair in pairs)
     figures = {
         "run": found.name,
         "images": len(train),
         "pairs": len(pairs),
-        "mean_distance": round(float(distances.mean()), 4),
+        "mean_distance": round(mean_distance, 4),
         "largest_distance": round(pairs[-1].distance, 4),
         "closest": [
             {"classes": [classes[p.first], classes[p.second]], "distance": round(p.distance, 4)} for p in closest
@@ -58,7 +46,7 @@ def run(setting: Setting) -> Outcome:
         table.add_row(str(rank), classes[pair.first], classes[pair.second], f"{pair.distance:.3f}")
     plot = save_figure(_draw(pairs, classes, found.name), setting.out / "class-means.png")
     panel = save_figure(_examples(pairs[:2], train, classes), setting.out / "class-means-example.png")
-    return Outcome(figures, table, (plot, panel), f"{len(pairs):,} pairs, mean distance {distances.mean():.2f}")
+    return Outcome(figures, table, (plot, panel), f"{len(pairs):,} pairs, mean distance {mean_distance:.2f}")
 
 
 def _draw(pairs: list[Pair], classes: tuple[str, ...], name: str) -> Any:
@@ -82,10 +70,10 @@ def _examples(pairs: list[Pair], data: Labelled, classes: tuple[str, ...]) -> An
     rows = [label for pair in pairs for label in (pair.first, pair.second)]
     figure, axes = new_figure(1.6 * EXAMPLES, 1.85 * len(rows), len(rows), EXAMPLES)
     for row, label in zip(axes, rows, strict=True):
-        positions = (data.labels == label).nonzero()[:EXAMPLES, 0].cpu()
+        positions = (data.labels == label).nonzero()[:EXAMPLES, 0]
         for panel in row:
             panel.set_axis_off()
         for panel, position in zip(row, positions, strict=False):
             panel.set_axis_on()
-            show_image(panel, data.images[position].cpu(), classes[label])
+            show_image(panel, data.images[position], classes[label])
     return figure

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
+from serving.bundle import InputSpec
 from training.classifier import Classifier
+from training.data import Dataset
 from training.evaluate import eager, run_graph
 from training.figures import COLOURS, MARKERS, new_figure, percent_axis, save_figure, show_image, tidy
+from training.fit import Labelled
 from training.run import Run, RunError
 from training.studies.study import Outcome, Setting
 
@@ -51,21 +54,21 @@ def shift(images: Tensor, right: int, down: int) -> Tensor:
     return moved
 
 
-def posterior_of(classifier: Classifier, images: Tensor, device: torch.device) -> NDArray[Any]:
-    """p(class | image), (N, C)."""
-    posterior: NDArray[Any] = run_graph(eager(classifier, device), images, batch_size=1000)["posterior"]
+def posterior_of(classifier: Classifier, images: Tensor, device: torch.device, spec: InputSpec) -> NDArray[Any]:
+    """p(class | image), (N, C); `spec` is what the classifier takes."""
+    posterior: NDArray[Any] = run_graph(eager(classifier, device), images, spec, batch_size=1000)["posterior"]
     return posterior
 
 
-def measure_shifts(classifier: Classifier, images: Tensor, labels: Tensor, device: torch.device) -> list[Measured]:
+def measure_shifts(classifier: Classifier, test: Labelled, device: torch.device, spec: InputSpec) -> list[Measured]:
     """One entry a shift, from 0."""
-    truth = labels.numpy()
-    unshifted = posterior_of(classifier, images, device).argmax(1)
+    truth = test.labels.numpy()
+    unshifted = posterior_of(classifier, test.images, device, spec).argmax(1)
     curve = []
     for pixels in SHIFTS:
         parts = []
         for right, down in DIRECTIONS if pixels else DIRECTIONS[:1]:
-            posterior = posterior_of(classifier, shift(images, right * pixels, down * pixels), device)
+            posterior = posterior_of(classifier, shift(test.images, right * pixels, down * pixels), device, spec)
             answer = posterior.argmax(1)
             of_truth = posterior[np.arange(len(truth)), truth]
             parts.append(((answer == truth).mean(), of_truth.mean(), (answer == unshifted).mean()))
@@ -87,11 +90,11 @@ def run(setting: Setting) -> Outcome:
     for found in (first, second):
         if (name := _name(found, first, second)) in curves:
             raise RunError(f"the two runs must be different ones, got {found.path} twice")
-        curves[name] = measure_shifts(found.load_classifier(), test.images, test.labels, setting.device)
+        curves[name] = measure_shifts(found.load_classifier(), test, setting.device, images.dataset.input)
     figures = {"images": len(test), "shifts": list(SHIFTS)}
     figures |= {name: {key: [getattr(m, key) for m in curve] for key in MEASURES} for name, curve in curves.items()}
     plot = save_figure(_draw(curves), setting.out / "shift-invariance.png")
-    panel = _examples(first, second, test.images, test.labels, images.dataset.classes, setting)
+    panel = _examples(first, second, test, images.dataset, setting)
     return Outcome(figures, _table(curves), (plot, *panel), f"{len(test):,} test images, four directions")
 
 
@@ -121,22 +124,21 @@ def _draw(curves: dict[str, list[Measured]]) -> Any:
     return figure
 
 
-def _examples(
-    first: Run, second: Run, images: Tensor, labels: Tensor, classes: tuple[str, ...], setting: Setting
-) -> tuple[Path, ...]:
+def _examples(first: Run, second: Run, test: Labelled, dataset: Dataset, setting: Setting) -> tuple[Path, ...]:
     """One image at the notebook's shifts: the first cat (else the first class) that both models are sure of."""
+    classes, device, spec = dataset.classes, setting.device, dataset.input
     models = [found.load_classifier() for found in (first, second)]
     wanted = classes.index("cat") if "cat" in classes else 0
-    positions = (labels == wanted).nonzero()[:, 0]
-    sure = np.minimum(*(posterior_of(model, images[positions], setting.device)[:, wanted] for model in models))
+    positions = (test.labels == wanted).nonzero()[:, 0]
+    sure = np.minimum(*(posterior_of(model, test.images[positions], device, spec)[:, wanted] for model in models))
     best = int(np.argmax(sure > 0.6)) if (sure > 0.6).any() else int(sure.argmax())
-    picked = images[positions[best]][None]
+    picked = test.images[positions[best]][None]
     figure, axes = new_figure(11, 6.2, 2, 4)
     for panel, (right, down) in zip(axes.flat, EXAMPLE_SHIFTS, strict=True):
         moved = shift(picked, right, down)
         lines = [f"right {right}, down {down} pixels" if right or down else "as it is"]
         for found, model in zip((first, second), models, strict=True):
-            posterior = posterior_of(model, moved, setting.device)[0]
+            posterior = posterior_of(model, moved, device, spec)[0]
             lines.append(f"{_name(found, first, second)}: {classes[posterior.argmax()]} {posterior.max():.0%}")
         show_image(panel, moved[0], "\n".join(lines))
     return (save_figure(figure, setting.out / "shift-invariance-example.png"),)
