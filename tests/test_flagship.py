@@ -15,7 +15,7 @@ from training.results import load_results
 from training.train import load_images
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMITTED = ("fashion-mnist-mda-best", "mnist-mda")
+COMMITTED = ("cifar100-lda-best", "fashion-mnist-mda-best", "mnist-mda")
 
 
 @pytest.fixture(scope="module")
