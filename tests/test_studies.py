@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,7 +268,8 @@ def test_class_means_study_names_the_closest(runs: Path, tmp_path: Path) -> None
 
     closest = outcome.figures["closest"]
     assert len(closest) == 5
-    assert [row["distance"] for row in closest] == sorted(row["distance"] for row in closest)
+    assert list(closest.values()) == sorted(closest.values())
+    assert all(re.fullmatch(r"\d and \d", pair) for pair in closest)
     assert outcome.figures["pairs"] == 45
     assert [file.name for file in outcome.files] == ["class-means.png", "class-means-example.png"]
     file = outcome.write(tmp_path, "class-means")

@@ -37,9 +37,7 @@ def run(setting: Setting) -> Outcome:
         "pairs": len(pairs),
         "mean_distance": round(mean_distance, 4),
         "largest_distance": round(pairs[-1].distance, 4),
-        "closest": [
-            {"classes": [classes[p.first], classes[p.second]], "distance": round(p.distance, 4)} for p in closest
-        ],
+        "closest": {f"{classes[p.first]} and {classes[p.second]}": round(p.distance, 4) for p in closest},
     }
     table = Table("", "closest classes", "", "distance", box=None)
     for rank, pair in enumerate(closest, start=1):
