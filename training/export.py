@@ -23,7 +23,7 @@ from training.data import Sources
 from training.evaluate import Outputs, measure, run_graph
 from training.fit import Labelled
 from training.run import Run
-from training.train import load_images
+from training.train import images_of
 
 # Largest difference to float64. log_density and features have no bound: above 1 theirs is relative. The whitening of a
 # full covariance magnifies the rounding of float32 features by its condition number, which log_density shows undamped.
@@ -46,8 +46,7 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -
         BundleError: if `target` is there and may not be replaced.
     """
     classifier = run.load_classifier()
-    images = load_images(run.recipe, sources)
-    run.require_same_images(images.dataset)
+    images = images_of(run, sources)
     return write_bundle(
         target,
         classifier,

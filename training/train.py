@@ -47,6 +47,18 @@ def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
     return LabelledImages(dataset, split(dataset, validation=shares.validation, test=shares.test, seed=recipe.seed))
 
 
+def images_of(run: Run, sources: Sources) -> LabelledImages:
+    """The images that a run was trained on, with their splits.
+
+    Raises:
+        RunError: if they are others now.
+        DataError: if they are not there.
+    """
+    images = load_images(run.recipe, sources)
+    run.require_same_images(images.dataset)
+    return images
+
+
 def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     """Carry out `run.recipe`, from the run's checkpoint if it has one, and write `classifier.pt`.
 

@@ -18,7 +18,7 @@ from training.classifier import Classifier
 from training.data import Dataset, Sources
 from training.evaluate import Outputs, eager, measure, run_graph
 from training.run import Run
-from training.train import load_images
+from training.train import images_of
 
 SAMPLE = 20_000  # training images; on two cores the six convolutions take a minute for as many
 FEWEST_OF_A_CLASS = 50  # kept of every class that has them, however small its share
@@ -74,9 +74,7 @@ def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPL
         DataError: if the images are not there.
         ValueError: if `sample` is less than one.
     """
-    classifier = run.load_classifier()
-    images = load_images(run.recipe, sources)
-    run.require_same_images(images.dataset)
+    classifier, images = run.load_classifier(), images_of(run, sources)
     training, test = (images.part(name, torch.device("cpu")) for name in ("train", "test"))
     chosen = torch.from_numpy(stratified(training.labels.numpy(), sample, run.recipe.seed))
     return Evidence(
@@ -88,15 +86,14 @@ def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPL
     )
 
 
-def test_metrics(run: Run, sources: Sources, device: torch.device) -> dict[str, Any]:
+def measure_run(run: Run, sources: Sources, device: torch.device) -> dict[str, Any]:
     """What `evaluate.measure` says of a finished run on its test split.
 
     Raises:
         RunError: if the run is not finished or the images are not those that it was trained on.
         DataError: if the images are not there.
     """
-    classifier, images = run.load_classifier(), load_images(run.recipe, sources)
-    run.require_same_images(images.dataset)
+    classifier, images = run.load_classifier(), images_of(run, sources)
     test = images.part("test", torch.device("cpu"))
     return measure(run_graph(eager(classifier, device), test.images, images.dataset.input), test.labels)
 

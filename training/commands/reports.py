@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from training.analysis.evidence import SAMPLE, test_metrics
+from training.analysis.evidence import SAMPLE, measure_run
 from training.commands.options import DataRoot, Device, Folder, Record
 from training.progress import say
 from training.recipe import load_recipe
@@ -60,7 +60,7 @@ def report(
         figures = model_figures(report_of, load_recipe(finished.name)[1].fit.epochs)
         if others:
             figures["accuracy_of_seeds"] = {finished.recipe.seed: figures["after"]["accuracy"]} | {
-                other.recipe.seed: test_metrics(other, sources, chosen)["accuracy"] for other in others
+                other.recipe.seed: measure_run(other, sources, chosen)["accuracy"] for other in others
             }
         record_model(finished, figures)
     say(f"report: open {page}")

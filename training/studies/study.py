@@ -10,7 +10,7 @@ from rich.table import Table
 
 from training.files import replace_text
 from training.run import RUNS, Run, RunError
-from training.train import sources_of
+from training.train import LabelledImages, images_of, sources_of
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,13 @@ class Setting:
             raise RunError(f"--run must be given {count} times or not at all, got {len(self.runs)} times")
         return Run.open(self.runs[position]) if self.runs else newest(recipe, self.folder)
 
-    def images_of(self, run: Run) -> Any:
+    def images_of(self, run: Run) -> LabelledImages:
         """The images that a run was trained and measured on, with their splits.
 
         Raises:
             RunError: if they are others now.
         """
-        from training.train import load_images
-
-        images = load_images(run.recipe, sources_of(run, self.data_root))
-        run.require_same_images(images.dataset)
-        return images
+        return images_of(run, sources_of(run, self.data_root))
 
 
 @dataclass(frozen=True)
