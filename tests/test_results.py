@@ -67,6 +67,8 @@ def test_model_row_states_what_the_report_measured() -> None:
     page = results_page({"models": {"cifar10-lda": row}})
     assert "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.1000 | 4.12 → 0.65 % |" in page
     assert "| `cifar10-lda` | cifar100 | 85.7 (61) |  |  |  |" in page
+    assert "- `cifar10-lda`: 92.5 % was aimed at." in page
+    assert "- `cifar100-lda`" not in page
 
 
 def test_readme_without_marks_is_refused() -> None:
