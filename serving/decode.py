@@ -27,6 +27,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+TURNED = (5, 6, 7, 8)  # the orientations of an image that lies on its side
+DRAFT_MARGIN = 2  # a draft this many times as large leaves the antialiasing to the resize
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -47,7 +50,12 @@ DEFAULT_LIMITS = Limits()
 
 
 def decode(
-    data: bytes, *, channels: Literal[1, 3], background: int = 0, limits: Limits = DEFAULT_LIMITS
+    data: bytes,
+    *,
+    channels: Literal[1, 3],
+    background: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
+    wanted: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one image, upright as its EXIF orientation says; of an animation, the first frame.
 
@@ -56,6 +64,8 @@ def decode(
         channels: 1 for gray, 3 for RGB.
         background: gray level, 0 to 255, that shows through transparent pixels.
         limits: bytes and pixels allowed.
+        wanted: the height and width that the image is made into afterwards. A large JPEG is then decoded at a half,
+            a quarter or an eighth of its size, which is many times faster, but at no less than twice what is wanted.
 
     Returns:
         The pixels, (H, W, channels).
@@ -74,7 +84,7 @@ def decode(
         image = _open(data, kind, limits)
         if kind == "PNG":
             _check_png(data)
-        return _pixels(image, channels, background)
+        return _pixels(image, channels, background, wanted)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -116,8 +126,12 @@ def _check_png(data: bytes) -> None:
         start = end + 4
 
 
-def _pixels(image: Image.Image, channels: Literal[1, 3], background: int) -> NDArray[np.uint8]:
+def _pixels(
+    image: Image.Image, channels: Literal[1, 3], background: int, wanted: tuple[int, int] | None
+) -> NDArray[np.uint8]:
     orientation = _orientation(image)
+    if wanted is not None:
+        image = _draft(image, channels, wanted[::-1] if orientation in TURNED else wanted)
     image.load()
     if image.mode.startswith("I"):
         image = _gray8(image, background)
@@ -127,6 +141,16 @@ def _pixels(image: Image.Image, channels: Literal[1, 3], background: int) -> NDA
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def _draft(image: Image.Image, channels: Literal[1, 3], wanted: tuple[int, int]) -> Image.Image:
+    """A large JPEG at a fraction of its size; any other image as it is."""
+    height, width = wanted
+    draft = image.draft("L" if channels == 1 else None, (DRAFT_MARGIN * width, DRAFT_MARGIN * height))
+    if draft is None or draft[1][2:] == image.size:
+        return image
+    # The last column or row stands for less than a whole one: spread the pixels so that all of them stand for as much.
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=draft[1])
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.decode import DEFAULT_LIMITS, Limits, decode
+from serving.decode import DEFAULT_LIMITS, Limits
 from serving.errors import BundleError, ServingError
-from serving.preprocess import fit
+from serving.preprocess import read_image
 from serving.respond import DEFAULT_OPTIONS, Answer, Options, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
@@ -75,9 +75,7 @@ class Predictor:
         Raises:
             ImageError: or one of its subclasses, if the image cannot be answered.
         """
-        spec = self.bundle.manifest.input
-        image = decode(data, channels=spec.channels, background=spec.background, limits=self.limits)
-        return fit(image, spec)
+        return read_image(data, self.bundle.manifest.input, self.limits)
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """Run the graph on (N, channels, height, width), N ≥ 1, in batches of at most `max_batch`."""

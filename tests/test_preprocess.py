@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from conftest import encoded
 from PIL import Image, ImageOps
 
 from serving.bundle import InputSpec
-from serving.preprocess import fit
+from serving.decode import decode
+from serving.preprocess import fit, read_image
 
 RNG = np.random.default_rng(0)
 
@@ -62,3 +64,39 @@ def test_extreme_shapes(size: tuple[int, int], resize: str) -> None:
 def test_other_arrays_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"^image must be uint8 \(H, W, 3\), got "):
         fit(image, spec(4, 4))
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """Smooth patches of colour with grain on them, as a camera sees things."""
+    patches = RNG.integers(0, 256, (height // 80 + 2, width // 80 + 2, 3), dtype=np.uint8)
+    smooth = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
+    return (np.asarray(smooth) + RNG.normal(0, 8, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(1200, 1600), (1600, 1100), (700, 3000)])
+def test_a_large_jpeg_is_read_as_if_all_of_it_were_decoded(size: tuple[int, int], channels: int, resize: str) -> None:
+    wanted = spec(64, 64, channels, resize)
+    data = encoded(photo(*size), "JPEG", quality=90)
+    assert max(decode(data, channels=channels, wanted=(64, 64)).shape) < max(size) / 2
+
+    difference = read_image(data, wanted).astype(int) - fit(decode(data, channels=channels), wanted)
+    assert np.abs(difference).mean() < 1.5  # of 255 gray levels
+    assert np.abs(difference).max() <= 12
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_on_its_side_keeps_twice_the_size_that_is_wanted(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(400, 1600), "JPEG", exif=exif)
+
+    height, width, _ = decode(data, channels=3, wanted=(50, 200) if orientation == 1 else (200, 50)).shape
+    assert (height, width) == ((100, 400) if orientation == 1 else (400, 100))
+
+
+def test_a_small_jpeg_is_read_whole() -> None:
+    data = encoded(photo(100, 100), "JPEG")
+
+    assert np.array_equal(decode(data, channels=3, wanted=(64, 64)), decode(data, channels=3))

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from serving.decode import Limits, decode
+from serving.decode import Limits
 from serving.errors import ImageError
-from serving.preprocess import fit
+from serving.preprocess import fit, read_image
 from training.progress import track
 from training.recipe import DataSpec
 
@@ -300,10 +300,9 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _read(file: Path, shape: InputSpec) -> np.ndarray:
     try:
-        image = decode(file.read_bytes(), channels=shape.channels, background=shape.background, limits=TRUSTED)
+        return read_image(file.read_bytes(), shape, TRUSTED)
     except ImageError as exc:
         raise DataError(f"{file} must be a readable image, got {exc}") from exc
-    return fit(image, shape)
 
 
 def _exact(channels: int, height: int, width: int) -> InputSpec:
