@@ -25,6 +25,7 @@ from serving import client
 from serving.client import Answer
 from serving.errors import ServerError, ServingError
 from serving.torchserve import archive, launch, readiness
+from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import Server, load
 
 app = typer.Typer(
@@ -118,21 +119,26 @@ def start(
 
 
 @app.command()
-def stop(state: StateOption = launch.STATE) -> None:
-    """Stop the server; no error if none runs."""
-    print(launch.stop(state))
+def stop(
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds to answer what was accepted; 0 drops it.")
+    ] = launch.DRAIN_S,
+    state: StateOption = launch.STATE,
+) -> None:
+    """Refuse new requests, answer those that were accepted, and stop the server; no error if none runs."""
+    print(launch.stop(state, drain_s=drain))
 
 
 @app.command()
 def status(state: StateOption = launch.STATE) -> None:
-    """Show each model's workers; exit code 0: all are ready, 1: some are not, 3: no server runs."""
+    """Show each model's workers; exit code 0: all are ready, 1: some are not, or it drains, 3: no server runs."""
     statuses = launch.status(state)
     if statuses is None:
         print(f"No server runs in {state}.")
         raise typer.Exit(3)
     table = Table("model", "version", "workers ready", "state")
     for one in statuses:
-        table.add_row(one.name, one.version, f"{one.ready}/{one.workers}", "ready" if one.is_ready else "not ready")
+        table.add_row(one.name, one.version, f"{one.ready}/{one.workers}", _state_of(one))
     Console().print(table)
     if server := load(state):
         print(f"The server is at {server.url}, since {server.started}.")
@@ -197,10 +203,21 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _stay(server: Server, state: Path) -> None:
+    """Wait for a signal; the first one drains the server, a second one stops it at once."""
     try:
         launch.wait(server, state)
     except KeyboardInterrupt:
-        print(launch.stop(state), flush=True)
+        try:
+            done = launch.stop(state)
+        except KeyboardInterrupt:
+            done = launch.stop(state, drain_s=0)
+        print(done, flush=True)
+
+
+def _state_of(status: ModelStatus) -> str:
+    if status.draining:
+        return "draining"
+    return "ready" if status.is_ready else "not ready"
 
 
 def _print_next(server: Server, state: Path) -> None:

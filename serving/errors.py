@@ -4,6 +4,7 @@ ServingError                 500  internal_error
 ├── BundleError              500  bad_bundle
 ├── DeviceUnavailable        500  device_unavailable
 ├── ServerError              500  server_error           the launcher: cannot start, stop or reach TorchServe
+├── Draining             503  draining               the server is about to stop
 ├── BadRequest               400  bad_request            the request as a whole cannot be read
 │   └── BadParameter         422  bad_parameter
 └── ImageError               400  undecodable_image      one image; its neighbours are answered
@@ -40,6 +41,16 @@ class ServerError(ServingError):
     """TorchServe could not be started, stopped or reached."""
 
     code = "server_error"
+
+
+class Draining(ServingError):
+    """The server is about to stop and takes no more requests."""
+
+    status = 503
+    code = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("the server is about to stop: send the request to another one, or again in a while")
 
 
 class BadRequest(ServingError):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from serving.torchserve.drain import STATE_VARIABLE
 from serving.torchserve.ports import LOOPBACK, Ports
 
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
@@ -89,16 +90,25 @@ def command(
     ]
 
 
-def environment(base: Mapping[str, str], java_home: Path, logs: Path, tmp: Path) -> dict[str, str]:
-    """The environment of the server and its workers, which find the project on their PYTHONPATH."""
+def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path) -> dict[str, str]:
+    """The environment of the server and its workers, which find the project on their PYTHONPATH.
+
+    Args:
+        base: what to start from.
+        java_home: of the Java to use.
+        state: the server's folder.
+        tmp: folder for extracted archives and the workers' sockets.
+    """
+    logs = str(state / "logs")
     paths = [str(PROJECT_ROOT), *filter(None, [base.get("PYTHONPATH")])]
     ours = {name: value for name, value in base.items() if not name.startswith("TS_")}
     return ours | {
         "JAVA_HOME": str(java_home),
         "PATH": os.pathsep.join([str(java_home / "bin"), base.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(paths),
-        "LOG_LOCATION": str(logs),
-        "METRICS_LOCATION": str(logs),
+        "LOG_LOCATION": logs,
+        "METRICS_LOCATION": logs,
+        STATE_VARIABLE: str(state),
         "TMPDIR": str(tmp),
         "TEMP": str(tmp),
     }

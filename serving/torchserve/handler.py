@@ -12,10 +12,11 @@ from typing import Any
 
 import orjson
 
-from serving.errors import BadRequest, ServingError
+from serving.errors import BadRequest, Draining, ServingError
 from serving.predictor import Predictor
 from serving.request import Request, read
 from serving.respond import Answer, error_body, respond
+from serving.torchserve.drain import Door
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class ImageHandler:
     """Answers the images of all requests of a batch by one call of the predictor."""
 
     predictor: Predictor
+    door: Door
 
     def initialize(self, context: Any) -> None:
         """Load, verify and warm up the bundle in the model's folder; the worker is ready when this returns.
@@ -43,18 +45,21 @@ class ImageHandler:
         device = "cpu" if gpu is None else f"cuda:{gpu}"
         self.predictor = Predictor.open(context.system_properties["model_dir"], settings["runtime"], device, threads)
         self.predictor.warm_up()
+        self.door = Door.of_worker()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """Answer each request of the batch."""
-        requests = [self._read(fields, context, index) for index, fields in enumerate(data)]
-        responses = iter(self._answer([request for request in requests if isinstance(request, Request)]))
-        bodies = []
-        for index, request in enumerate(requests):
-            status, body = _failed(request) if isinstance(request, ServingError) else next(responses)
+        """Answer each request of the batch, or refuse all of them while the server drains."""
+        with self.door.entered() as is_open:
+            responses = self._respond(data, context) if is_open else [_failed(Draining())] * len(data)
+        for index, (status, _) in enumerate(responses):
             context.set_response_status(status, HTTPStatus(status).phrase, index)
             context.set_response_content_type(index, "application/json")
-            bodies.append(orjson.dumps(body))
-        return bodies
+        return [orjson.dumps(body) for _, body in responses]
+
+    def _respond(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[tuple[int, Answer]]:
+        requests = [self._read(fields, context, index) for index, fields in enumerate(data)]
+        answers = iter(self._answer([request for request in requests if isinstance(request, Request)]))
+        return [_failed(request) if isinstance(request, ServingError) else next(answers) for request in requests]
 
     def _read(self, fields: Mapping[str, Any], context: Any, index: int) -> Request | ServingError:
         headers = context.get_request_header(index, "body")  # TorchServe files a part's headers under its name

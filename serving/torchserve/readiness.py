@@ -23,18 +23,22 @@ EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:: |$)")
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version of one model: its workers, how many of them are ready, and whether all of those are on a GPU."""
+    """One version of one model: its workers, how many of them are ready, and whether all of those are on a GPU.
+
+    While the server drains, nothing of it is ready.
+    """
 
     name: str
     version: str
     workers: int
     ready: int
     on_gpu: bool
+    draining: bool = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether every worker can answer."""
-        return 0 < self.workers == self.ready
+        """Whether every worker can answer, and will."""
+        return 0 < self.workers == self.ready and not self.draining
 
 
 def describe(management_url: str, model: str, key: str | None = None) -> list[ModelStatus]:

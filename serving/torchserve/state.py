@@ -23,6 +23,7 @@ class Server:
         models: the models it was started with.
         started: when, UTC, ISO 8601.
         tmp: folder of its extracted archives and sockets.
+        draining: whether it is about to stop and should get no more requests.
     """
 
     pid: int
@@ -32,6 +33,7 @@ class Server:
     models: tuple[str, ...]
     started: str
     tmp: str
+    draining: bool = False
 
 
 def load(state: Path) -> Server | None:

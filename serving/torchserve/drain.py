@@ -1,0 +1,118 @@
+"""Draining: how a server is stopped without losing a request.
+
+TorchServe cuts every connection as soon as it is told to stop, so nothing may be in flight by then. The launcher
+
+1. says in server.json that the server drains, and `status` calls it unready;
+2. lets one request per model stand in line: when that is answered, all that came before it have left the queue;
+3. closes the workers' door: from then on each batch is refused (503 `draining`), which also closes its connections;
+4. waits for the batches that were in the workers' hands, and for their answers to reach the clients.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+STATE_VARIABLE = "DISCRIMINANT_STATE"  # how a worker knows its server's folder
+POLL_S = 0.01
+ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
+TICKET = "drain"
+
+
+class Door:
+    """What every batch passes on its way in; a shared lock while it is answered tells the launcher to wait.
+
+    Args:
+        state: the server's folder; None is a door that nobody closes.
+    """
+
+    def __init__(self, state: Path | None) -> None:
+        self._state = state
+
+    @classmethod
+    def of_worker(cls) -> "Door":
+        """The door of the server that this process works for."""
+        state = os.environ.get(STATE_VARIABLE)
+        return cls(Path(state) if state else None)
+
+    @contextmanager
+    def entered(self) -> Iterator[bool]:
+        """Hold the door for one batch.
+
+        Yields:
+            Whether it is open; if not, the batch must be refused.
+        """
+        if self._state is None:
+            yield True
+            return
+        with _lock(self._state).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # before the look at the marker, so that none slips in between
+            yield not _marker(self._state).exists()
+
+
+def open_door(state: Path) -> None:
+    """Let batches in; for a server that is about to start."""
+    _marker(state).unlink(missing_ok=True)
+    _lock(state).touch()
+
+
+def drain(state: Path, url: str, models: Sequence[str], key: str | None, timeout_s: float) -> bool:
+    """Steps 2 to 4 above.
+
+    Args:
+        state: the server's folder.
+        url: of its inference interface.
+        models: the paths of the models there, `name` or `name/version`.
+        key: its inference key, if it asks for one.
+        timeout_s: how long all of it may take.
+
+    Returns:
+        Whether everything was answered in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    with ThreadPoolExecutor(max_workers=max(1, len(models))) as pool:
+        passed = list(pool.map(lambda model: _stand_in_line(f"{url}/predictions/{model}", key, deadline), models))
+    _marker(state).touch()
+    finished = _wait_for_workers(state, deadline)
+    time.sleep(ANSWERS_S)
+    return all(passed) and finished
+
+
+def _stand_in_line(url: str, key: str | None, deadline: float) -> bool:
+    """Whether a request was answered by a worker in time; a full queue is asked again."""
+    headers = {"X-Request-Id": TICKET} | ({"Authorization": f"Bearer {key}"} if key else {})
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            response = httpx.post(url, content=b"", headers=headers, timeout=left, trust_env=False)
+        except httpx.HTTPError:
+            return False
+        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def _wait_for_workers(state: Path, deadline: float) -> bool:
+    with _lock(state).open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(POLL_S)
+            else:
+                return True
+
+
+def _marker(state: Path) -> Path:
+    return state / "closed"
+
+
+def _lock(state: Path) -> Path:
+    return state / "door.lock"

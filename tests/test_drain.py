@@ -1,0 +1,131 @@
+"""Stopping under load: what the workers, the launcher and the clients see."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from conftest import encoded, serving
+
+from serving.torchserve import launch
+from serving.torchserve.archive import package
+from serving.torchserve.drain import Door, drain, open_door
+from serving.torchserve.state import load
+
+CLIENTS = 16
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    open_door(tmp_path)
+    return tmp_path
+
+
+def test_a_door_without_a_server_is_open() -> None:
+    with Door(None).entered() as is_open:
+        assert is_open
+
+
+def test_a_drain_closes_the_door_until_the_next_start(state: Path) -> None:
+    door = Door(state)
+    with door.entered() as is_open:
+        assert is_open
+
+    assert drain(state, "http://127.0.0.1:1", [], None, timeout_s=1)
+    with door.entered() as is_open:
+        assert not is_open
+    open_door(state)
+    with door.entered() as is_open:
+        assert is_open
+
+
+def test_a_drain_waits_for_the_batch_in_hand(state: Path) -> None:
+    done: list[float] = []
+    entered = threading.Event()
+
+    def answer() -> None:
+        with Door(state).entered() as is_open:
+            assert is_open
+            entered.set()
+            time.sleep(0.5)
+            done.append(time.monotonic())
+
+    with ThreadPoolExecutor() as pool:
+        worker = pool.submit(answer)
+        assert entered.wait(5)
+        assert drain(state, "http://127.0.0.1:1", [], None, timeout_s=10)
+        assert done
+        assert time.monotonic() > done[0]
+        worker.result()
+
+
+def test_a_drain_gives_up_in_time(state: Path) -> None:
+    with Door(state).entered():
+        assert not drain(state, "http://127.0.0.1:1", [], None, timeout_s=0.2)
+
+
+def test_a_server_that_does_not_answer_is_not_drained(state: Path) -> None:
+    assert not drain(state, "http://127.0.0.1:1", ["tiny-mda"], None, timeout_s=1)
+
+
+class Client(threading.Thread):
+    """Sends one request after another over one connection as long as it can; notes when each began and its end."""
+
+    def __init__(self, url: str, image: bytes) -> None:
+        super().__init__(daemon=True)
+        self.address, self.image = urlsplit(url).netloc, image
+        self.ends: list[tuple[float, int | str]] = []
+        self.finished = threading.Event()
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection(self.address, timeout=20)
+        while not self.finished.is_set():
+            began = time.monotonic()
+            try:
+                connection.request("POST", "/predictions/tiny-mda", self.image)
+                response = connection.getresponse()
+                response.read()
+                end: int | str = response.status
+            except (OSError, http.client.HTTPException) as exc:
+                connection.close()
+                end = "hung" if isinstance(exc, TimeoutError) else "refused"
+                time.sleep(0.01)
+            self.ends.append((began, end))
+
+
+@pytest.fixture
+def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
+    """The state folder of a server of its own, whose batches take a while."""
+    state = tmp_path / "state"
+    package(bundle_dir, model_store=tmp_path / "store", batch_size=4, max_batch_delay_ms=50, workers=2, threads=1)
+    launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0)
+    yield state
+    launch.stop(state, grace_s=0, drain_s=0)
+
+
+def test_a_stop_under_load_answers_what_was_accepted_and_refuses_the_rest(served: Path) -> None:
+    server = load(served)
+    assert server is not None
+    image = encoded(np.zeros((600, 600), dtype=np.uint8))
+    clients = [Client(server.url, image) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    time.sleep(2)
+
+    stopped = time.monotonic()
+    result = serving("stop", "--state", served)
+    for client in clients:
+        client.finished.set()
+        client.join(30)
+    ends = [end for client in clients for end in client.ends]
+    before = [end for began, end in ends if began < stopped]
+    after = [end for began, end in ends if began >= stopped]
+    assert (result.returncode, result.stdout) == (0, f"Stopped the server at {server.url}.\n")
+    assert len(before) >= CLIENTS
+    assert set(before) == {200}
+    assert {503, "refused"} <= set(after) <= {200, 503, "refused"}
