@@ -86,7 +86,7 @@ def package(
 def start(
     models: Annotated[list[str] | None, typer.Option(help="Models to serve, by name; again, or with commas.")] = None,
     device: Annotated[Device, typer.Option(help="auto takes the GPUs that there are.")] = Device.auto,
-    port: Annotated[int, typer.Option(min=0, max=65531, help="Takes this port and the next four; 0, any.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65530, help="Takes this port and the next five; 0, any.")] = 8080,
     host: Annotated[str, typer.Option(help="Address of the inference interface; the others stay local.")] = "127.0.0.1",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until SIGTERM or Ctrl-C, then stop.")] = False,
     token_auth: Annotated[bool | None, typer.Option(help="Ask clients for a key; by default beyond localhost.")] = None,

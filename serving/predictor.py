@@ -6,9 +6,10 @@
 Whatever serves a bundle, by HTTP or from a folder of files, does it through this class, so all of them answer the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ TOLERANCES = {
     "features": (1e-2, 1e-3),
 }
 
+Decoded = NDArray[np.uint8] | ServingError
+Stage = Literal["decode", "inference", "encode"]
+Timer = Callable[[Stage], AbstractContextManager[Any]]
 Work = tuple[Sequence[bytes | ServingError], Options]
 
 
@@ -96,16 +100,32 @@ class Predictor:
         """
         return self.predict_together([(images, options)])[0]
 
-    def predict_together(self, work: Sequence[Work]) -> list[list[Answer | ServingError]]:
-        """Answer several requests, each with its own options, by one call of the graph."""
-        decoded = [[self._try_decode(image) for image in images] for images, _ in work]
-        arrays = [item for items in decoded for item in items if not isinstance(item, ServingError)]
-        outputs = self.infer(np.stack(arrays)) if arrays else {}
+    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[list[Answer | ServingError]]:
+        """Answer several requests, each with its own options, by one call of the graph.
+
+        Args:
+            work: images and options of each request.
+            timer: makes a context manager that each stage runs in.
+        """
+        with timer("decode"):
+            decoded = [[self._try_decode(image) for image in images] for images, _ in work]
+            arrays = [item for items in decoded for item in items if not isinstance(item, ServingError)]
+        outputs: Outputs = {}
+        if arrays:
+            with timer("inference"):
+                outputs = self.infer(np.stack(arrays))
+        with timer("encode"):
+            return self._encode_each(decoded, outputs, [options for _, options in work])
+
+    def _encode_each(
+        self, decoded: Sequence[Sequence[Decoded]], outputs: Outputs, options: Sequence[Options]
+    ) -> list[list[Answer | ServingError]]:
+        """Give each request its part of the outputs."""
         results, start = [], 0
-        for items, (_, options) in zip(decoded, work, strict=True):
+        for items, chosen in zip(decoded, options, strict=True):
             count = sum(not isinstance(item, ServingError) for item in items)
             part = {name: values[start : start + count] for name, values in outputs.items()}
-            answers = iter(self.encode(part, options) if count else [])
+            answers = iter(self.encode(part, chosen) if count else [])
             results.append([item if isinstance(item, ServingError) else next(answers) for item in items])
             start += count
         return results
@@ -121,7 +141,7 @@ class Predictor:
         for name in self.bundle.manifest.outputs:
             _check_golden(name, outputs[name], expected[name], self.bundle.golden)
 
-    def _try_decode(self, image: bytes | ServingError) -> NDArray[np.uint8] | ServingError:
+    def _try_decode(self, image: bytes | ServingError) -> Decoded:
         if isinstance(image, ServingError):
             return image
         try:

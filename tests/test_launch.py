@@ -75,7 +75,9 @@ def record(state: Path, **changes: object) -> Server:
         "pid": 2**22 + 1,  # beyond Linux's greatest process id
         "url": "http://127.0.0.1:1",
         "management_url": "http://127.0.0.1:1",
+        "exporter": 2**22 + 2,
         "metrics_url": "http://127.0.0.1:1/metrics",
+        "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
         "started": "2026-01-01T00:00:00+00:00",
         "tmp": str(state / "tmp"),
@@ -264,7 +266,7 @@ def test_a_gpu_that_is_not_there(own_state: Path, model_store: Path) -> None:
         launch.start(model_store=model_store, state=own_state, device="gpu")
 
 
-def test_ports_are_five_in_a_row() -> None:
+def test_ports_are_six_in_a_row() -> None:
     first = choose_ports("127.0.0.1", 0).inference
 
     with socket.socket() as taken:
@@ -273,7 +275,7 @@ def test_ports_are_five_in_a_row() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=rf"\(0 takes any\), got 127\.0\.0\.1:{port}: Address already in use$"):
             choose_ports("127.0.0.1", port - 2)
-    assert len({*vars(choose_ports("127.0.0.1", 0)).values()}) == 5
+    assert len({*vars(choose_ports("127.0.0.1", 0)).values()}) == 6
     assert first > 0
 
 
@@ -284,7 +286,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 
 def test_the_configuration_is_closed_by_default() -> None:
-    text = config.properties(["a", "b"], Path("/ms"), "127.0.0.1", Ports(1, 2, 3, 4, 5), 0, False)
+    text = config.properties(["a", "b"], Path("/ms"), "127.0.0.1", Ports(1, 2, 3, 4, 5, 6), 0, False)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a.mar,b=b.mar"
@@ -296,7 +298,7 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 
 def test_a_path_survives_javas_properties() -> None:
-    text = config.properties([], Path("/mödels\\store"), "::1", Ports(1, 2, 3, 4, 5), None, True)
+    text = config.properties([], Path("/mödels\\store"), "::1", Ports(1, 2, 3, 4, 5, 6), None, True)
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
     assert "number_of_gpu" not in text
@@ -304,12 +306,12 @@ def test_a_path_survives_javas_properties() -> None:
 
 def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_server() -> None:
     base = {"PATH": "/bin", "TS_CONFIG_FILE": "/elsewhere", "PYTHONPATH": "/mine", "HOME": "/root"}
-    environment = config.environment(base, Path("/java"), Path("/logs"), Path("/tmp/x"))
+    environment = config.environment(base, Path("/java"), Path("/state"), Path("/tmp/x"))
 
     assert "TS_CONFIG_FILE" not in environment
     assert environment["PATH"] == "/java/bin:/bin"
     assert environment["PYTHONPATH"] == f"{ROOT}:/mine"
-    assert (environment["LOG_LOCATION"], environment["TMPDIR"]) == ("/logs", "/tmp/x")
+    assert (environment["LOG_LOCATION"], environment["TMPDIR"]) == ("/state/logs", "/tmp/x")
 
 
 @pytest.mark.parametrize(("version", "expected"), [((21, 0, 1), 0), ((25, 0, 2), 2)])

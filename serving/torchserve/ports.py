@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from serving.errors import ServerError
 
@@ -12,13 +12,17 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """One port per listener; all but inference listen on the loopback address only."""
+    """One port per listener; all but inference listen on the loopback address only.
+
+    `metrics` is the exporter's; TorchServe's own metrics, which it passes on, are at `torchserve_metrics`.
+    """
 
     inference: int
     management: int
     metrics: int
     grpc_inference: int
     grpc_management: int
+    torchserve_metrics: int
 
 
 def is_loopback(host: str) -> bool:
@@ -30,12 +34,12 @@ def is_loopback(host: str) -> bool:
 
 
 def choose_ports(host: str, port: int) -> Ports:
-    """Five ports in a row from `port`, or any free ones for 0.
+    """Six ports in a row from `port`, or any free ones for 0.
 
     Raises:
         ServerError: if one of them is in use.
     """
-    wanted = [port + offset if port else 0 for offset in range(5)]
+    wanted = [port + offset if port else 0 for offset in range(len(fields(Ports)))]
     with ExitStack() as stack:
         found = []
         for number in wanted:
@@ -45,7 +49,7 @@ def choose_ports(host: str, port: int) -> Ports:
             try:
                 listener.bind((address, number))
             except OSError as exc:
-                rule = "five ports in a row from --port must be free (0 takes any)"
+                rule = "six ports in a row from --port must be free (0 takes any)"
                 raise ServerError(f"{rule}, got {address}:{number}: {exc.strerror}") from exc
             found.append(listener.getsockname()[1])
     return Ports(*found)

@@ -13,7 +13,8 @@ import psutil
 from serving.errors import ServerError
 from serving.torchserve.config import SERVER_CLASS
 
-CHILDREN = ("model_service_worker.py", "jspawnhelper")  # a worker, and what Java starts on the way to one
+EXPORTER = "serving.torchserve.exporter"
+CHILDREN = ("model_service_worker.py", "jspawnhelper", EXPORTER)  # a worker, what Java starts on the way to one
 POLL_S = 0.1
 KILL_TIMEOUT_S = 10.0
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serving.errors import ServerError
+
+STATE_VARIABLE = "DISCRIMINANT_STATE"  # how a worker knows its server's folder
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # how prometheus-client knows where the workers share their values
+LOGS = "logs"  # in the state folder
+METRICS = "metrics"  # likewise: the workers' metrics
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,9 @@ class Server:
         pid: of Java, which leads the process group.
         url: of the inference interface.
         management_url: of the management interface.
-        metrics_url: where Prometheus finds the metrics.
+        exporter: process id of the exporter.
+        metrics_url: where Prometheus finds the metrics; the exporter's.
+        torchserve_metrics_url: of TorchServe's own part of them.
         models: the models it was started with.
         started: when, UTC, ISO 8601.
         tmp: folder of its extracted archives and sockets.
@@ -29,7 +37,9 @@ class Server:
     pid: int
     url: str
     management_url: str
+    exporter: int
     metrics_url: str
+    torchserve_metrics_url: str
     models: tuple[str, ...]
     started: str
     tmp: str
@@ -58,6 +68,12 @@ def forget(server: Server, state: Path) -> None:
     """Remove what a server that has ended leaves outside its logs."""
     shutil.rmtree(server.tmp, ignore_errors=True)
     (state / "server.json").unlink(missing_ok=True)
+
+
+def state_of_worker() -> Path | None:
+    """The folder of the server that this process works for, if it is a worker's."""
+    state = os.environ.get(STATE_VARIABLE)
+    return Path(state) if state else None
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""What a worker counts for Prometheus.
+
+The values of all workers lie in files of one folder, which the launcher names in PROMETHEUS_MULTIPROC_DIR and the
+exporter adds up. Without that variable they stay in the process.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from serving.bundle import Manifest
+from serving.predictor import Stage
+from serving.respond import Answer
+
+PREFIX = "discriminant"
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+NATS = (-1000, -300, -100, -30, -10, 0, 10, 30, 100, 300, 1000)  # for a bundle that does not know its quantiles
+ATYPICAL = "0.01"  # the quantile of the test split's log-densities below which an image is called atypical
+
+
+class Metrics:
+    """The metrics of one model's worker.
+
+    Args:
+        manifest: of the model's bundle.
+        registry: where they are found if they stay in the process; one of their own if None.
+    """
+
+    def __init__(self, manifest: Manifest, registry: CollectorRegistry | None = None) -> None:
+        registry = registry or CollectorRegistry()
+        quantiles = manifest.metrics.get("log_density_quantiles", {})
+        nats = tuple(sorted(set(quantiles.values()))) or NATS
+        self._atypical_below = quantiles.get(ATYPICAL, float("-inf"))
+        names = ("model", "version")
+        self._labels = (manifest.name, str(manifest.version))
+
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(f"{PREFIX}_{name}", text, (*names, *more), registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}", text, (*names, *more), buckets=buckets, registry=registry)
+
+        self._requests = counter("requests", "Requests by HTTP status.", "status")
+        self._errors = counter("image_errors", "Images, or whole requests, that got an error, by its code.", "code")
+        self._components = counter("components", "Images by label and mixture component.", "label", "component")
+        self._stages = histogram("stage_seconds", "Time of one batch in a stage.", SECONDS, "stage")
+        images = counter("images", "Images that were answered.")
+        atypical = counter("atypical_images", "Images less dense than 99 % of the test split.")
+        batch = histogram("batch_images", "Images in one batch.", IMAGES)
+        confidence = histogram("confidence", "Probability of the likeliest class.", CONFIDENCE)
+        density = histogram("log_density_nats", "Log-density; buckets at the test split's quantiles.", nats)
+        self._images, self._atypical_images = images.labels(*self._labels), atypical.labels(*self._labels)
+        self._batch, self._confidence = batch.labels(*self._labels), confidence.labels(*self._labels)
+        self._density = density.labels(*self._labels) if manifest.head.kind in ("lda", "mda") else None
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Time one stage of a batch."""
+        began = time.perf_counter()
+        yield
+        self._stages.labels(*self._labels, name).observe(time.perf_counter() - began)
+
+    def count_request(self, status: int, images: list[Answer]) -> None:
+        """Count a request and what each of its images got."""
+        self._requests.labels(*self._labels, str(status)).inc()
+        for image in images:
+            if "error" in image:
+                self._errors.labels(*self._labels, image["error"]["code"]).inc()
+            else:
+                self._count_answer(image)
+
+    def count_batch(self, images: int) -> None:
+        """Count a batch that was answered together."""
+        self._batch.observe(images)
+
+    def _count_answer(self, answer: Answer) -> None:
+        self._images.inc()
+        self._confidence.observe(answer["probability"])
+        if self._density is not None:
+            self._density.observe(answer["log_density"])
+            self._components.labels(*self._labels, answer["label"], str(answer["component"])).inc()
+            if answer["log_density"] < self._atypical_below:
+                self._atypical_images.inc()

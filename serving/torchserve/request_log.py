@@ -1,0 +1,63 @@
+"""The request log: one JSON line a request, in a file that all workers share.
+
+    {"time": "2026-01-01T12:00:00.123+00:00", "level": "INFO", "request_id": "...", "model": "mnist-mda",
+     "version": "1", "status": 200, "images": 1, "errors": [], "batch": 4, "seconds": 0.0061}
+
+`request_id` is the client's X-Request-Id, or else the one that TorchServe puts into its answer. Nothing of an image is
+logged. Lines are written by a thread of their own, so that no answer waits for the disk.
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import orjson
+from concurrent_log_handler import ConcurrentRotatingFileHandler
+
+FILE = "requests.jsonl"
+MAX_BYTES = 20 * 1024 * 1024
+KEPT = 10
+MAX_ID_CHARACTERS = 128
+
+
+class RequestLog:
+    """Writes the lines of one worker.
+
+    Args:
+        folder: of the file.
+        model: name of the model.
+        version: of the model.
+    """
+
+    def __init__(self, folder: Path, model: str, version: str) -> None:
+        self._model = {"model": model, "version": version}
+        file = ConcurrentRotatingFileHandler(str(folder / FILE), maxBytes=MAX_BYTES, backupCount=KEPT, encoding="utf-8")
+        self._lines: SimpleQueue[Any] = SimpleQueue()
+        self._handler = QueueHandler(self._lines)
+        self._listener = QueueListener(self._lines, file)
+        self._listener.start()
+        self._file = file
+
+    def write(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Log the requests of one batch."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        head = {"time": time, "level": "INFO"}
+        text = b"\n".join(orjson.dumps(head | self._model | entry) for entry in entries).decode()
+        self._handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._listener.stop()
+        self._file.close()
+
+
+def request_id(headers: dict[str, Any], own: str) -> str:
+    """The id of a request: the client's, cut to a sane length, or the server's own."""
+    for name, value in headers.items():
+        if name.lower() == "x-request-id" and isinstance(value, str) and value:
+            return value[:MAX_ID_CHARACTERS]
+    return own
