@@ -18,7 +18,7 @@ from serving.bundle import Bundle
 from serving.decode import DEFAULT_LIMITS, Limits
 from serving.errors import BundleError, ServingError
 from serving.preprocess import read_image
-from serving.respond import DEFAULT_OPTIONS, Answer, Options, encode
+from serving.respond import DEFAULT_OPTIONS, Answer, Options, Result, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
 # How far a runtime's float32 may be from the float64 of golden.npz: absolute, and relative to the value.
@@ -91,16 +91,14 @@ class Predictor:
         """The graph's outputs for N images → N answers."""
         return encode(outputs, self.bundle.manifest, options)
 
-    def predict(
-        self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS
-    ) -> list[Answer | ServingError]:
+    def predict(self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS) -> list[Result]:
         """Answer images in order; one that cannot be answered gets its error in its place.
 
         An error among `images` is passed through, so that a reader can put it where an image should have been.
         """
         return self.predict_together([(images, options)])[0]
 
-    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[list[Answer | ServingError]]:
+    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[list[Result]]:
         """Answer several requests, each with its own options, by one call of the graph.
 
         Args:
@@ -119,7 +117,7 @@ class Predictor:
 
     def _encode_each(
         self, decoded: Sequence[Sequence[Decoded]], outputs: Outputs, options: Sequence[Options]
-    ) -> list[list[Answer | ServingError]]:
+    ) -> list[list[Result]]:
         """Give each request its part of the outputs."""
         results, start = [], 0
         for items, chosen in zip(decoded, options, strict=True):

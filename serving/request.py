@@ -5,12 +5,13 @@ The forms are:
     a raw body             the bytes of one image
     multipart/form-data    `data`, one image, and optionally `parameters`, JSON text
     application/json       {"instances": [{"b64": "..."}], "parameters": {"top_k": 3, "return": ["features"]}}
+    Open Inference         {"inputs": [...]}; see `open_inference.py`
 
 JSON is known by its content type, or, where there is none, by its first character: no image starts with a brace.
 """
 
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,14 @@ import orjson
 
 from serving.decode import DEFAULT_LIMITS, Limits
 from serving.errors import BadParameter, BadRequest, ImageError, ServingError
-from serving.respond import DEFAULT_OPTIONS, RETURNABLE, Options
+from serving.open_inference import read_tensors, refuse
+from serving.respond import DEFAULT_OPTIONS, RETURNABLE, Answer, Options, Result, respond_alone, respond_each
 
 FORMS = 'an image as body, a form field "data", or JSON {"instances": [{"b64": "..."}]}'
 PARAMETERS = ("top_k", "return")
 SHOWN_CHARACTERS = 60
+
+Reply = Callable[[Sequence[Result]], tuple[int, Answer]]
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,24 @@ class Request:
     Attributes:
         images: the bytes of each image, or the error that answers it.
         options: the client's choices.
-        single: whether it was one bare image, rather than a list of `instances`.
+        reply: makes what its images got into its HTTP status and body.
     """
 
     images: Sequence[bytes | ServingError]
     options: Options = DEFAULT_OPTIONS
-    single: bool = True
+    reply: Reply = respond_alone
 
 
-def read(fields: Mapping[str, Any], content_type: str = "", limits: Limits = DEFAULT_LIMITS) -> Request:
+def read(
+    fields: Mapping[str, Any], content_type: str = "", limits: Limits = DEFAULT_LIMITS, json_length: str | None = None
+) -> Request:
     """Read one request.
 
     Args:
         fields: the raw body as `body`, or the parts of a form by their names; bytes, or text.
         content_type: of the body; may be empty.
         limits: how many instances one request may hold.
+        json_length: the header Inference-Header-Content-Length: how many bytes of the body are JSON.
 
     Raises:
         BadRequest: if the request as a whole cannot be read.
@@ -58,6 +65,8 @@ def read(fields: Mapping[str, Any], content_type: str = "", limits: Limits = DEF
             f"request must be {FORMS}, got form fields {_shown(sorted(fields))}; with curl, send a file by -T"
         )
     payload = _bytes(fields[name])
+    if json_length is not None and name == "body":
+        return _read_binary_tensors(payload, json_length, limits)
     if _is_json(payload, content_type if name == "body" else ""):
         return _read_instances(payload, limits)
     return Request([payload], _read_options(_loads("parameters", fields.get("parameters", b"{}"), BadParameter)))
@@ -68,8 +77,35 @@ def _is_json(payload: bytes, content_type: str) -> bool:
     return kind == "application/json" or payload[:64].lstrip().startswith(b"{")
 
 
+def _read_binary_tensors(payload: bytes, json_length: str, limits: Limits) -> Request:
+    if not json_length.isdecimal() or int(json_length) > len(payload):
+        raise BadRequest(f"Inference-Header-Content-Length must be at most {len(payload)}, got {_shown(json_length)}")
+    length = int(json_length)
+    body = _loads("request body", payload[:length], BadRequest)
+    if not isinstance(body, dict) or "inputs" not in body:
+        raise BadRequest(f'request body must be an object with "inputs", got {_shown(body)}')
+    return _read_tensors(body, payload[length:], limits)
+
+
+def _read_tensors(body: dict[str, Any], binary: bytes, limits: Limits) -> Request:
+    try:
+        tensors = read_tensors(body, binary)
+        _check_count("images", tensors.images, limits)
+    except BadRequest as error:
+        return Request([error], reply=refuse)
+    images = [image if isinstance(image, bytes) else _decoded("image", image) for image in tensors.images]
+    return Request(images, tensors.options, tensors.reply)
+
+
+def _check_count(what: str, images: Sequence[Any], limits: Limits) -> None:
+    if not 1 <= len(images) <= limits.max_instances:
+        raise BadRequest(f"{what} must hold 1 to {limits.max_instances} images, got {len(images)}")
+
+
 def _read_instances(payload: bytes, limits: Limits) -> Request:
     body = _loads("request body", payload, BadRequest)
+    if isinstance(body, dict) and "inputs" in body:
+        return _read_tensors(body, b"", limits)
     if not isinstance(body, dict) or "instances" not in body:
         raise BadRequest(f'request body must be an object with "instances", got {_shown(body)}')
     unknown = sorted(set(body) - {"instances", "parameters"})
@@ -78,18 +114,24 @@ def _read_instances(payload: bytes, limits: Limits) -> Request:
     instances = body["instances"]
     if not isinstance(instances, list):
         raise BadRequest(f"instances must be a list, got {_shown(instances)}")
-    if not 1 <= len(instances) <= limits.max_instances:
-        raise BadRequest(f"instances must hold 1 to {limits.max_instances} images, got {len(instances)}")
-    return Request([_read_instance(item) for item in instances], _read_options(body.get("parameters", {})), False)
+    _check_count("instances", instances, limits)
+    options = _read_options(body.get("parameters", {}))
+    return Request([_read_instance(item) for item in instances], options, respond_each)
 
 
 def _read_instance(item: Any) -> bytes | ServingError:
     if not isinstance(item, dict) or set(item) != {"b64"} or not isinstance(item["b64"], str):
         return ImageError(f'instance must be an object {{"b64": "..."}}, got {_shown(item)}')
+    return _decoded("b64", item["b64"])
+
+
+def _decoded(what: str, text: Any) -> bytes | ServingError:
+    if not isinstance(text, str):
+        return ImageError(f"{what} must be text in base64, got {_shown(text)}")
     try:
-        return binascii.a2b_base64(item["b64"], strict_mode=True)
+        return binascii.a2b_base64(text, strict_mode=True)
     except ValueError as exc:
-        return ImageError(f"b64 must be base64 without line breaks, got {_shown(item['b64'])} ({exc})")
+        return ImageError(f"{what} must be base64 without line breaks, got {_shown(text)} ({exc})")
 
 
 def _read_options(parameters: Any) -> Options:

@@ -24,6 +24,7 @@ EXACT_POWER = 22  # the greatest power of ten that is a float64
 RETURNABLE = ("probabilities", "components", "features")
 
 Answer = dict[str, Any]
+Result = Answer | ServingError
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -82,18 +83,20 @@ def error_body(error: ServingError) -> Answer:
     return {"error": {"code": error.code, "message": str(error)}}
 
 
-def respond(results: Sequence[Answer | ServingError], *, single: bool) -> tuple[int, Answer]:
-    """Join the results of one request to its HTTP status and body.
+def respond_alone(results: Sequence[Result]) -> tuple[int, Answer]:
+    """The HTTP status and body of a request that was one bare image: its answer or error, bare."""
+    status, body = respond_each(results)
+    return status, body["predictions"][0]
+
+
+def respond_each(results: Sequence[Result]) -> tuple[int, Answer]:
+    """The HTTP status and body of a request with a list of images: `predictions`, in order.
 
     An error sets the status if its image is alone in the request; among several it only takes its place.
-
-    Args:
-        results: one per image, in order.
-        single: whether the request was one bare image, answered by a bare object rather than by `predictions`.
     """
     status = results[0].status if len(results) == 1 and isinstance(results[0], ServingError) else 200
     bodies = [error_body(result) if isinstance(result, ServingError) else result for result in results]
-    return status, bodies[0] if single else {"predictions": bodies}
+    return status, {"predictions": bodies}
 
 
 def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float64]:

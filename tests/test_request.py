@@ -7,7 +7,7 @@ import pytest
 from serving.decode import Limits
 from serving.errors import BadParameter, BadRequest, ImageError
 from serving.request import FORMS, read
-from serving.respond import Options
+from serving.respond import Options, respond_alone, respond_each
 
 IMAGE = b"\x89PNG..."
 B64 = base64.b64encode(IMAGE).decode()
@@ -20,13 +20,13 @@ def read_json(body: Any, **kwargs: Any) -> Any:
 def test_a_raw_body_is_one_image() -> None:
     request = read({"body": bytearray(IMAGE)})
 
-    assert (request.images, request.options, request.single) == ([IMAGE], Options(), True)
+    assert (request.images, request.options, request.reply) == ([IMAGE], Options(), respond_alone)
 
 
 def test_a_form_may_carry_parameters() -> None:
     request = read({"data": IMAGE, "parameters": b'{"top_k": 5, "return": ["features"]}'})
 
-    assert (request.images, request.single) == ([IMAGE], True)
+    assert (request.images, request.reply) == ([IMAGE], respond_alone)
     assert request.options == Options(5, frozenset({"features"}))
 
 
@@ -35,7 +35,7 @@ def test_json_is_known_by_its_type_or_its_brace(content_type: str) -> None:
     body = b' {"instances": [{"b64": "' + B64.encode() + b'"}], "parameters": {"top_k": 1}}'
 
     request = read({"body": body}, content_type)
-    assert (request.images, request.options.top_k, request.single) == ([IMAGE], 1, False)
+    assert (request.images, request.options.top_k, request.reply) == ([IMAGE], 1, respond_each)
 
 
 def test_json_that_the_server_has_decoded_already_is_read_too() -> None:

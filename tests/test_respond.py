@@ -4,7 +4,7 @@ import pytest
 
 from serving.bundle import Manifest
 from serving.errors import ImageError, ImageTooLarge
-from serving.respond import Options, encode, respond, significant
+from serving.respond import Options, encode, respond_alone, respond_each, significant
 
 COMMON = {
     "name": "toy",
@@ -91,19 +91,19 @@ def test_zero_and_what_is_not_finite_stay_themselves() -> None:
 
 
 def test_one_bare_image_answers_by_itself_and_its_error_sets_the_status() -> None:
-    assert respond([{"label": "dog"}], single=True) == (200, {"label": "dog"})
-    assert respond([ImageTooLarge("too big")], single=True) == (
+    assert respond_alone([{"label": "dog"}]) == (200, {"label": "dog"})
+    assert respond_alone([ImageTooLarge("too big")]) == (
         413,
         {"error": {"code": "image_too_large", "message": "too big"}},
     )
 
 
 def test_errors_among_several_instances_take_their_places_only() -> None:
-    status, body = respond([{"label": "dog"}, ImageError("broken")], single=False)
+    status, body = respond_each([{"label": "dog"}, ImageError("broken")])
 
     error = {"error": {"code": "undecodable_image", "message": "broken"}}
     assert (status, body) == (200, {"predictions": [{"label": "dog"}, error]})
 
 
 def test_a_lone_instance_sets_the_status_too() -> None:
-    assert respond([ImageError("broken")], single=False)[0] == 400
+    assert respond_each([ImageError("broken")])[0] == 400

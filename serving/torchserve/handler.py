@@ -16,11 +16,13 @@ import orjson
 from serving.errors import BadRequest, Draining, ServingError
 from serving.predictor import Predictor
 from serving.request import Request, read
-from serving.respond import Answer, error_body, respond
+from serving.respond import Result
 from serving.torchserve.drain import Door
 from serving.torchserve.metrics import Metrics
-from serving.torchserve.request_log import RequestLog, request_id
+from serving.torchserve.request_log import ID_HEADER, RequestLog, header
 from serving.torchserve.state import LOGS, state_of_worker
+
+JSON_LENGTH_HEADER = "inference-header-content-length"
 
 logger = logging.getLogger(__name__)
 
@@ -59,60 +61,49 @@ class ImageHandler:
         """Answer each request of the batch, or refuse all of them while the server drains."""
         began = time.perf_counter()
         with self.door.entered() as is_open:
-            responses = self._respond(data, context) if is_open else [_failed(Draining())] * len(data)
-        for index, (status, _) in enumerate(responses):
+            requests = [self._read(f, context, n) if is_open else Request([Draining()]) for n, f in enumerate(data)]
+            results = self._answer(requests)
+        replies = [request.reply(result) for request, result in zip(requests, results, strict=True)]
+        for index, (status, _) in enumerate(replies):
             context.set_response_status(status, HTTPStatus(status).phrase, index)
             context.set_response_content_type(index, "application/json")
-        bodies = [orjson.dumps(body) for _, body in responses]
-        self._tell(responses, context, time.perf_counter() - began)
+        bodies = [orjson.dumps(body) for _, body in replies]
+        self._tell([status for status, _ in replies], results, context, time.perf_counter() - began)
         return bodies
 
-    def _tell(self, responses: Sequence[tuple[int, Answer]], context: Any, seconds: float) -> None:
-        """Count and log the requests of a batch."""
-        entries = []
-        for index, (status, body) in enumerate(responses):
-            images = body.get("predictions", [body])
-            self.metrics.count_request(status, images)
-            name = request_id(context.get_all_request_header(index), context.get_request_id(index))
-            errors = [image["error"]["code"] for image in images if "error" in image]
-            entries.append({"request_id": name, "status": status, "images": len(images), "errors": errors})
-        if self.log is not None:
-            together = {"batch": len(responses), "seconds": round(seconds, 6)}
-            self.log.write([entry | together for entry in entries])
-
-    def _respond(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[tuple[int, Answer]]:
-        requests = [self._read(fields, context, index) for index, fields in enumerate(data)]
-        answers = iter(self._answer([request for request in requests if isinstance(request, Request)]))
-        return [_failed(request) if isinstance(request, ServingError) else next(answers) for request in requests]
-
-    def _read(self, fields: Mapping[str, Any], context: Any, index: int) -> Request | ServingError:
-        headers = context.get_request_header(index, "body")  # TorchServe files a part's headers under its name
-        content_type = headers.get("content-type") if isinstance(headers, dict) else None
+    def _read(self, fields: Mapping[str, Any], context: Any, index: int) -> Request:
+        """One request; what is wrong with it as a whole stands in the place of its images."""
+        headers = context.get_all_request_header(index)
+        of_body = headers.get("body")  # TorchServe files a part's headers under its name
+        content_type = of_body.get("content-type") if isinstance(of_body, dict) else None
         try:
-            return read(fields, content_type or "", self.predictor.limits)
+            return read(fields, content_type or "", self.predictor.limits, header(headers, JSON_LENGTH_HEADER))
         except BadRequest as error:
-            return error
+            return Request([error])
         except Exception:
-            return _unexpected()
+            return Request([_unexpected()])
 
-    def _answer(self, requests: Sequence[Request]) -> list[tuple[int, Answer]]:
-        """Answer requests together, or, if that fails unexpectedly, each alone to spare the others."""
-        if not requests:
-            return []
+    def _answer(self, requests: Sequence[Request]) -> list[list[Result]]:
+        """What each image of each request gets: all by one call, or, if that fails unexpectedly, request by request."""
         try:
             work = [(request.images, request.options) for request in requests]
-            self.metrics.count_batch(sum(len(images) for images, _ in work))
-            results = self.predictor.predict_together(work, self.metrics.stage)
-            return [respond(r, single=request.single) for r, request in zip(results, requests, strict=True)]
+            self.metrics.count_batch(sum(isinstance(image, bytes) for images, _ in work for image in images))
+            return self.predictor.predict_together(work, self.metrics.stage)
         except Exception:
             error = _unexpected()
-        if len(requests) > 1:
-            return [self._answer([request])[0] for request in requests]
-        return [_failed(error)]
+        return [[error]] if len(requests) == 1 else [self._answer([request])[0] for request in requests]
 
-
-def _failed(error: ServingError) -> tuple[int, Answer]:
-    return error.status, error_body(error)
+    def _tell(self, statuses: Sequence[int], results: Sequence[Sequence[Result]], context: Any, seconds: float) -> None:
+        """Count and log the requests of a batch."""
+        entries = []
+        for index, (status, images) in enumerate(zip(statuses, results, strict=True)):
+            self.metrics.count_request(status, images)
+            name = header(context.get_all_request_header(index), ID_HEADER) or context.get_request_id(index)
+            errors = [image.code for image in images if isinstance(image, ServingError)]
+            entries.append({"request_id": name, "status": status, "images": len(images), "errors": errors})
+        if self.log is not None:
+            together = {"batch": len(results), "seconds": round(seconds, 6)}
+            self.log.write([entry | together for entry in entries])
 
 
 def _unexpected() -> ServingError:

@@ -5,14 +5,15 @@ exporter adds up. Without that variable they stay in the process.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from serving.bundle import Manifest
+from serving.errors import ServingError
 from serving.predictor import Stage
-from serving.respond import Answer
+from serving.respond import Answer, Result
 
 PREFIX = "discriminant"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -64,18 +65,19 @@ class Metrics:
         yield
         self._stages.labels(*self._labels, name).observe(time.perf_counter() - began)
 
-    def count_request(self, status: int, images: list[Answer]) -> None:
+    def count_request(self, status: int, results: Sequence[Result]) -> None:
         """Count a request and what each of its images got."""
         self._requests.labels(*self._labels, str(status)).inc()
-        for image in images:
-            if "error" in image:
-                self._errors.labels(*self._labels, image["error"]["code"]).inc()
+        for result in results:
+            if isinstance(result, ServingError):
+                self._errors.labels(*self._labels, result.code).inc()
             else:
-                self._count_answer(image)
+                self._count_answer(result)
 
     def count_batch(self, images: int) -> None:
-        """Count a batch that was answered together."""
-        self._batch.observe(images)
+        """Count a batch that is answered together."""
+        if images:
+            self._batch.observe(images)
 
     def _count_answer(self, answer: Answer) -> None:
         self._images.inc()

@@ -8,7 +8,7 @@ logged. Lines are written by a thread of their own, so that no answer waits for 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
@@ -21,7 +21,8 @@ from concurrent_log_handler import ConcurrentRotatingFileHandler
 FILE = "requests.jsonl"
 MAX_BYTES = 20 * 1024 * 1024
 KEPT = 10
-MAX_ID_CHARACTERS = 128
+ID_HEADER = "x-request-id"
+MAX_CHARACTERS = 128  # of a header
 
 
 class RequestLog:
@@ -55,9 +56,9 @@ class RequestLog:
         self._file.close()
 
 
-def request_id(headers: dict[str, Any], own: str) -> str:
-    """The id of a request: the client's, cut to a sane length, or the server's own."""
+def header(headers: Mapping[str, Any], wanted: str) -> str | None:
+    """A request's header, whatever the case of its name, cut to a sane length; TorchServe keeps the client's case."""
     for name, value in headers.items():
-        if name.lower() == "x-request-id" and isinstance(value, str) and value:
-            return value[:MAX_ID_CHARACTERS]
-    return own
+        if name.lower() == wanted and isinstance(value, str):
+            return value[:MAX_CHARACTERS]
+    return None

@@ -1,0 +1,159 @@
+"""The Open Inference Protocol: requests read, answers as tensors."""
+
+import base64
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import LABELS, gmm_answers
+
+from serving.errors import ServingError
+from serving.predictor import Predictor
+from serving.request import Request, read
+
+
+def tensors(data: Any, shape: Any = None, **changes: Any) -> dict[str, Any]:
+    tensor = {"name": "images", "shape": shape or [len(data)], "datatype": "BYTES", "data": data}
+    return {"inputs": [tensor], **changes}
+
+
+def b64(image: bytes) -> str:
+    return base64.b64encode(image).decode()
+
+
+def asked(body: Any) -> Request:
+    return read({"body": json.dumps(body).encode()}, "application/json")
+
+
+def in_binary(images: list[bytes], size: int | None = None) -> Request:
+    binary = b"".join(struct.pack("<I", len(image)) + image for image in images)
+    body = tensors([])
+    del body["inputs"][0]["data"]
+    body["inputs"][0] |= {"shape": [len(images)], "parameters": {"binary_data_size": size or len(binary)}}
+    text = json.dumps(body).encode()
+    return read({"body": text + binary}, "", json_length=str(len(text)))
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle_dir: Path) -> Predictor:
+    return Predictor.open(bundle_dir, threads=1)
+
+
+def answer(predictor: Predictor, request: Request) -> tuple[int, dict[str, Any]]:
+    return request.reply(predictor.predict(request.images, request.options))
+
+
+def test_the_tensors_are_the_graphs_outputs(predictor: Predictor, images: list[bytes]) -> None:
+    status, body = answer(predictor, asked(tensors([b64(image) for image in images[:3]], id="7")))
+
+    expected = gmm_answers(np.stack([predictor.decode(image) for image in images[:3]]))
+    outputs = {output["name"]: output for output in body["outputs"]}
+    assert status == 200
+    assert {key: body[key] for key in ("id", "model_name", "model_version")} == {
+        "id": "7",
+        "model_name": "tiny-mda",
+        "model_version": "1",
+    }
+    assert list(outputs) == ["label", "posterior", "component", "responsibilities", "log_density"]
+    for name in ("posterior", "responsibilities", "log_density"):
+        assert outputs[name]["datatype"] == "FP32"
+        found = np.reshape(outputs[name]["data"], outputs[name]["shape"])
+        assert found == pytest.approx(expected[name], abs=1e-4), name
+    winners = expected["posterior"].argmax(1)
+    assert outputs["label"]["data"] == [LABELS[winner] for winner in winners]
+    assert outputs["label"]["datatype"] == "BYTES"
+    best = expected["responsibilities"][np.arange(3), winners].argmax(1).tolist()
+    assert (outputs["component"]["data"], outputs["component"]["shape"]) == (best, [3])
+
+
+def test_only_the_tensors_that_are_asked_for(predictor: Predictor, images: list[bytes]) -> None:
+    names = [{"name": "features"}, {"name": "label"}]
+    _, body = answer(predictor, asked(tensors([b64(images[0])], outputs=names)))
+
+    assert [(output["name"], output["shape"]) for output in body["outputs"]] == [("features", [1, 3]), ("label", [1])]
+    assert "id" not in body
+
+
+def test_binary_tensors_are_the_same_request(predictor: Predictor, images: list[bytes]) -> None:
+    request = in_binary(images[:2])
+
+    assert list(request.images) == images[:2]
+    assert answer(predictor, request) == answer(predictor, asked(tensors([b64(image) for image in images[:2]])))
+
+
+def test_a_broken_image_is_the_requests_error(predictor: Predictor, images: list[bytes]) -> None:
+    status, body = answer(predictor, asked(tensors([b64(images[0]), b64(b"text")])))
+
+    assert status == 415
+    assert set(body) == {"error"}
+    assert body["error"].startswith("unsupported_image_type: images[1]: image must be PNG, JPEG or WebP, got ")
+
+
+def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes]) -> None:
+    predictor = Predictor.open(softmax_dir, threads=1)
+    status, body = answer(predictor, asked(tensors([b64(images[0])])))
+    refused = answer(predictor, asked(tensors([b64(images[0])], outputs=[{"name": "log_density"}])))
+
+    assert (status, [output["name"] for output in body["outputs"]]) == (200, ["label", "posterior"])
+    message = "bad_request: outputs must be tensors that this model has, got 'log_density'"
+    assert refused == (400, {"error": message})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (tensors(["x"], other=1), "request must have no keys but id, inputs, "),
+        ({"inputs": []}, "inputs must be a list of one tensor, images, got []"),
+        ({"inputs": [tensors(["x"])["inputs"][0] | {"parameters": []}]}, "parameters of a tensor must be an object"),
+        ({"inputs": [{"name": "pixels", "datatype": "FP32"}]}, "the tensor must be images of datatype BYTES, got 'pi"),
+        (tensors(["x"], [2]), "data must be a list of as many images as the shape [2] says, got 1"),
+        (tensors("x", [1]), "data must be a list of as many images as the shape [1] says, got none"),
+        (tensors(["x"], [True]), "shape must be a list of whole numbers, got [True]"),
+        (tensors(["x"], [-1, -1]), "shape must be a list of whole numbers, got [-1, -1]"),
+        (tensors(["x"], id=7), "id must be text, got 7"),
+        (tensors(["x"], outputs=[{"name": "logits"}]), "outputs must name tensors of label, posterior, "),
+        (tensors([""] * 257), "images must hold 1 to 256 images, got 257"),
+        ({"inputs": [tensors([])["inputs"][0] | {"shape": [0]}]}, "images must hold 1 to 256 images, got 0"),
+    ],
+)
+def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: str) -> None:
+    request = asked(body)
+    (error,) = request.images
+    assert isinstance(error, ServingError)
+    status, answered = request.reply([error])
+
+    assert status == 400
+    assert answered["error"].startswith(f"bad_request: {message}")
+
+
+@pytest.mark.parametrize(
+    ("binary", "size", "message"),
+    [
+        (b"\1\0", 2, "each binary element must follow its length in 4 bytes, got a part of a length"),
+        (b"\5\0\0\0abc", 7, "a binary element must be there whole, got 3 of 5 bytes"),
+        (b"\1\0\0\0a", 4, "binary_data_size must be the bytes behind the JSON, 5, got 4"),
+    ],
+)
+def test_broken_binary_tensors(binary: bytes, size: int, message: str) -> None:
+    tensor = {"name": "images", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    request = read({"body": text + binary}, json_length=str(len(text)))
+    (error,) = request.images
+
+    assert isinstance(error, ServingError)
+    assert str(error) == message
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "99999"])
+def test_a_wrong_length_of_the_json(length: str) -> None:
+    with pytest.raises(ServingError, match=r"^Inference-Header-Content-Length must be at most 2, got "):
+        read({"body": b"{}"}, json_length=length)
+
+
+def test_text_that_is_no_base64(images: list[bytes]) -> None:
+    request = asked(tensors(["?", 7, b64(images[0])]))
+
+    assert [type(image).__name__ for image in request.images] == ["ImageError", "ImageError", "bytes"]
