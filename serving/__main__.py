@@ -43,6 +43,13 @@ class Runtime(StrEnum):
     torchscript = "torchscript"
 
 
+class Precision(StrEnum):
+    """In what numbers a graph computes."""
+
+    float32 = "float32"
+    int8 = "int8"
+
+
 class Device(StrEnum):
     """Where the workers compute."""
 
@@ -52,6 +59,7 @@ class Device(StrEnum):
 
 
 RuntimeOption = Annotated[Runtime, typer.Option(help="The graph to run, and the library that runs it.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="int8: several times as fast on a CPU, if the bundle has it.")]
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]
 
@@ -67,6 +75,7 @@ def package(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a worker; all cores are shared if unset.")
     ] = None,
+    precision: PrecisionOption = Precision.float32,
 ) -> None:
     """Make bundles into the archives that `start` serves."""
     for bundle in bundles:
@@ -78,6 +87,7 @@ def package(
             max_batch_delay_ms=max_batch_delay_ms,
             workers=workers,
             threads=threads,
+            precision=precision.value,
         )
         print(f"Packaged {bundle} as {made} ({made.stat().st_size / 1e6:.1f} MB)")
 
@@ -179,12 +189,20 @@ def score(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = 64,
     decode_workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core if unset.")] = None,
+    precision: PrecisionOption = Precision.float32,
 ) -> None:
     """Score every file of a folder without a server, into a Parquet file."""
     from serving.batch.score import score as score_folder
 
     summary = score_folder(
-        folder, bundle, out, runtime=runtime.value, device=device, batch_size=batch_size, decode_workers=decode_workers
+        folder,
+        bundle,
+        out,
+        runtime=runtime.value,
+        device=device,
+        batch_size=batch_size,
+        decode_workers=decode_workers,
+        precision=precision.value,
     )
     print(f"{out}: {summary}")
 

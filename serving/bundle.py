@@ -7,7 +7,12 @@ A bundle is one folder, `<name>/<version>/`:
     model.onnx    ONNX, one file
     golden.npz    `images` and, for each output, what the eager float64 model answered
 
-Both graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
+and, where the manifest lists the variant `int8`,
+
+    model.int8.onnx   the same with convolutions in 8 bits
+    golden.int8.npz   what that graph answered for the same images when it was exported
+
+All graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
 `Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `features` (N, D);
 softmax and SVM heads have neither responsibilities nor a log-density.
 """
@@ -32,10 +37,14 @@ MANIFEST = "bundle.json"
 TORCHSCRIPT = "model.pt"
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
+ONNX_INT8 = "model.int8.onnx"
+GOLDEN_INT8 = "golden.int8.npz"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
+INT8_FILES = (ONNX_INT8, GOLDEN_INT8)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
+Precision = Literal["float32", "int8"]
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
 GENERATIVE_OUTPUTS: tuple[OutputName, ...] = ("posterior", "responsibilities", "log_density", "features")
 LINEAR_OUTPUTS: tuple[OutputName, ...] = ("posterior", "features")
@@ -82,6 +91,19 @@ class DatasetInfo(_Strict):
     fingerprint: Digest
 
 
+class Variant(_Strict):
+    """What a graph of another precision costs, measured on the test split.
+
+    Attributes:
+        accuracy: of the variant.
+        agreement: share of images that it gives to the same component, of the class that the float32 graph finds
+            likeliest; None for a head without components.
+    """
+
+    accuracy: float
+    agreement: float | None = None
+
+
 class Manifest(_Strict):
     """Everything about a bundle that is not weights; `bundle.json`."""
 
@@ -95,6 +117,7 @@ class Manifest(_Strict):
     recipe: dict[str, Any]
     dataset: DatasetInfo
     metrics: dict[str, Any]
+    variants: dict[Literal["int8"], Variant] = Field(default_factory=dict)
     calibration: dict[str, float] | None = None
     versions: dict[str, str]
     sha256: dict[FileName, Digest]
@@ -128,7 +151,7 @@ class Bundle:
         """
         folder = Path(path)
         manifest = _read_manifest(folder / MANIFEST)
-        for name in REQUIRED_FILES:
+        for name in REQUIRED_FILES + (INT8_FILES if "int8" in manifest.variants else ()):
             if name not in manifest.sha256:
                 raise BundleError(f"{folder / MANIFEST}: sha256 must list {name}, got {sorted(manifest.sha256)}")
         for name, expected in manifest.sha256.items():
@@ -140,19 +163,32 @@ class Bundle:
         """The TorchScript graph."""
         return self.path / TORCHSCRIPT
 
-    @property
-    def onnx(self) -> Path:
-        """The ONNX graph."""
-        return self.path / ONNX
+    def onnx(self, precision: Precision = "float32") -> Path:
+        """The ONNX graph.
 
-    @property
-    def golden(self) -> Path:
-        """Golden inputs and outputs."""
-        return self.path / GOLDEN
+        Raises:
+            BundleError: if the bundle has none in this precision.
+        """
+        self._require(precision)
+        return self.path / (ONNX if precision == "float32" else ONNX_INT8)
 
-    def read_golden(self) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
-        """The golden images (N, channels, height, width) and the float64 outputs for them, by name."""
-        with np.load(self.golden, allow_pickle=False) as golden:
+    def golden(self, precision: Precision = "float32") -> Path:
+        """The file of the golden inputs and outputs."""
+        self._require(precision)
+        return self.path / (GOLDEN if precision == "float32" else GOLDEN_INT8)
+
+    def _require(self, precision: Precision) -> None:
+        if precision != "float32" and precision not in self.manifest.variants:
+            raise BundleError(
+                f"precision of {self.path} must be float32, got {precision}: export the bundle with --{precision}"
+            )
+
+    def read_golden(self, precision: Precision = "float32") -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+        """The golden images (N, channels, height, width) and the outputs for them, by name.
+
+        They are those of the float64 model, or, in another precision, those of its graph at export.
+        """
+        with np.load(self.golden(precision), allow_pickle=False) as golden:
             arrays = {name: golden[name] for name in golden.files}
         return arrays.pop("images"), arrays
 

@@ -14,19 +14,28 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Precision
 from serving.decode import DEFAULT_LIMITS, Limits
 from serving.errors import BundleError, ServingError
 from serving.preprocess import read_image
 from serving.respond import DEFAULT_OPTIONS, Answer, Options, Result, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
-# How far a runtime's float32 may be from the float64 of golden.npz: absolute, and relative to the value.
-TOLERANCES = {
-    "posterior": (1e-4, 0.0),
-    "responsibilities": (1e-3, 0.0),
-    "log_density": (1e-2, 1e-3),
-    "features": (1e-2, 1e-3),
+# How far a runtime may be from the golden outputs: absolute, and relative to the value. In int8 one step of rounding,
+# which another CPU may take the other way, moves an activation by a 255th of its range.
+TOLERANCES: dict[Precision, dict[str, tuple[float, float]]] = {
+    "float32": {
+        "posterior": (1e-4, 0.0),
+        "responsibilities": (1e-3, 0.0),
+        "log_density": (1e-2, 1e-3),
+        "features": (1e-2, 1e-3),
+    },
+    "int8": {
+        "posterior": (0.05, 0.0),
+        "responsibilities": (0.2, 0.0),
+        "log_density": (1.0, 0.05),
+        "features": (0.2, 0.05),
+    },
 }
 
 Decoded = NDArray[np.uint8] | ServingError
@@ -46,6 +55,7 @@ class Predictor:
         threads: int | None = None,
         limits: Limits = DEFAULT_LIMITS,
         max_batch: int = 64,
+        precision: Precision = "float32",
     ) -> None:
         """Load the bundle's graph.
 
@@ -56,6 +66,7 @@ class Predictor:
             threads: of one inference on the CPU; None leaves it to the runtime.
             limits: bytes and pixels of one image.
             max_batch: images in one call of the graph.
+            precision: `int8` runs the bundle's variant of that name.
 
         Raises:
             DeviceUnavailable: if the device is not there.
@@ -64,14 +75,20 @@ class Predictor:
         self.bundle = bundle
         self.limits = limits
         self._max_batch = max_batch
-        self._run = open_runtime(bundle, runtime, device, threads)
+        self._precision: Precision = precision
+        self._run = open_runtime(bundle, runtime, device, threads, precision)
 
     @classmethod
     def open(
-        cls, path: str | Path, runtime: RuntimeName = "onnx", device: str = "cpu", threads: int | None = None
+        cls,
+        path: str | Path,
+        runtime: RuntimeName = "onnx",
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: Precision = "float32",
     ) -> Self:
         """Load and verify the bundle in folder `path`; the rest is as in the constructor."""
-        return cls(Bundle.load(path), runtime, device, threads)
+        return cls(Bundle.load(path), runtime, device, threads, precision=precision)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """One encoded image → (channels, height, width), as the graph takes it.
@@ -134,10 +151,10 @@ class Predictor:
         Raises:
             BundleError: if the answers are not the golden ones: such a runtime must not serve.
         """
-        images, expected = self.bundle.read_golden()
-        outputs = self.infer(images)
+        images, expected = self.bundle.read_golden(self._precision)
+        outputs, file = self.infer(images), self.bundle.golden(self._precision)
         for name in self.bundle.manifest.outputs:
-            _check_golden(name, outputs[name], expected[name], self.bundle.golden)
+            _check_golden(name, outputs[name], expected[name], TOLERANCES[self._precision][name], file)
 
     def _try_decode(self, image: bytes | ServingError) -> Decoded:
         if isinstance(image, ServingError):
@@ -148,8 +165,10 @@ class Predictor:
             return error
 
 
-def _check_golden(name: str, actual: NDArray[np.floating], expected: NDArray[np.floating], file: Path) -> None:
-    absolute, relative = TOLERANCES[name]
+def _check_golden(
+    name: str, actual: NDArray[np.floating], expected: NDArray[np.floating], tolerance: tuple[float, float], file: Path
+) -> None:
+    absolute, relative = tolerance
     if actual.shape != expected.shape:
         raise BundleError(f"{name} must have shape {expected.shape} as in {file}, got {actual.shape}")
     excess = np.abs(actual - expected) - relative * np.abs(expected)

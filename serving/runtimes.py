@@ -7,7 +7,7 @@ back to the CPU by itself, and GPUs compute in full float32, as the golden answe
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Precision
 from serving.errors import BundleError, DeviceUnavailable
 
 RuntimeName = Literal["onnx", "torchscript"]
@@ -27,7 +27,13 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
-def open_runtime(bundle: Bundle, kind: RuntimeName, device: str = "cpu", threads: int | None = None) -> Runtime:
+def open_runtime(
+    bundle: Bundle,
+    kind: RuntimeName,
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: Precision = "float32",
+) -> Runtime:
     """Load a bundle's graph.
 
     Args:
@@ -35,17 +41,20 @@ def open_runtime(bundle: Bundle, kind: RuntimeName, device: str = "cpu", threads
         kind: which of its two graphs to run, and by which library.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: of one inference on the CPU; None leaves it to the library. TorchScript sets it for the process.
+        precision: `int8` runs the variant of that name: by ONNX Runtime, on the CPU.
 
     Returns:
         A function of a batch that returns the arrays of `Manifest.outputs`, float32, by their names.
 
     Raises:
         DeviceUnavailable: if the device is not there or the library cannot use it.
-        BundleError: if the library cannot read the graph.
+        BundleError: if the library cannot read the graph, or there is none in this precision.
     """
     gpu = _gpu_index(device)
+    if precision == "int8" and (kind != "onnx" or gpu is not None):
+        raise BundleError(f"precision int8 must run by onnx on the CPU, got {kind} on {device}")
     if kind == "onnx":
-        return _open_onnx(bundle, gpu, threads)
+        return _open_onnx(bundle.onnx(precision), bundle.manifest.outputs, gpu, threads)
     return _open_torchscript(bundle, gpu, threads)
 
 
@@ -67,7 +76,7 @@ def onnxruntime() -> ModuleType:
     return module
 
 
-def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
+def _open_onnx(graph: Path, outputs: Sequence[str], gpu: int | None, threads: int | None) -> Runtime:
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -80,16 +89,14 @@ def _open_onnx(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
             ort.preload_dlls()
         providers.insert(0, (CUDA_PROVIDER, {"device_id": gpu, "use_tf32": 0}))
     try:
-        session = ort.InferenceSession(bundle.onnx, options, providers=providers)
+        session = ort.InferenceSession(graph, options, providers=providers)
     except Exception as exc:  # ONNX Runtime has no public base class of its errors
         if gpu is not None:
             raise _no_cuda(gpu, f"ONNX Runtime says: {exc}") from exc
-        raise BundleError(
-            f"{bundle.onnx} must be a graph that ONNX Runtime {ort.__version__} reads, got {exc}"
-        ) from exc
+        raise BundleError(f"{graph} must be a graph that ONNX Runtime {ort.__version__} reads, got {exc}") from exc
     if gpu is not None and CUDA_PROVIDER not in session.get_providers():
         raise _no_cuda(gpu, f"ONNX Runtime offers only {', '.join(session.get_providers())}")
-    names = list(bundle.manifest.outputs)
+    names = list(outputs)
 
     def run(images: NDArray[np.uint8]) -> Outputs:
         return dict(zip(names, session.run(names, {"images": images}), strict=True))

@@ -25,8 +25,8 @@ def test_a_whole_bundle_loads(bundle_dir: Path) -> None:
 
     assert (bundle.manifest.name, bundle.manifest.version) == ("tiny-mda", 1)
     assert bundle.torchscript.is_file()
-    assert bundle.onnx.is_file()
-    assert bundle.golden.is_file()
+    assert bundle.onnx().is_file()
+    assert bundle.golden().is_file()
     assert set(bundle.manifest.sha256) == {"model.pt", "model.onnx", "golden.npz"}
 
 

@@ -135,7 +135,7 @@ def test_graphs_answer_what_the_classifier_answers(kind: str, pair: tuple[Bundle
 
 def test_golden_answers_are_the_classifiers_in_float64(pair: tuple[Bundle, Classifier]) -> None:
     bundle, classifier = pair
-    with np.load(bundle.golden) as file:
+    with np.load(bundle.golden()) as file:
         golden = {name: file[name] for name in file.files}
 
     images = golden.pop("images")
@@ -194,7 +194,7 @@ def test_metrics_are_those_of_the_test_split(mda: Bundle, run: Run, folder: Path
 
 def test_onnx_is_one_checked_file_for_any_number_of_uint8_images(pair: tuple[Bundle, Classifier]) -> None:
     bundle, classifier = pair
-    model = onnx.load(bundle.onnx)
+    model = onnx.load(bundle.onnx())
 
     onnx.checker.check_model(model, full_check=True)
     assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
@@ -210,7 +210,7 @@ def test_onnx_is_one_checked_file_for_any_number_of_uint8_images(pair: tuple[Bun
 def test_graphs_hold_weights_and_no_images(pair: tuple[Bundle, Classifier]) -> None:
     bundle, classifier = pair
     weights = sum(value.numel() for value in classifier.state_dict().values())
-    constants = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(bundle.onnx).graph.initializer]
+    constants = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(bundle.onnx()).graph.initializer]
 
     assert all(constant.dtype != np.uint8 for constant in constants)
     assert sum(constant.size for constant in constants if constant.dtype == np.float32) < 1.1 * weights + 100
@@ -222,7 +222,7 @@ def test_graphs_do_not_tell_where_they_were_made(pair: tuple[Bundle, Classifier]
     with zipfile.ZipFile(bundle.torchscript) as archive:
         parts = [archive.read(name) for name in archive.namelist()]
 
-    for content in (*parts, bundle.onnx.read_bytes()):
+    for content in (*parts, bundle.onnx().read_bytes()):
         assert str(ROOT).encode() not in content
         assert b"site-packages" not in content
 

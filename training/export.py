@@ -22,6 +22,7 @@ from training.classifier import Architecture, Classifier, ServedGraph
 from training.data import Sources
 from training.evaluate import Outputs, measure, run_graph
 from training.fit import Labelled
+from training.quantise import add_int8
 from training.run import Run
 from training.train import images_of
 
@@ -35,13 +36,21 @@ class ParityError(RuntimeError):
     """An exported graph does not compute what the classifier computes."""
 
 
-def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -> Bundle:
+def export(run: Run, sources: Sources, target: Path, *, replace: bool = False, int8: bool = False) -> Bundle:
     """Write the bundle of a finished run to `target`, a folder <name>/<version>.
 
     The metrics in it are those of its own ONNX graph on the test split.
 
+    Args:
+        run: what to export.
+        sources: where its images are.
+        target: the bundle's folder.
+        replace: whether a bundle that is there may be replaced.
+        int8: whether to add the graph with convolutions in 8 bits.
+
     Raises:
         ParityError: if a graph differs from the eager float64 model; nothing is left behind.
+        QuantisationError: if the int8 graph loses too much; nothing is left behind.
         RunError: if the run is not finished or the images are not those that it was trained on.
         BundleError: if `target` is there and may not be replaced.
     """
@@ -51,6 +60,7 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -
         target,
         classifier,
         images.part("test", torch.device("cpu")),
+        images.part("train", torch.device("cpu")) if int8 else None,
         replace=replace,
         labels=images.dataset.classes,
         input=images.dataset.input,
@@ -60,9 +70,24 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False) -
 
 
 def write_bundle(
-    target: Path, classifier: Classifier, test: Labelled, *, replace: bool = False, **fields: Any
+    target: Path,
+    classifier: Classifier,
+    test: Labelled,
+    calibration: Labelled | None = None,
+    *,
+    replace: bool = False,
+    **fields: Any,
 ) -> Bundle:
-    """Export `classifier` and measure it on `test`; `fields`: the manifest's labels, input, recipe and dataset."""
+    """Export `classifier` and measure it on `test`.
+
+    Args:
+        target: the bundle's folder.
+        classifier: what to export.
+        test: the images that the metrics are measured on.
+        calibration: training images for the int8 variant; None leaves it out.
+        replace: whether a bundle that is there may be replaced.
+        fields: the manifest's labels, input, recipe and dataset.
+    """
     fields |= {
         "name": target.parent.name,
         "version": target.name,
@@ -76,10 +101,11 @@ def write_bundle(
         write_manifest(stage, metrics={}, **fields)
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
-        graph = open_runtime(unmeasured, "onnx", "cpu", None)
-        metrics = measure(run_graph(graph, test.images, unmeasured.manifest.input), test.labels)
+        outputs = run_graph(open_runtime(unmeasured, "onnx"), test.images, unmeasured.manifest.input)
+        if calibration is not None:
+            fields["variants"] = {"int8": add_int8(unmeasured, calibration.images, test, outputs)}
         (stage / MANIFEST).unlink()
-        write_manifest(stage, metrics={"split": "test", **metrics}, **fields)
+        write_manifest(stage, metrics={"split": "test", **measure(outputs, test.labels)}, **fields)
     return Bundle.load(target)
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Precision
 from serving.errors import ImageError, ImageTooLarge, ServingError
 from serving.predictor import Predictor
 from serving.respond import Answer, Options
@@ -74,6 +74,7 @@ def score(
     device: str = "cpu",
     batch_size: int = 64,
     decode_workers: int | None = None,
+    precision: Precision = "float32",
     progress: bool = True,
 ) -> Summary:
     """Score every file in a folder and its subfolders.
@@ -86,6 +87,7 @@ def score(
         device: `cpu`, `cuda` or `cuda:N`.
         batch_size: images in one call of the graph.
         decode_workers: threads that read and decode; None takes one per core.
+        precision: `int8` runs the bundle's variant of that name.
         progress: whether to draw a progress bar on stderr.
 
     Raises:
@@ -93,7 +95,7 @@ def score(
     """
     root, target = Path(folder), Path(out)
     files = _files(root, target)
-    predictor = Predictor(Bundle.load(bundle), runtime, device, max_batch=batch_size)
+    predictor = Predictor(Bundle.load(bundle), runtime, device, max_batch=batch_size, precision=precision)
     predictor.warm_up()
     started, errors = time.monotonic(), 0
     with _writer(target, predictor.bundle) as writer, _bar(progress) as bar:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from serving.bundle import MANIFEST, Bundle
+from serving.bundle import MANIFEST, Bundle, Precision
 from serving.errors import ServerError
 from serving.runtimes import RuntimeName
 
@@ -34,6 +34,7 @@ def package(
     max_batch_delay_ms: int = 1,
     workers: int = 1,
     threads: int | None = None,
+    precision: Precision = "float32",
 ) -> Path:
     """Verify a bundle and write `<model_store>/<name>.mar`, in place of one that is there.
 
@@ -45,17 +46,19 @@ def package(
         max_batch_delay_ms: how long it waits for a batch to fill.
         workers: processes that serve the model.
         threads: of one worker's inference on the CPU; None shares the cores among the workers.
+        precision: `int8` serves the bundle's variant of that name.
 
     Returns:
         The archive.
 
     Raises:
-        BundleError: if the bundle is not what its digests say.
+        BundleError: if the bundle is not what its digests say, or has no graph in this precision.
     """
     bundle = Bundle.load(bundle_dir)
+    bundle.onnx(precision)
     store = Path(model_store)
     store.mkdir(parents=True, exist_ok=True)
-    config = model_config(runtime, batch_size, max_batch_delay_ms, workers, threads)
+    config = model_config(runtime, batch_size, max_batch_delay_ms, workers, threads, precision)
     target = store / f"{bundle.manifest.name}.mar"
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=store) as stage:
         staged = Path(stage, target.name)
@@ -78,7 +81,12 @@ def check(archive: Path) -> None:
 
 
 def model_config(
-    runtime: RuntimeName, batch_size: int, max_batch_delay_ms: int, workers: int, threads: int | None
+    runtime: RuntimeName,
+    batch_size: int,
+    max_batch_delay_ms: int,
+    workers: int,
+    threads: int | None,
+    precision: Precision = "float32",
 ) -> dict[str, Any]:
     """The content of `model-config.yaml`; `handler` is for our handler, the rest for TorchServe."""
     return {
@@ -87,7 +95,7 @@ def model_config(
         "batchSize": batch_size,
         "maxBatchDelay": max_batch_delay_ms,
         "responseTimeout": RESPONSE_TIMEOUT_S,
-        "handler": {"runtime": runtime, "threads": threads},
+        "handler": {"runtime": runtime, "precision": precision, "threads": threads},
     }
 
 

@@ -49,7 +49,9 @@ class ImageHandler:
         threads = settings["threads"] or max(1, len(os.sched_getaffinity(0)) // config["minWorkers"])
         gpu = context.system_properties["gpu_id"]
         device = "cpu" if gpu is None else f"cuda:{gpu}"
-        self.predictor = Predictor.open(context.system_properties["model_dir"], settings["runtime"], device, threads)
+        self.predictor = Predictor.open(
+            context.system_properties["model_dir"], settings["runtime"], device, threads, settings["precision"]
+        )
         self.predictor.warm_up()
         state = state_of_worker()
         self.door = Door(state)
@@ -87,7 +89,6 @@ class ImageHandler:
         """What each image of each request gets: all by one call, or, if that fails unexpectedly, request by request."""
         try:
             work = [(request.images, request.options) for request in requests]
-            self.metrics.count_batch(sum(isinstance(image, bytes) for images, _ in work for image in images))
             return self.predictor.predict_together(work, self.metrics.stage)
         except Exception:
             error = _unexpected()
@@ -95,6 +96,7 @@ class ImageHandler:
 
     def _tell(self, statuses: Sequence[int], results: Sequence[Sequence[Result]], context: Any, seconds: float) -> None:
         """Count and log the requests of a batch."""
+        self.metrics.count_batch(sum(map(len, results)), seconds)
         entries = []
         for index, (status, images) in enumerate(zip(statuses, results, strict=True)):
             self.metrics.count_request(status, images)

@@ -51,11 +51,13 @@ class Metrics:
         self._stages = histogram("stage_seconds", "Time of one batch in a stage.", SECONDS, "stage")
         images = counter("images", "Images that were answered.")
         atypical = counter("atypical_images", "Images less dense than 99 % of the test split.")
+        seconds = histogram("batch_seconds", "Time of one batch in the worker.", SECONDS)
         batch = histogram("batch_images", "Images in one batch.", IMAGES)
         confidence = histogram("confidence", "Probability of the likeliest class.", CONFIDENCE)
         density = histogram("log_density_nats", "Log-density; buckets at the test split's quantiles.", nats)
         self._images, self._atypical_images = images.labels(*self._labels), atypical.labels(*self._labels)
         self._batch, self._confidence = batch.labels(*self._labels), confidence.labels(*self._labels)
+        self._seconds = seconds.labels(*self._labels)
         self._density = density.labels(*self._labels) if manifest.head.kind in ("lda", "mda") else None
 
     @contextmanager
@@ -74,10 +76,10 @@ class Metrics:
             else:
                 self._count_answer(result)
 
-    def count_batch(self, images: int) -> None:
-        """Count a batch that is answered together."""
-        if images:
-            self._batch.observe(images)
+    def count_batch(self, images: int, seconds: float) -> None:
+        """Count a batch, good images and bad, and the time from its arrival in the worker to its answers."""
+        self._batch.observe(images)
+        self._seconds.observe(seconds)
 
     def _count_answer(self, answer: Answer) -> None:
         self._images.inc()

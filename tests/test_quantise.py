@@ -1,0 +1,123 @@
+"""The int8 variant: what it is worth, when it is refused, and how it is served."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from serving.bundle import Bundle
+from serving.errors import BundleError
+from serving.predictor import Predictor
+from serving.torchserve.archive import package
+from training import quantise
+from training.data import Sources
+from training.export import export
+from training.quantise import QuantisationError, assignments_that_agree
+from training.recipe import parse_recipe
+from training.run import Run
+from training.train import train
+
+RECIPE: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "encoder": {"kind": "six-conv", "dim": 4},
+    "head": {"kind": "lda"},
+    "loss": {"kind": "cross-entropy"},
+    "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3},
+    "refit": {"head": "mda", "components": 2, "features": "pooled", "dim": 8, "covariance": "diagonal"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.create("digits-mda", parse_recipe(RECIPE), "one", tmp_path_factory.mktemp("runs"))
+    train(run, Sources(), torch.device("cpu"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(run, Sources(), tmp_path_factory.mktemp("store") / "digits" / "1", int8=True)
+
+
+def test_only_convolutions_are_in_8_bits(bundle: Bundle) -> None:
+    nodes = {node.name: node for node in onnx.load(bundle.onnx("int8")).graph.node}
+    made_by = {output: node.op_type for node in nodes.values() for output in node.output}
+
+    convolutions = [node for node in nodes.values() if node.op_type == "Conv"]
+    assert len(convolutions) == 6
+    assert all(made_by[name] == "DequantizeLinear" for node in convolutions for name in node.input[:2])
+    products = [node for node in nodes.values() if node.op_type in ("Gemm", "MatMul")]
+    assert products
+    assert not any(made_by.get(name) == "DequantizeLinear" for node in products for name in node.input[1:])
+
+
+def test_the_manifest_holds_what_it_costs(bundle: Bundle, run: Run) -> None:
+    from training.train import images_of
+
+    test = images_of(run, Sources()).part("test", torch.device("cpu"))
+    exact, quick = (
+        Predictor(bundle, precision=precision).infer(test.images.numpy()) for precision in ("float32", "int8")
+    )
+    variant = bundle.manifest.variants["int8"]
+    labels = test.labels.numpy()
+    assert variant.accuracy == pytest.approx((quick["posterior"].argmax(1) == labels).mean(), abs=1e-6)
+    assert variant.accuracy >= bundle.manifest.metrics["accuracy"] - 0.002
+    first = exact["posterior"].argmax(1)
+    same = [
+        exact["responsibilities"][n, c].argmax() == quick["responsibilities"][n, c].argmax()
+        for n, c in enumerate(first)
+    ]
+    assert variant.agreement == pytest.approx(np.mean(same), abs=1e-6)
+    assert np.abs(exact["posterior"] - quick["posterior"]).max() > 1e-6  # it is another graph
+
+
+def test_it_is_served_under_its_own_golden_answers(bundle: Bundle, tmp_path: Path) -> None:
+    predictor = Predictor(bundle, precision="int8")
+    predictor.warm_up()
+
+    images, outputs = bundle.read_golden("int8")
+    assert np.array_equal(images, bundle.read_golden()[0])
+    assert predictor.infer(images)["posterior"] == pytest.approx(outputs["posterior"], abs=1e-6)
+    assert package(bundle.path, model_store=tmp_path, precision="int8").is_file()
+
+
+@pytest.mark.parametrize(("name", "value"), [("MOST_ACCURACY_LOST", -1.0), ("LEAST_AGREEMENT", 1.1)])
+def test_a_variant_that_loses_too_much_is_refused(
+    name: str, value: float, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantise, name, value)
+
+    with pytest.raises(QuantisationError, match=r" in int8 must "):
+        export(run, Sources(), tmp_path / "digits" / "1", int8=True)
+    assert not (tmp_path / "digits").exists()
+
+
+def test_a_bundle_without_it_says_so(bundle_dir: Path, tmp_path: Path) -> None:
+    for use in (
+        lambda: Predictor.open(bundle_dir, precision="int8"),
+        lambda: package(bundle_dir, model_store=tmp_path, precision="int8"),
+    ):
+        with pytest.raises(BundleError, match=r" must be float32, got int8: export the bundle with --int8$"):
+            use()
+
+
+@pytest.mark.parametrize(("runtime", "device"), [("torchscript", "cpu"), ("onnx", "cuda")])
+def test_it_runs_by_onnx_on_the_cpu_alone(bundle: Bundle, runtime: Any, device: str) -> None:
+    with pytest.raises(BundleError, match=rf"^precision int8 must run by onnx on the CPU, got {runtime} on {device}$"):
+        Predictor(bundle, runtime, device, precision="int8")
+
+
+def test_agreement_by_hand() -> None:
+    first = {
+        "posterior": np.array([[0.9, 0.1], [0.2, 0.8]]),
+        "responsibilities": np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.3, 0.7]]]),
+    }
+    second = {"posterior": first["posterior"], "responsibilities": first["responsibilities"].copy()}
+    assert assignments_that_agree(first, second) == 1
+
+    second["responsibilities"][1, 1] = [0.6, 0.4]
+    assert assignments_that_agree(first, second) == 0.5
+    assert assignments_that_agree({"posterior": first["posterior"]}, second) is None
