@@ -75,7 +75,10 @@ def test_posterior_that_rounding_lifted_above_one_is_one() -> None:
 def test_log_density_is_the_mean() -> None:
     log_density = np.array([-1.0, -2.0, 3.0, 10.0], np.float32)
 
-    assert measure({"posterior": POSTERIOR, "log_density": log_density}, LABELS)["log_density"] == 2.5
+    metrics = measure({"posterior": POSTERIOR, "log_density": log_density}, LABELS)
+    assert metrics["log_density"] == 2.5
+    assert metrics["log_density_quantiles"]["0.5"] == 1.0
+    assert metrics["log_density_quantiles"]["0.25"] == -1.25
 
 
 def test_occupancy_is_the_share_of_a_classs_images_per_component() -> None:

@@ -14,6 +14,7 @@ from training.data import as_served
 from training.progress import track
 
 ECE_BINS = 15
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BATCH_PIXELS = 64 * 224 * 224  # a gigabyte of ResNet-18's activations
 
 Outputs = dict[str, NDArray[Any]]  # posterior (N, C), responsibilities (N, C, K), log_density (N,), features (N, D)
@@ -58,7 +59,7 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
 
     Returns:
         images; accuracy; nll in nats; brier, the squared error summed over classes; ece over 15 bins of equal width;
-        log_density, its mean in nats; and for more than one component the occupancy per class (`occupancy_of`).
+        log_density, its mean in nats, and its quantiles by their shares, which tell a server what is usual; and for more than one component the occupancy per class (`occupancy_of`).
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -75,7 +76,9 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
         "ece": round(ece.item(), 6),
     }
     if "log_density" in outputs:
-        metrics["log_density"] = round(float(outputs["log_density"].mean()), 4)
+        density = outputs["log_density"].astype(np.float64)
+        metrics["log_density"] = round(float(density.mean()), 4)
+        metrics["log_density_quantiles"] = {str(q): round(float(np.quantile(density, q)), 4) for q in QUANTILES}
     if outputs.get("responsibilities", np.empty((0, 0, 1))).shape[2] > 1:
         metrics["occupancy"] = occupancy_of(outputs["responsibilities"], labels.numpy()).round(4).tolist()
     return metrics
