@@ -1,4 +1,4 @@
-"""The command line of serving: package, start, stop, status, classify, score.
+"""The command line of serving: package, start, deploy, rollback, stop, status, classify, score.
 
 python -m serving package model_store/mnist-mda/1
 python -m serving start
@@ -22,9 +22,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving import client
+from serving.bundle import Bundle
 from serving.client import Answer
 from serving.errors import ServerError, ServingError
-from serving.torchserve import archive, launch, readiness
+from serving.torchserve import archive, launch, readiness, versions
 from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import Server, load
 
@@ -100,6 +101,9 @@ def start(
     host: Annotated[str, typer.Option(help="Address of the inference interface; the others stay local.")] = "127.0.0.1",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until SIGTERM or Ctrl-C, then stop.")] = False,
     token_auth: Annotated[bool | None, typer.Option(help="Ask clients for a key; by default beyond localhost.")] = None,
+    model_api: Annotated[
+        bool, typer.Option("--model-api", help="Let `deploy` and `rollback` change versions.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that the workers may take.")] = launch.START_TIMEOUT_S,
     model_store: StoreOption = launch.MODEL_STORE,
     state: StateOption = launch.STATE,
@@ -117,6 +121,7 @@ def start(
             port=port,
             timeout_s=timeout,
             token_auth=token_auth,
+            model_api=model_api,
         )
     except KeyboardInterrupt:
         print("Interrupted; nothing is left running.", file=sys.stderr)
@@ -137,6 +142,33 @@ def stop(
 ) -> None:
     """Refuse new requests, answer those that were accepted, and stop the server; no error if none runs."""
     print(launch.stop(state, drain_s=drain))
+
+
+@app.command()
+def deploy(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, <name>/<version>.")],
+    runtime: RuntimeOption = Runtime.onnx,
+    precision: PrecisionOption = Precision.float32,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that its workers may take.")] = versions.TIMEOUT_S,
+    state: StateOption = launch.STATE,
+) -> None:
+    """Serve a new version of a model beside the old one, and make it the default once all of its workers can answer."""
+    server = load(state)
+    if server is None:
+        raise ServerError(f"a server must run in {state}, got none: start one with --model-api")
+    manifest = Bundle.load(bundle).manifest
+    archive.package(bundle, model_store=server.store, runtime=runtime.value, precision=precision.value)
+    versions.deploy(manifest.name, manifest.version, state, timeout)
+    print(f"{manifest.name} is version {manifest.version} now; python -m serving rollback {manifest.name}  undoes it")
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Name of the model.")], state: StateOption = launch.STATE
+) -> None:
+    """Make the version before the last deploy the default again, and take the deployed one away."""
+    before, gone = versions.rollback(model, state)
+    print(f"{model} is version {before} again; version {gone} is gone")
 
 
 @app.command()

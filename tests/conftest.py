@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.bundle import staged, write_manifest
+from serving.bundle import Bundle, staged, write_manifest
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 
@@ -148,6 +148,17 @@ def server(model_store: Path, state: Path) -> Iterator[launch.Server]:
         raise RuntimeError(f"start must leave server.json in {state}, got none")
     yield running
     serving("stop", "--state", state, check=True)
+
+
+def tampered(bundle_dir: Path, target: Path, **golden: np.ndarray) -> Path:
+    """A copy of the bundle with another golden.npz and digests that fit it."""
+    shutil.copytree(bundle_dir, target)
+    manifest = Bundle.load(bundle_dir).manifest.model_dump(exclude={"sha256"})
+    (target / "bundle.json").unlink()
+    answers = {"images": golden_images(), **gmm_answers(golden_images())}
+    np.savez(target / "golden.npz", **{**answers, **golden})
+    write_manifest(target, **manifest)
+    return target
 
 
 def serving(*arguments: object, check: bool = False) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ def test_the_archive_extracts_to_a_bundle(bundle_dir: Path, tmp_path: Path) -> N
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path / "model")
 
-    assert archive == tmp_path / "store" / "tiny-mda.mar"
+    assert archive == tmp_path / "store" / "tiny-mda-1.mar"
     assert Bundle.load(tmp_path / "model").manifest == Bundle.load(bundle_dir).manifest
 
 
@@ -57,7 +57,7 @@ def test_the_settings_travel_as_yaml(bundle_dir: Path, tmp_path: Path) -> None:
         "batchSize": 4,
         "maxBatchDelay": 7,
         "responseTimeout": 120,
-        "handler": {"runtime": "torchscript", "threads": 2},
+        "handler": {"runtime": "torchscript", "precision": "float32", "threads": 2},
     }
 
 
@@ -67,7 +67,7 @@ def test_the_same_bundle_gives_the_same_bytes_even_in_parallel(bundle_dir: Path,
         archives = list(pool.map(lambda _: package(bundle_dir, model_store=tmp_path / "b"), range(8)))
 
     assert archives[0].read_bytes() == first
-    assert [path.name for path in (tmp_path / "b").iterdir()] == ["tiny-mda.mar"]
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["tiny-mda-1.mar"]
 
 
 def test_a_damaged_bundle_is_not_packaged_and_leaves_the_old_archive(bundle_dir: Path, tmp_path: Path) -> None:

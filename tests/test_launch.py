@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import ROOT, serving
+from conftest import ROOT, gmm_answers, golden_images, serving, tampered
 
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import config, launch, process, readiness
-from serving.torchserve.archive import package
+from serving.torchserve.archive import Archive, package
 from serving.torchserve.ports import Ports, choose_ports, is_loopback
 from serving.torchserve.state import Server, load, locked, save
 
@@ -79,6 +79,9 @@ def record(state: Path, **changes: object) -> Server:
         "metrics_url": "http://127.0.0.1:1/metrics",
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
+        "store": str(state / "store"),
+        "model_api": False,
+        "history": {"tiny-mda": [1]},
         "started": "2026-01-01T00:00:00+00:00",
         "tmp": str(state / "tmp"),
         **changes,
@@ -139,34 +142,54 @@ def test_an_interrupted_start_leaves_nothing(
 def test_a_model_that_fails_to_load_fails_the_start_with_its_reason(
     own_state: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / "store"
-    damage(package(bundle_dir, model_store=store), "model.onnx")
+    answers = gmm_answers(golden_images())["posterior"]
+    other = tampered(bundle_dir, tmp_path / "tiny-mda" / "1", posterior=answers[:, ::-1])
+    package(other, model_store=tmp_path / "store")
 
-    result = serving("start", "--model-store", store, "--state", own_state, "--port", 0, "--device", "cpu")
+    result = serving("start", "--model-store", tmp_path / "store", "--state", own_state, "--port", 0, "--device", "cpu")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: model tiny-mda must load, got serving.errors.BundleError: ")
-    assert "model.onnx must have SHA-256 " in result.stderr
+    assert result.stderr.startswith(
+        "error: model tiny-mda must load, got serving.errors.BundleError: posterior must be "
+    )
     assert result.stderr.endswith(f"; see {own_state / 'logs'}\n")
     assert leftovers(own_state) == []
 
 
-def test_an_archive_that_torchserve_refuses_fails_the_start_too(
-    own_state: Path, bundle_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model.onnx", r"model\.onnx with SHA-256 \w+ instead of \w+"),
+        ("MAR-INF/MANIFEST.json", r"another MAR-INF/MANIFEST\.json"),
+        ("bundle.json", "an archive without a bundle"),
+        ("handler.py", r"other files: handler\.py"),
+    ],
+)
+def test_an_archive_that_was_tampered_with_is_refused(
+    name: str, reason: str, own_state: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:
-    damage(package(bundle_dir, model_store=tmp_path / "store"), "MAR-INF/MANIFEST.json")
+    damage(package(bundle_dir, model_store=tmp_path / "store"), name)
 
-    with pytest.raises(
-        ServerError, match=r"^model tiny-mda must load, got a refusal: Caused by: .*MalformedJson.*; see "
-    ):
+    with pytest.raises(ServerError, match=rf"tiny-mda-1\.mar must be an archive made by .*, got {reason}$"):
         launch.start(model_store=tmp_path / "store", state=own_state, device="cpu", port=0)
     assert leftovers(own_state) == []
 
 
+def test_an_archive_of_another_model_is_refused(own_state: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    made = package(bundle_dir, model_store=tmp_path / "store")
+    made.rename(made.with_name("other-1.mar"))
+
+    with pytest.raises(ServerError, match=r"other-1\.mar must be an archive made by .*, got tiny-mda version 1$"):
+        launch.start(model_store=tmp_path / "store", state=own_state, device="cpu", port=0)
+
+
 def test_a_file_that_is_no_archive_is_refused(own_state: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "odd.mar").write_bytes(b"no archive")
+    (tmp_path / "store" / "odd-1.mar").write_bytes(b"no archive")
 
-    with pytest.raises(ServerError, match=r"odd\.mar must be an archive made by `python -m serving package`, got "):
+    with pytest.raises(ServerError, match=r"odd-1\.mar must be an archive made by `python -m serving package`, got "):
+        launch.start(model_store=tmp_path / "store", state=own_state)
+    (tmp_path / "store" / "odd-1.mar").rename(tmp_path / "store" / "odd.mar")
+    with pytest.raises(ServerError, match=r" must be named <name>-<version>\.mar, got odd\.mar$"):
         launch.start(model_store=tmp_path / "store", state=own_state)
 
 
@@ -247,7 +270,7 @@ def test_a_worker_that_is_gone_is_not_ready(server: Server, state: Path) -> None
 def test_a_missing_model_and_an_empty_store(own_state: Path, model_store: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(ServerError, match=r"^model must be one of tiny-mda, tiny-mda-ts, .*, got 'nothing'$"):
+    with pytest.raises(ServerError, match=r"^model must be one of tiny-mda:1, tiny-mda-ts:1, .*, got 'nothing'$"):
         launch.start(["nothing"], model_store=model_store, state=own_state)
     with pytest.raises(
         ServerError, match=r"empty must hold a \.mar archive, got none: make one with `python -m serving"
@@ -286,10 +309,11 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 
 def test_the_configuration_is_closed_by_default() -> None:
-    text = config.properties(["a", "b"], Path("/ms"), "127.0.0.1", Ports(1, 2, 3, 4, 5, 6), 0, False)
+    models = [Archive("a", 2, "a-2.mar"), Archive("b", 1, "b-1.mar")]
+    text = config.properties(models, Path("/ms"), "127.0.0.1", Ports(1, 2, 3, 4, 5, 6), 0, False)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
-    assert values["load_models"] == "a=a.mar,b=b.mar"
+    assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
     assert values["management_address"] == "http://127.0.0.1:2"
     assert values["allowed_urls"] == "file:///ms/.*"
     assert values["enable_model_api"] == "false"
@@ -360,7 +384,7 @@ def test_a_management_interface_that_does_not_answer(own_state: Path) -> None:
     with pytest.raises(
         ServerError, match=r"^http://127.0.0.1:1/models/x/all must answer with the state of the model, got "
     ):
-        readiness.describe(server.management_url, "x")
+        readiness.Management(server.management_url).describe("x")
     assert launch.status(own_state) is None
 
 
@@ -396,9 +420,9 @@ def test_another_program_with_the_servers_number_is_left_alone(own_state: Path) 
 
 
 def damage(archive: Path, name: str) -> None:
-    """Change one file of an archive."""
+    """Change one file of an archive, or add it."""
     with zipfile.ZipFile(archive) as file:
-        contents = {entry: file.read(entry) for entry in file.namelist()}
+        contents = {name: b""} | {entry: file.read(entry) for entry in file.namelist()}
     with zipfile.ZipFile(archive, "w") as file:
         for entry, content in contents.items():
             file.writestr(entry, content + b"!" if entry == name else content)

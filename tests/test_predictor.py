@@ -1,11 +1,10 @@
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images
+from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images, tampered
 
-from serving.bundle import Bundle, write_manifest
+from serving.bundle import Bundle
 from serving.decode import Limits
 from serving.errors import BadRequest, BundleError, ImageError, ImageTooLarge, ServingError, UnsupportedImage
 from serving.predictor import Predictor
@@ -15,17 +14,6 @@ from serving.respond import Options
 @pytest.fixture(scope="module", params=["onnx", "torchscript"])
 def predictor(request: pytest.FixtureRequest, bundle_dir: Path) -> Predictor:
     return Predictor.open(bundle_dir, request.param, threads=1)
-
-
-def tampered(bundle_dir: Path, target: Path, **golden: np.ndarray) -> Path:
-    """A copy of the bundle with another golden.npz and digests that fit it."""
-    shutil.copytree(bundle_dir, target)
-    manifest = Bundle.load(bundle_dir).manifest.model_dump(exclude={"sha256"})
-    (target / "bundle.json").unlink()
-    answers = {"images": golden_images(), **gmm_answers(golden_images())}
-    np.savez(target / "golden.npz", **{**answers, **golden})
-    write_manifest(target, **manifest)
-    return target
 
 
 def test_outputs_are_the_densities(predictor: Predictor) -> None:

@@ -34,8 +34,8 @@ def test_help_lists_the_commands_and_describes_each_option() -> None:
 def test_package_says_what_it_made(bundle_dir: Path, softmax_dir: Path, tmp_path: Path) -> None:
     result = serving("package", bundle_dir, softmax_dir, "--model-store", tmp_path, check=True)
 
-    assert result.stdout.splitlines()[0] == f"Packaged {bundle_dir} as {tmp_path / 'tiny-mda.mar'} (0.0 MB)"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-mda.mar", "tiny-softmax.mar"]
+    assert result.stdout.splitlines()[0] == f"Packaged {bundle_dir} as {tmp_path / 'tiny-mda-1.mar'} (0.0 MB)"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny-mda-1.mar", "tiny-softmax-1.mar"]
 
 
 def test_a_refusal_is_one_line_without_a_traceback(tmp_path: Path) -> None:

@@ -1,24 +1,30 @@
-"""Packaging: a bundle → `<name>.mar`, the archive that TorchServe loads.
+"""Packaging: a bundle → `<name>-<version>.mar`, the archive that TorchServe loads.
 
 The archive is the bundle's files, flat, with `model-config.yaml` and TorchServe's manifest beside them; extracted, it
 is a bundle again. It holds no code: its handler is `serving.torchserve.handler`, which the launcher puts on the path.
 The same bundle and settings give the same bytes.
 """
 
+import hashlib
 import json
+import re
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from serving.bundle import MANIFEST, Bundle, Precision
+from serving.bundle import MANIFEST, Bundle, Manifest, Precision
 from serving.errors import ServerError
 from serving.runtimes import RuntimeName
 
 HANDLER = "serving.torchserve.handler"
 CONFIG_FILE = "model-config.yaml"
+MANIFEST_OF_TORCHSERVE = "MAR-INF/MANIFEST.json"
+FILE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)-(?P<version>[1-9]\d*)\.mar")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip file can hold
 RESPONSE_TIMEOUT_S = 120
 ARCHIVE_FORMAT = "0.12.0"
@@ -36,7 +42,7 @@ def package(
     threads: int | None = None,
     precision: Precision = "float32",
 ) -> Path:
-    """Verify a bundle and write `<model_store>/<name>.mar`, in place of one that is there.
+    """Verify a bundle and write `<model_store>/<name>-<version>.mar`, in place of one that is there.
 
     Args:
         bundle_dir: folder of the bundle.
@@ -59,7 +65,7 @@ def package(
     store = Path(model_store)
     store.mkdir(parents=True, exist_ok=True)
     config = model_config(runtime, batch_size, max_batch_delay_ms, workers, threads, precision)
-    target = store / f"{bundle.manifest.name}.mar"
+    target = store / f"{bundle.manifest.name}-{bundle.manifest.version}.mar"
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=store) as stage:
         staged = Path(stage, target.name)
         _write(staged, bundle, config)
@@ -67,17 +73,72 @@ def package(
     return target
 
 
-def check(archive: Path) -> None:
-    """Refuse what TorchServe would take for a model without being one.
+@dataclass(frozen=True, order=True)
+class Archive:
+    """An archive in a model store; sorted by name, then by version.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        file: its name in the model store.
+    """
+
+    name: str
+    version: int
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+def archives(store: Path) -> list[Archive]:
+    """All archives of a model store, in order.
 
     Raises:
-        ServerError: if the archive is no zip file with a bundle in it.
+        ServerError: if a file there is not named as `package` names it.
     """
+    found = []
+    for path in store.glob("*.mar"):
+        match = FILE.fullmatch(path.name)
+        if match is None:
+            raise ServerError(f"archives in {store} must be named <name>-<version>.mar, got {path.name}")
+        found.append(Archive(match["name"], int(match["version"]), path.name))
+    return sorted(found)
+
+
+def verify(store: Path, archive: Archive) -> None:
+    """Refuse an archive that is not what `package` has made: TorchServe would run whatever it holds.
+
+    Raises:
+        ServerError: if it is no zip file, holds other files than its bundle's, or one with another digest, or names
+            another handler or model.
+    """
+    path = store / archive.file
     try:
-        with zipfile.ZipFile(archive) as zip_file:
-            zip_file.getinfo(MANIFEST)
-    except (OSError, zipfile.BadZipFile, KeyError) as exc:
-        raise ServerError(f"{archive} must be an archive made by `python -m serving package`, got {exc}") from exc
+        with zipfile.ZipFile(path) as zip_file:
+            bundle = Manifest.model_validate_json(zip_file.read(MANIFEST))
+            expected = {MANIFEST, CONFIG_FILE, MANIFEST_OF_TORCHSERVE, *bundle.sha256}
+            if set(zip_file.namelist()) != expected:
+                raise ValueError(f"other files: {', '.join(sorted(set(zip_file.namelist()) ^ expected))}")
+            for name, digest in bundle.sha256.items():
+                with zip_file.open(name) as file:
+                    if (found := hashlib.file_digest(file, "sha256").hexdigest()) != digest:  # type: ignore[arg-type]
+                        raise ValueError(f"{name} with SHA-256 {found} instead of {digest}")
+            written = zip_file.read(MANIFEST_OF_TORCHSERVE).decode()
+        if (bundle.name, bundle.version) != (archive.name, archive.version):
+            raise ValueError(f"{bundle.name} version {bundle.version}")
+        if written != _torchserve_manifest(bundle):
+            raise ValueError(f"another {MANIFEST_OF_TORCHSERVE}")
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as exc:
+        reason = "an archive without a bundle" if isinstance(exc, ValidationError) else exc
+        raise ServerError(f"{path} must be an archive made by `python -m serving package`, got {reason}") from exc
+
+
+def settings(archive: Path) -> dict[str, Any]:
+    """The `model_config` of an archive."""
+    with zipfile.ZipFile(archive) as zip_file:
+        config: dict[str, Any] = yaml.safe_load(zip_file.read(CONFIG_FILE))
+    return config
 
 
 def model_config(
@@ -105,7 +166,7 @@ def _write(archive: Path, bundle: Bundle, config: dict[str, Any]) -> None:
         for name in sorted([MANIFEST, *bundle.manifest.sha256]):
             _add(zip_file, name, (bundle.path / name).read_bytes())
         _add(zip_file, CONFIG_FILE, yaml.safe_dump(config, sort_keys=False).encode())
-        _add(zip_file, "MAR-INF/MANIFEST.json", _torchserve_manifest(bundle).encode())
+        _add(zip_file, MANIFEST_OF_TORCHSERVE, _torchserve_manifest(bundle.manifest).encode())
 
 
 def _add(zip_file: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -114,12 +175,12 @@ def _add(zip_file: zipfile.ZipFile, name: str, content: bytes) -> None:
     zip_file.writestr(entry, content)
 
 
-def _torchserve_manifest(bundle: Bundle) -> str:
+def _torchserve_manifest(bundle: Manifest) -> str:
     """What TorchServe's archiver would write, less the time of day and the archiver's file checks."""
     model = {
-        "modelName": bundle.manifest.name,
+        "modelName": bundle.name,
         "handler": HANDLER,
-        "modelVersion": str(bundle.manifest.version),
+        "modelVersion": str(bundle.version),
         "configFile": CONFIG_FILE,
     }
     fields = {"createdOn": CREATED, "runtime": "python", "model": model, "archiverVersion": ARCHIVE_FORMAT}

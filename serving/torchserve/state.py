@@ -28,7 +28,10 @@ class Server:
         exporter: process id of the exporter.
         metrics_url: where Prometheus finds the metrics; the exporter's.
         torchserve_metrics_url: of TorchServe's own part of them.
-        models: the models it was started with.
+        models: names of the models.
+        store: folder of their archives.
+        model_api: whether versions can be deployed while it runs.
+        history: of each model, the versions that were made default, the present one last.
         started: when, UTC, ISO 8601.
         tmp: folder of its extracted archives and sockets.
         draining: whether it is about to stop and should get no more requests.
@@ -41,6 +44,9 @@ class Server:
     metrics_url: str
     torchserve_metrics_url: str
     models: tuple[str, ...]
+    store: str
+    model_api: bool
+    history: dict[str, list[int]]
     started: str
     tmp: str
     draining: bool = False
