@@ -5,16 +5,21 @@ components over 3 features of an 8 x 8 gray image) and a softmax model. Their go
 """
 
 import io
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import yaml
+from openapi_schema_validator import OAS31Validator
 from PIL import Image
 
 from serving.bundle import Bundle, staged, write_manifest
@@ -159,6 +164,30 @@ def tampered(bundle_dir: Path, target: Path, **golden: np.ndarray) -> Path:
     np.savez(target / "golden.npz", **{**answers, **golden})
     write_manifest(target, **manifest)
     return target
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """The description of the HTTP interface."""
+    document: dict[str, Any] = yaml.safe_load((ROOT / "serving" / "openapi.yaml").read_text())
+    return document
+
+
+def described(response: httpx.Response) -> None:
+    """Check an answer's status and body against the description."""
+    response.read()
+    path = response.request.url.path
+    template = next(t for t in openapi()["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/:]+", t), path))
+    answers = openapi()["paths"][template]["post"]["responses"]
+    assert str(response.status_code) in answers, f"{path}: {response.status_code} is not described"
+    if not response.content:  # TorchServe's refusal of too large a body
+        assert response.status_code == 413
+        return
+    answer = answers[str(response.status_code)]
+    if "$ref" in answer:
+        answer = openapi()["components"]["responses"][answer["$ref"].rsplit("/", 1)[1]]
+    schema = answer["content"]["application/json"]["schema"]
+    OAS31Validator({**schema, "components": openapi()["components"]}).validate(response.json())
 
 
 def serving(*arguments: object, check: bool = False) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,8 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded
+from conftest import described, encoded, openapi
+from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.batch.score import score
@@ -25,7 +26,10 @@ MODELS = ["tiny-mda", "tiny-mda-ts", "tiny-softmax"]
 
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+    """A client that checks every answer against the description of the interface."""
+    with httpx.Client(
+        base_url=server.url, timeout=60, trust_env=False, event_hooks={"response": [described]}
+    ) as client:
         yield client
 
 
@@ -106,6 +110,23 @@ def test_json_with_a_broken_image_among_good_ones(
     assert response.status_code == 200
     assert_same([first, last], expected)
     assert broken["error"]["code"] == "undecodable_image"
+
+
+def test_the_description_is_valid() -> None:
+    validate(openapi())
+
+
+def test_the_open_inference_address(http: httpx.Client, predictor: Predictor, images: list[bytes]) -> None:
+    tensor = {"name": "images", "shape": [2], "datatype": "BYTES", "data": [b64(image)["b64"] for image in images[:2]]}
+    answer = http.post("/v2/models/tiny-mda/infer", json={"inputs": [tensor], "id": "7"}).json()
+
+    expected = predictor.predict(images[:2])
+    outputs = {output["name"]: output["data"] for output in answer["outputs"]}
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("7", "tiny-mda", "1")
+    assert outputs["label"] == [result["label"] for result in expected if isinstance(result, dict)]
+    assert_same(outputs["log_density"], [result["log_density"] for result in expected if isinstance(result, dict)])
+    refused = http.post("/v2/models/tiny-mda/infer", json={"inputs": [{**tensor, "data": ["", ""]}]})
+    assert (refused.status_code, refused.json()["error"][:27]) == (400, "undecodable_image: images[0")
 
 
 def test_the_kserve_address_answers_too(http: httpx.Client, images: list[bytes]) -> None:
