@@ -16,10 +16,10 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test check format load lock clean
+.PHONY: help env demo stop test check format load bench-serve lock clean
 
 help:
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
 
@@ -67,6 +67,9 @@ load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
 	  --users $(USERS) --spawn-rate $(USERS) --run-time $(TIME)s \
 	  --only-summary --loglevel WARNING --html load_tests/results/report.html; code=$$?; \
 	if [ -n "$$ours" ]; then $(SERVING) stop; fi; exit $$code
+
+bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; needs wrk
+	@$(PY) -m load_tests.bench_serve --out load_tests/results/bench-serve.json
 
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	@for extra in $(EXTRAS); do \

@@ -1,0 +1,205 @@
+"""How much of the bare runtime's speed arrives at the other end of HTTP.
+
+    python -m load_tests.bench_serve --bundle model_store/fashion-mnist-mda-best/1
+
+One run on one machine: first the bundle's graph alone, by ONNX Runtime in as many processes and threads as the server
+has; then a server with default settings, asked by wrk over 1, 8 and 32 connections, the load generator on the same
+cores. The ratio is answers a second over images a second at a batch as large as there are connections; for one
+connection the latency counts: its median, less the median of the bare graph.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from serving.bundle import Bundle, Precision
+from serving.runtimes import open_runtime
+from serving.torchserve import launch
+from serving.torchserve.archive import package, settings
+from training.results import stamp
+
+CONNECTIONS = (1, 8, 32)
+SCRIPT = """
+wrk.method = "POST"
+wrk.body = io.open("{image}", "rb"):read("*a")
+done = function(summary, latency, requests)
+  local e = summary.errors
+  local failed = e.connect + e.read + e.write + e.status + e.timeout
+  local found = {{summary.requests, summary.duration, failed, latency:percentile(50), latency:percentile(99)}}
+  io.write("\\n[" .. table.concat(found, ", ") .. "]\\n")
+end
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the server's workers share the cores."""
+
+    workers: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk measured.
+
+    Attributes:
+        per_second: answers a second.
+        p50: median latency, in milliseconds.
+        p99: likewise, of the slowest hundredth.
+        failed: requests that got no answer, or another status than 2xx or 3xx.
+    """
+
+    per_second: float
+    p50: float
+    p99: float
+    failed: int
+
+
+def picture(bundle: Bundle) -> NDArray[np.uint8]:
+    """A drawn shape in the model's size, (channels, height, width)."""
+    shape: NDArray[np.uint8] = bundle.read_golden()[0][2]
+    return shape
+
+
+def bare(bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: Precision) -> tuple[float, float]:
+    """The graph alone: images a second of all processes together, and the median time of one call in milliseconds."""
+    images = np.repeat(picture(bundle)[None], batch, 0)
+    started = time.time() + 3  # when all of them have loaded the graph
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(layout.workers, mp_context=context) as pool:
+        tasks = [
+            pool.submit(_run, bundle, layout.threads, images, started, seconds, precision)
+            for _ in range(layout.workers)
+        ]
+        times = [task.result() for task in tasks]
+    rates = [batch * len(calls) / sum(calls) for calls in times]
+    return sum(rates), 1000 * statistics.median(call for calls in times for call in calls)
+
+
+def _run(
+    bundle: Bundle, threads: int, images: NDArray[np.uint8], started: float, seconds: float, precision: Precision
+) -> list[float]:
+    run = open_runtime(bundle, "onnx", "cpu", threads, precision)
+    run(images)
+    if (wait := started - time.time()) < 0:
+        raise RuntimeError("the graph must be loaded in 3 s")
+    time.sleep(wait)
+    calls, now = [], time.perf_counter()
+    end = now + seconds
+    while now < end:
+        before, _ = now, run(images)
+        now = time.perf_counter()
+        calls.append(now - before)
+    return calls
+
+
+def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
+    """Have wrk post an image over and over."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(SCRIPT.format(image=image))
+        script.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    requests, microseconds, failed, p50, p99 = json.loads(output.strip().splitlines()[-1])
+    return Load(1e6 * requests / microseconds, p50 / 1000, p99 / 1000, failed)
+
+
+def measure(
+    folder: Path, precision: Precision, connections: Sequence[int], seconds: float, **options: Any
+) -> dict[str, Any]:
+    """Both measurements of one bundle; `options` are those of `package`."""
+    bundle = Bundle.load(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        store, state, image = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "image.png")
+        pixels = picture(bundle).transpose(1, 2, 0)
+        stream = BytesIO()
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
+        image.write_bytes(stream.getvalue())
+        chosen = settings(package(folder, model_store=store, precision=precision, **options))
+        workers = chosen["minWorkers"]
+        cores = len(os.sched_getaffinity(0))
+        layout = Layout(workers, chosen["handler"]["threads"] or max(1, cores // workers))
+        alone = {count: bare(bundle, layout, count, seconds, precision) for count in connections}
+        began = time.monotonic()
+        server = launch.start(model_store=store, state=state, device="cpu", port=0)
+        ready = time.monotonic() - began
+        try:
+            url = f"{server.url}/predictions/{bundle.manifest.name}"
+            ask(url, image, max(connections), min(5, seconds))  # Java compiles what it runs often
+            loads = {count: ask(url, image, count, seconds) for count in connections}
+        finally:
+            launch.stop(state)
+    rows = [_row(count, loads[count], *alone[count]) for count in connections]
+    return {
+        "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
+        "precision": precision,
+        "workers": layout.workers,
+        "threads": layout.threads,
+        "seconds_to_ready": round(ready, 1),
+        "rows": rows,
+    }
+
+
+def _row(connections: int, load: Load, per_second: float, milliseconds: float) -> dict[str, Any]:
+    return {
+        "connections": connections,
+        "answers_per_second": round(load.per_second, 1),
+        "bare_per_second": round(per_second, 1),
+        "ratio": round(load.per_second / per_second, 3),
+        "p50_ms": round(load.p50, 2),
+        "p99_ms": round(load.p99, 2),
+        "bare_ms": round(milliseconds, 2),
+        "failed": load.failed,
+    }
+
+
+def main(
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/fashion-mnist-mda-best/1"),
+    precision: Annotated[list[str] | None, typer.Option(help="float32 or int8; repeatable.")] = None,
+    connections: Annotated[str, typer.Option(help="How many at once, with commas.")] = ",".join(map(str, CONNECTIONS)),
+    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 10,
+    workers: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Measure a bundle's server against the bare graph, on the CPU. It needs wrk (apt install wrk)."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("error: wrk must be installed, got none: apt install wrk")
+    options = {name: value for name, value in (("workers", workers), ("threads", threads)) if value is not None}
+    counts = [int(count) for count in connections.split(",")]
+    chosen: list[Any] = precision or ["float32"]
+    results = [measure(bundle, one, counts, seconds, **options) for one in chosen]
+    for result in results:
+        table = Table(
+            title=f"{result['bundle']} {result['precision']}, {result['workers']} x {result['threads']} threads"
+        )
+        for name in ("connections", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "failed"):
+            table.add_column(name, justify="right")
+        for row in result["rows"]:
+            table.add_row(*map(str, row.values()))
+        Console().print(table, f"ready in {result['seconds_to_ready']} s", sep="\n")
+    if out is not None:
+        out.write_text(json.dumps({**stamp(), "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
