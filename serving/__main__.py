@@ -104,6 +104,8 @@ def start(
     model_api: Annotated[
         bool, typer.Option("--model-api", help="Let `deploy` and `rollback` change versions.")
     ] = False,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file: inference by TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key, unencrypted.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that the workers may take.")] = launch.START_TIMEOUT_S,
     model_store: StoreOption = launch.MODEL_STORE,
     state: StateOption = launch.STATE,
@@ -122,6 +124,8 @@ def start(
             timeout_s=timeout,
             token_auth=token_auth,
             model_api=model_api,
+            certificate=tls_certificate,
+            private_key=tls_key,
         )
     except KeyboardInterrupt:
         print("Interrupted; nothing is left running.", file=sys.stderr)
@@ -201,7 +205,8 @@ def classify(
     server = None if url else load(state)
     key = readiness.inference_key(state / "key_file.json") if server else None
     name = model or _only_model(server)
-    with client.connect(url or (server.url if server else client.DEFAULT_URL), key) as connection:
+    address, trusted = (server.url, server.trusted) if server else (url or client.DEFAULT_URL, True)
+    with client.connect(address, key, trusted) as connection:
         answers = [client.classify(connection, name, _read(image), top_k) for image in images]
     if json:
         for answer in answers:

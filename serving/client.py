@@ -1,6 +1,7 @@
 """The client's side of the served models: post images, read answers."""
 
 import json
+import ssl
 from typing import Any
 
 import httpx
@@ -13,10 +14,16 @@ TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 Answer = dict[str, Any]
 
 
-def connect(url: str, key: str | None = None) -> httpx.Client:
-    """A client for the server at `url`; `key` is its inference key, if it asks for one."""
+def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = True) -> httpx.Client:
+    """A client for the server at `url`.
+
+    Args:
+        url: of its inference interface.
+        key: its inference key, if it asks for one.
+        trusted: which certificates to believe; True takes the public authorities.
+    """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=False)
+    return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, verify=trusted, trust_env=False)
 
 
 def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answer:

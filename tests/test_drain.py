@@ -15,9 +15,13 @@ from conftest import encoded, serving
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 from serving.torchserve.drain import Door, drain, open_door
-from serving.torchserve.state import load
+from serving.torchserve.state import Server, load
 
 CLIENTS = 16
+NOWHERE = Server(
+    pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, metrics_url="",
+    torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={}, started="", tmp="",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def test_a_drain_closes_the_door_until_the_next_start(state: Path) -> None:
     with door.entered() as is_open:
         assert is_open
 
-    assert drain(state, "http://127.0.0.1:1", [], None, timeout_s=1)
+    assert drain(state, NOWHERE, [], None, timeout_s=1)
     with door.entered() as is_open:
         assert not is_open
     open_door(state)
@@ -58,7 +62,7 @@ def test_a_drain_waits_for_the_batch_in_hand(state: Path) -> None:
     with ThreadPoolExecutor() as pool:
         worker = pool.submit(answer)
         assert entered.wait(5)
-        assert drain(state, "http://127.0.0.1:1", [], None, timeout_s=10)
+        assert drain(state, NOWHERE, [], None, timeout_s=10)
         assert done
         assert time.monotonic() > done[0]
         worker.result()
@@ -66,11 +70,11 @@ def test_a_drain_waits_for_the_batch_in_hand(state: Path) -> None:
 
 def test_a_drain_gives_up_in_time(state: Path) -> None:
     with Door(state).entered():
-        assert not drain(state, "http://127.0.0.1:1", [], None, timeout_s=0.2)
+        assert not drain(state, NOWHERE, [], None, timeout_s=0.2)
 
 
 def test_a_server_that_does_not_answer_is_not_drained(state: Path) -> None:
-    assert not drain(state, "http://127.0.0.1:1", ["tiny-mda"], None, timeout_s=1)
+    assert not drain(state, NOWHERE, ["tiny-mda"], None, timeout_s=1)
 
 
 class Client(threading.Thread):

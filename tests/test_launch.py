@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import trustme
 from conftest import ROOT, gmm_answers, golden_images, serving, tampered
 
 from serving.errors import DeviceUnavailable, ServerError
@@ -80,6 +81,7 @@ def record(state: Path, **changes: object) -> Server:
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
         "store": str(state / "store"),
+        "certificate": None,
         "model_api": False,
         "history": {"tiny-mda": [1]},
         "started": "2026-01-01T00:00:00+00:00",
@@ -118,6 +120,39 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     assert leftovers(own_state) == []
     assert process.members(server.pid) == []
     assert not tmp.exists()
+
+
+def test_tls_by_two_options(
+    begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes], tmp_path: Path
+) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.RSA)
+    issued = authority.issue_cert("discriminant.example", key_type=trustme.KeyType.RSA)
+    certificate, key, image = (tmp_path / name for name in ("certificate.pem", "key.pem", "image.png"))
+    certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems) + authority.cert_pem.bytes())
+    issued.private_key_pem.write_to_path(str(key))
+    image.write_bytes(images[0])
+    command = begin("--tls-certificate", str(certificate), "--tls-key", str(key))
+    assert command.wait(WAIT_S) == 0, command.communicate()
+    server = load(own_state)
+    assert server is not None
+
+    assert server.url.startswith("https://")
+    assert json.loads(serving("classify", image, "--json", "--state", own_state, check=True).stdout)["label"]
+    with pytest.raises(httpx.ConnectError):  # it is signed by nobody that the world knows
+        httpx.post(f"{server.url}/predictions/tiny-mda", content=images[0], trust_env=False)
+    with pytest.raises(httpx.HTTPError):
+        httpx.post(f"http{server.url.removeprefix('https')}/predictions/tiny-mda", content=images[0], trust_env=False)
+    assert serving("stop", "--state", own_state).stdout == f"Stopped the server at {server.url}.\n"
+
+
+def test_half_of_tls_and_a_wrong_key_are_refused(own_state: Path, model_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.pem").write_text("no key")
+
+    with pytest.raises(ServerError, match=r"^TLS must have a certificate and a private key, got only one of them$"):
+        launch.start(model_store=model_store, state=own_state, port=0, certificate=tmp_path / "text.pem")
+    with pytest.raises(ServerError, match=r" must be a certificate and its key, got "):
+        file = tmp_path / "text.pem"
+        launch.start(model_store=model_store, state=own_state, port=0, certificate=file, private_key=file)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -310,7 +345,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 def test_the_configuration_is_closed_by_default() -> None:
     models = [Archive("a", 2, "a-2.mar"), Archive("b", 1, "b-1.mar")]
-    text = config.properties(models, Path("/ms"), "127.0.0.1", Ports(1, 2, 3, 4, 5, 6), 0, False)
+    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
@@ -322,7 +357,7 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 
 def test_a_path_survives_javas_properties() -> None:
-    text = config.properties([], Path("/mödels\\store"), "::1", Ports(1, 2, 3, 4, 5, 6), None, True)
+    text = config.properties([], Path("/mödels\\store"), config.Access("::1", True), Ports(1, 2, 3, 4, 5, 6), None)
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
     assert "number_of_gpu" not in text

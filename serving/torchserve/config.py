@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.torchserve.archive import Archive
@@ -18,28 +19,42 @@ TOKEN_LIFETIME_MIN = 365 * 24 * 60
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
-def properties(
-    models: Sequence[Archive],
-    model_store: Path,
-    host: str,
-    ports: Ports,
-    gpus: int | None,
-    token_auth: bool,
-    model_api: bool = False,
-) -> str:
+@dataclass(frozen=True)
+class Access:
+    """Who reaches the server, and how.
+
+    Attributes:
+        host: address of the inference listener.
+        token_auth: whether inference and management ask for the keys in `key_file.json`.
+        model_api: whether models can be added and removed while the server runs, from this machine.
+        certificate: PEM file; with `private_key`, inference is by TLS.
+        private_key: PEM file.
+    """
+
+    host: str = LOOPBACK
+    token_auth: bool = False
+    model_api: bool = False
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    @property
+    def scheme(self) -> str:
+        """`https` with a certificate, `http` without."""
+        return "https" if self.certificate else "http"
+
+
+def properties(models: Sequence[Archive], model_store: Path, access: Access, ports: Ports, gpus: int | None) -> str:
     """The text of `config.properties`.
 
     Args:
         models: the archives to load; of several versions of a model the first one answers where none is named.
         model_store: the only folder that archives may come from.
-        host: address of the inference listener.
+        access: who reaches the server.
         ports: of all listeners.
         gpus: how many to use; None takes all that there are.
-        token_auth: whether inference and management ask for the keys in `key_file.json`.
-        model_api: whether models can be added and removed while the server runs, from this machine.
     """
     values = {
-        "inference_address": f"http://{host}:{ports.inference}",
+        "inference_address": f"{access.scheme}://{access.host}:{ports.inference}",
         "management_address": f"http://{LOOPBACK}:{ports.management}",
         "metrics_address": f"http://{LOOPBACK}:{ports.torchserve_metrics}",
         "grpc_inference_address": LOOPBACK,
@@ -49,8 +64,8 @@ def properties(
         "model_store": model_store,
         "load_models": ",".join(f"{model.name}={model.file}" for model in models),
         "allowed_urls": f"file://{re.escape(str(model_store))}/.*",
-        "enable_model_api": str(model_api).lower(),
-        "disable_token_authorization": str(not token_auth).lower(),
+        "enable_model_api": str(access.model_api).lower(),
+        "disable_token_authorization": str(not access.token_auth).lower(),
         "token_expiration_min": TOKEN_LIFETIME_MIN,
         "blacklist_env_vars": SECRET_VARIABLES,
         "install_py_dep_per_model": "false",
@@ -61,6 +76,8 @@ def properties(
         "metrics_mode": "prometheus",
         "disable_system_metrics": "true",
     }
+    if access.certificate is not None and access.private_key is not None:
+        values |= {"certificate_file": access.certificate, "private_key_file": access.private_key}
     if gpus is not None:
         values["number_of_gpu"] = gpus
     return "".join(f"{name}={_escaped(str(value))}\n" for name, value in values.items())

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import httpx
 
+from serving.torchserve.state import Server
+
 POLL_S = 0.01
 ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
 TICKET = "drain"
@@ -53,12 +55,12 @@ def open_door(state: Path) -> None:
     _lock(state).touch()
 
 
-def drain(state: Path, url: str, models: Sequence[str], key: str | None, timeout_s: float) -> bool:
+def drain(state: Path, server: Server, models: Sequence[str], key: str | None, timeout_s: float) -> bool:
     """Steps 2 to 4 above.
 
     Args:
         state: the server's folder.
-        url: of its inference interface.
+        server: what it is.
         models: the paths of the models there, `name` or `name/version`.
         key: its inference key, if it asks for one.
         timeout_s: how long all of it may take.
@@ -68,23 +70,26 @@ def drain(state: Path, url: str, models: Sequence[str], key: str | None, timeout
     """
     deadline = time.monotonic() + timeout_s
     with ThreadPoolExecutor(max_workers=max(1, len(models))) as pool:
-        passed = list(pool.map(lambda model: stand_in_line(f"{url}/predictions/{model}", key, deadline), models))
+        passed = list(pool.map(lambda model: stand_in_line(server, model, key, deadline), models))
     _marker(state).touch()
     finished = _wait_for_workers(state, deadline)
     time.sleep(ANSWERS_S)
     return all(passed) and finished
 
 
-def stand_in_line(url: str, key: str | None, deadline: float) -> bool:
-    """Send one request behind all that wait; a full queue is asked again.
+def stand_in_line(server: Server, model: str, key: str | None, deadline: float) -> bool:
+    """Send one request to `name` or `name/version` behind all that wait; a full queue is asked again.
 
     Returns:
         Whether a worker has answered it in time: what came before it has then left the queue.
     """
+    url = f"{server.url}/predictions/{model}"
     headers = {"X-Request-Id": TICKET} | ({"Authorization": f"Bearer {key}"} if key else {})
     while (left := deadline - time.monotonic()) > 0:
         try:
-            response = httpx.post(url, content=b"", headers=headers, timeout=left, trust_env=False)
+            response = httpx.post(
+                url, content=b"", headers=headers, timeout=left, verify=server.trusted, trust_env=False
+            )
         except httpx.HTTPError:
             return False
         if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:

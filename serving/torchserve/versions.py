@@ -121,6 +121,6 @@ def _wait_ready(management: Management, found: Archive, state: Path, log: int, t
 def _retire(management: Management, server: Server, state: Path, name: str, version: int) -> None:
     """Take a version away when it has answered what was asked of it by its number."""
     key = inference_key(state / "key_file.json")
-    stand_in_line(f"{server.url}/predictions/{name}/{version}", key, time.monotonic() + IN_HAND_S)
+    stand_in_line(server, f"{name}/{version}", key, time.monotonic() + IN_HAND_S)
     time.sleep(IN_HAND_S)
     management.call("DELETE", f"/models/{name}/{version}")
