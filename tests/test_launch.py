@@ -146,12 +146,12 @@ def test_tls_by_two_options(
 
 
 def test_half_of_tls_and_a_wrong_key_are_refused(own_state: Path, model_store: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.pem").write_text("no key")
+    file = tmp_path / "text.pem"
+    file.write_text("no key")
 
     with pytest.raises(ServerError, match=r"^TLS must have a certificate and a private key, got only one of them$"):
-        launch.start(model_store=model_store, state=own_state, port=0, certificate=tmp_path / "text.pem")
+        launch.start(model_store=model_store, state=own_state, port=0, certificate=file)
     with pytest.raises(ServerError, match=r" must be a certificate and its key, got "):
-        file = tmp_path / "text.pem"
         launch.start(model_store=model_store, state=own_state, port=0, certificate=file, private_key=file)
 
 
