@@ -59,7 +59,8 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
 
     Returns:
         images; accuracy; nll in nats; brier, the squared error summed over classes; ece over 15 bins of equal width;
-        log_density, its mean in nats, and its quantiles by their shares, which tell a server what is usual; and for more than one component the occupancy per class (`occupancy_of`).
+        log_density, its mean in nats, and its quantiles by their shares, which tell a server what is usual; and for
+        more than one component the occupancy per class (`occupancy_of`).
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 

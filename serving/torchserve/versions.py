@@ -95,7 +95,8 @@ def _register(management: Management, store: Path, found: Archive, state: Path, 
     """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
     path, log = f"/models/{found.name}/{found.version}", log_size(state / LOGS)
     workers = str(settings(store / found.file)["minWorkers"])
-    management.call("POST", "/models", url=found.file, model_name=found.name, initial_workers=workers)
+    named = {"url": found.file, "model_name": found.name}
+    management.call("POST", "/models", initial_workers=workers, synchronous="false", **named)
     try:
         _wait_ready(management, found, state, log, timeout_s)
         management.call("PUT", f"{path}/set-default")
