@@ -34,6 +34,7 @@ from serving.bundle import Bundle, Precision
 from serving.runtimes import open_runtime
 from serving.torchserve import launch
 from serving.torchserve.archive import package, settings
+from training.files import replace_text
 from training.results import stamp
 
 CONNECTIONS = (1, 8, 32)
@@ -198,7 +199,8 @@ def main(
             table.add_row(*map(str, row.values()))
         Console().print(table, f"ready in {result['seconds_to_ready']} s", sep="\n")
     if out is not None:
-        out.write_text(json.dumps({**stamp(), "results": results}, indent=2) + "\n")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, json.dumps({**stamp(), "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

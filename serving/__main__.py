@@ -22,7 +22,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving import client
-from serving.bundle import Bundle
 from serving.client import Answer
 from serving.errors import ServerError, ServingError
 from serving.torchserve import archive, launch, readiness, versions
@@ -157,13 +156,8 @@ def deploy(
     state: StateOption = launch.STATE,
 ) -> None:
     """Serve a new version of a model beside the old one, and make it the default once all of its workers can answer."""
-    server = load(state)
-    if server is None:
-        raise ServerError(f"a server must run in {state}, got none: start one with --model-api")
-    manifest = Bundle.load(bundle).manifest
-    archive.package(bundle, model_store=server.store, runtime=runtime.value, precision=precision.value)
-    versions.deploy(manifest.name, manifest.version, state, timeout)
-    print(f"{manifest.name} is version {manifest.version} now; python -m serving rollback {manifest.name}  undoes it")
+    new = versions.deploy(bundle, state, timeout, runtime=runtime.value, precision=precision.value)
+    print(f"{new.name} is version {new.version} now; python -m serving rollback {new.name}  undoes it")
 
 
 @app.command()

@@ -26,7 +26,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 TURNED = (5, 6, 7, 8)  # the orientations of an image that lies on its side
 DRAFT_MARGIN = 2  # a draft this many times as large leaves the antialiasing to the resize
 

@@ -4,7 +4,7 @@ ServingError                 500  internal_error
 ├── BundleError              500  bad_bundle
 ├── DeviceUnavailable        500  device_unavailable
 ├── ServerError              500  server_error           the launcher: cannot start, stop or reach TorchServe
-├── Draining             503  draining               the server is about to stop
+├── Draining                 503  draining               the server is about to stop
 ├── BadRequest               400  bad_request            the request as a whole cannot be read
 │   └── BadParameter         422  bad_parameter
 └── ImageError               400  undecodable_image      one image; its neighbours are answered

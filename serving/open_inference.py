@@ -146,7 +146,7 @@ def _id(value: Any) -> str | None:
 
 
 def _wanted(outputs: Any) -> tuple[str, ...] | None:
-    if not outputs and (outputs is None or outputs == []):
+    if outputs is None or outputs == []:
         return None
     if not isinstance(outputs, list) or not all(isinstance(o, dict) and o.get("name") in _OUTPUTS for o in outputs):
         raise BadRequest(f"outputs must name tensors of {', '.join(_OUTPUTS)}, got {str(outputs)[:60]}")

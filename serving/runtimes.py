@@ -54,7 +54,7 @@ def open_runtime(
     if precision == "int8" and (kind != "onnx" or gpu is not None):
         raise BundleError(f"precision int8 must run by onnx on the CPU, got {kind} on {device}")
     if kind == "onnx":
-        return _open_onnx(bundle.onnx(precision), bundle.manifest.outputs, gpu, threads)
+        return open_onnx(bundle.onnx(precision), bundle.manifest.outputs, gpu, threads)
     return _open_torchscript(bundle, gpu, threads)
 
 
@@ -76,7 +76,8 @@ def onnxruntime() -> ModuleType:
     return module
 
 
-def _open_onnx(graph: Path, outputs: Sequence[str], gpu: int | None, threads: int | None) -> Runtime:
+def open_onnx(graph: Path, outputs: Sequence[str], gpu: int | None = None, threads: int | None = None) -> Runtime:
+    """Load an ONNX graph by its file; `outputs` are the names of what it returns, the rest as in `open_runtime`."""
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0

@@ -344,7 +344,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 
 def test_the_configuration_is_closed_by_default() -> None:
-    models = [Archive("a", 2, "a-2.mar"), Archive("b", 1, "b-1.mar")]
+    models = [Archive("a", 2), Archive("b", 1)]
     text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0)
     values = dict(line.split("=", 1) for line in text.splitlines())
 

@@ -14,7 +14,7 @@ from conftest import gmm_answers, golden_images, serving, tampered
 
 from serving.errors import ServerError
 from serving.torchserve import launch, versions
-from serving.torchserve.archive import package
+from serving.torchserve.archive import archives, package
 from serving.torchserve.state import Server, load
 
 
@@ -98,12 +98,24 @@ def test_a_version_that_cannot_load_changes_nothing(
     assert result.stderr.startswith("error: tiny-mda:2 must load, got serving.errors.BundleError: posterior must be ")
     assert answer.json()["model"]["version"] == "1"
     assert [one.version for one in launch.status(served) or []] == ["1"]
+    assert [archive.version for archive in archives(Path(running(served).store))] == [1]  # so the next start serves it
+
+
+def test_a_version_that_is_served_already_is_refused_and_its_archive_stays(served: Path, make_bundle: Any) -> None:
+    archive = Path(running(served).store, "tiny-mda-1.mar")
+    before = archive.stat()
+
+    with pytest.raises(ServerError, match=r"^version of tiny-mda must be a new one, got 1, which is served already$"):
+        versions.deploy(make_bundle(), served)
+    assert (archive.stat().st_mtime_ns, archive.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
 def test_what_cannot_be_deployed(server: Server, state: Path, bundle_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"^the server must take new versions, got one that does not: start it with "):
-        versions.deploy("tiny-mda", 1, state)
+        versions.deploy(bundle_dir, state)
     with pytest.raises(ServerError, match=rf"^a server must run in {tmp_path}, got none: start one$"):
         versions.rollback("tiny-mda", tmp_path)
+    with pytest.raises(ServerError, match=r"missing, got none: start one$"):
+        versions.rollback("tiny-mda", tmp_path / "missing")
     result = serving("deploy", bundle_dir, "--state", tmp_path)
     assert (result.returncode, json.dumps(result.stderr)[:30]) == (1, '"error: a server must run in /')

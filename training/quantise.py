@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.bundle import GOLDEN_INT8, ONNX, ONNX_INT8, Bundle, Variant
-from serving.runtimes import Outputs, Runtime, open_runtime
+from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
 from training.fit import Labelled
@@ -43,7 +43,7 @@ def add_int8(bundle: Bundle, images: Tensor, test: Labelled, exact: Outputs) -> 
     """
     spec = bundle.manifest.input
     _write_graph(bundle.path, as_served(images[:CALIBRATION_IMAGES], spec))
-    graph = _open(bundle)
+    graph = open_onnx(bundle.path / ONNX_INT8, bundle.manifest.outputs)
     golden, _ = bundle.read_golden()
     answers: dict[str, Any] = graph(golden)
     np.savez(bundle.path / GOLDEN_INT8, images=golden, **answers)
@@ -101,9 +101,3 @@ def _write_graph(folder: Path, images: Tensor) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-
-
-def _open(bundle: Bundle) -> Runtime:
-    """The int8 graph of a bundle whose manifest does not name it yet."""
-    manifest = bundle.manifest.model_copy(update={"variants": {"int8": Variant(accuracy=0)}})
-    return open_runtime(Bundle(bundle.path, manifest), "onnx", precision="int8")

@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serving.bundle import MANIFEST, Bundle, Manifest, Precision
+from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Manifest, Precision
 from serving.errors import ServerError
 from serving.runtimes import RuntimeName
 
 HANDLER = "serving.torchserve.handler"
 CONFIG_FILE = "model-config.yaml"
 MANIFEST_OF_TORCHSERVE = "MAR-INF/MANIFEST.json"
-FILE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)-(?P<version>[1-9]\d*)\.mar")
+FILE = re.compile(rf"(?P<name>{NAME_PATTERN.strip('^$')})-(?P<version>[1-9]\d*)\.mar")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip file can hold
 RESPONSE_TIMEOUT_S = 120
 ARCHIVE_FORMAT = "0.12.0"
@@ -65,7 +65,7 @@ def package(
     store = Path(model_store)
     store.mkdir(parents=True, exist_ok=True)
     config = model_config(runtime, batch_size, max_batch_delay_ms, workers, threads, precision)
-    target = store / f"{bundle.manifest.name}-{bundle.manifest.version}.mar"
+    target = store / Archive(bundle.manifest.name, bundle.manifest.version).file
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=store) as stage:
         staged = Path(stage, target.name)
         _write(staged, bundle, config)
@@ -80,12 +80,15 @@ class Archive:
     Attributes:
         name: of the model.
         version: of the model.
-        file: its name in the model store.
     """
 
     name: str
     version: int
-    file: str
+
+    @property
+    def file(self) -> str:
+        """Its name in the model store."""
+        return f"{self.name}-{self.version}.mar"
 
     def __str__(self) -> str:
         return f"{self.name}:{self.version}"
@@ -102,7 +105,7 @@ def archives(store: Path) -> list[Archive]:
         match = FILE.fullmatch(path.name)
         if match is None:
             raise ServerError(f"archives in {store} must be named <name>-<version>.mar, got {path.name}")
-        found.append(Archive(match["name"], int(match["version"]), path.name))
+        found.append(Archive(match["name"], int(match["version"])))
     return sorted(found)
 
 

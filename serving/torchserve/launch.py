@@ -151,7 +151,7 @@ def wait(server: Server, state: Path = STATE) -> None:
     if load(state) is None:  # `stop` was here
         return
     _end(server, state, grace_s=0)
-    raise ServerError(f"TorchServe must stay up, got its end; see {state / 'logs'}")
+    raise ServerError(f"TorchServe must stay up, got its end; {_logs(state)}")
 
 
 def _end(server: Server, state: Path, grace_s: float) -> None:
@@ -274,7 +274,7 @@ def _wait_ready(server: Server, state: Path, timeout_s: float, *, on_gpu: bool) 
 
 def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
     if not process.is_running(server.pid):
-        raise ServerError(f"TorchServe must stay up, got an exit: {_last_line(state / 'logs')}; {_logs(state)}")
+        raise ServerError(f"TorchServe must stay up, got an exit: {_last_line(state / LOGS)}; {_logs(state)}")
     if readiness.failure(state / LOGS) is not None:
         time.sleep(SETTLE_S)
         model, reason = readiness.failure(state / LOGS) or (", ".join(server.models), "a failure")
@@ -300,7 +300,7 @@ def _describe(server: Server, state: Path) -> list[ModelStatus]:
 
 
 def _logs(state: Path) -> str:
-    return f"see {state / 'logs'}"
+    return f"see {state / LOGS}"
 
 
 def _last_line(logs: Path) -> str:

@@ -8,12 +8,16 @@ back to; one that is older is taken away once it has answered what it accepted.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from serving.bundle import Bundle, Precision
 from serving.errors import ServerError
+from serving.runtimes import RuntimeName
 from serving.torchserve import process
-from serving.torchserve.archive import Archive, archives, settings, verify
+from serving.torchserve.archive import Archive, package, settings
 from serving.torchserve.drain import stand_in_line
 from serving.torchserve.launch import STATE
 from serving.torchserve.readiness import Management, failure, inference_key, log_size
@@ -26,40 +30,52 @@ KEPT = 2  # versions of a model: the default, and the one to go back to
 ASIDE = ".rolled-back"  # behind the name of an archive that no start shall take
 
 
-def deploy(name: str, version: int, state: Path = STATE, timeout_s: float = TIMEOUT_S) -> None:
-    """Make a packaged version the default one, without a failed request.
+def deploy(
+    bundle_dir: Path,
+    state: Path = STATE,
+    timeout_s: float = TIMEOUT_S,
+    *,
+    runtime: RuntimeName = "onnx",
+    precision: Precision = "float32",
+) -> Archive:
+    """Make a bundle the default version of its model, without a failed request.
 
     Args:
-        name: of the model.
-        version: whose archive lies in the server's model store.
+        bundle_dir: folder of the bundle.
         state: the server's folder.
         timeout_s: how long its workers may take.
+        runtime: which graph the workers run.
+        precision: of that graph.
+
+    Returns:
+        What is served now.
 
     Raises:
+        BundleError: if the bundle is not what its digests say, or has no graph in this precision.
         ServerError: if the server does not take it, with the reason; the old version goes on answering.
     """
-    with locked(state):
-        server = _changeable(state)
-        store = Path(server.store)
-        found = next((one for one in archives(store) if (one.name, one.version) == (name, version)), None)
-        if found is None:
-            raise ServerError(f"{store} must hold {name}-{version}.mar, got none: package the bundle")
-        verify(store, found)
-        management = Management.of(server, state)
-        if management.status(name, version) is not None:
-            raise ServerError(f"version of {name} must be a new one, got {version}, which is served already")
-        _register(management, store, found, state, timeout_s)
-        history = [*server.history.get(name, []), version]
-        models = tuple(dict.fromkeys([*server.models, name]))
-        save(replace(server, models=models, history={**server.history, name: history[-KEPT:]}), state)
+    manifest = Bundle.load(bundle_dir).manifest
+    new = Archive(manifest.name, manifest.version)
+    with _changeable(state) as server:
+        management, store = Management.of(server, state), Path(server.store)
+        if management.status(new.name, new.version) is not None:
+            raise ServerError(f"version of {new.name} must be a new one, got {new.version}, which is served already")
+        package(bundle_dir, model_store=store, runtime=runtime, precision=precision)
+        try:
+            _register(management, store, new, state, timeout_s)
+        except BaseException:
+            _set_aside(store, new)
+            raise
+        history = [*server.history.get(new.name, []), new.version]
+        models = tuple(dict.fromkeys([*server.models, new.name]))
+        save(replace(server, models=models, history={**server.history, new.name: history[-KEPT:]}), state)
         for old in history[:-KEPT]:
-            _retire(management, server, state, name, old)
+            _retire(management, server, state, new.name, old)
+    return new
 
 
 def rollback(name: str, state: Path = STATE) -> tuple[int, int]:
     """Make the version before the present one the default again and take the present one away.
-
-    Its archive gets another name, so that no start takes it for the newest.
 
     Returns:
         The version that answers now, and the one that is gone.
@@ -67,8 +83,7 @@ def rollback(name: str, state: Path = STATE) -> tuple[int, int]:
     Raises:
         ServerError: if there is none to go back to.
     """
-    with locked(state):
-        server = _changeable(state)
+    with _changeable(state) as server:
         history = server.history.get(name, [])
         if len(history) < KEPT:
             raise ServerError(f"{name} must have had another version while the server ran, got {history or 'no model'}")
@@ -77,18 +92,29 @@ def rollback(name: str, state: Path = STATE) -> tuple[int, int]:
         management.call("PUT", f"/models/{name}/{before}/set-default")
         save(replace(server, history={**server.history, name: [before]}), state)
         _retire(management, server, state, name, present)
-        archive = Path(server.store, f"{name}-{present}.mar")
-        archive.rename(archive.with_name(archive.name + ASIDE))
+        _set_aside(Path(server.store), Archive(name, present))
     return before, present
 
 
-def _changeable(state: Path) -> Server:
-    server = load(state)
-    if server is None or not process.is_running(server.pid):
-        raise ServerError(f"a server must run in {state}, got none: start one")
-    if not server.model_api:
-        raise ServerError("the server must take new versions, got one that does not: start it with --model-api")
-    return server
+@contextmanager
+def _changeable(state: Path) -> Iterator[Server]:
+    """The running server of a folder, kept from other changes."""
+    none = ServerError(f"a server must run in {state}, got none: start one")
+    if not state.is_dir():
+        raise none
+    with locked(state):
+        server = load(state)
+        if server is None or not process.is_running(server.pid):
+            raise none
+        if not server.model_api:
+            raise ServerError("the server must take new versions, got one that does not: start it with --model-api")
+        yield server
+
+
+def _set_aside(store: Path, archive: Archive) -> None:
+    """Give an archive another name, so that no start takes it for the newest."""
+    file = store / archive.file
+    file.rename(file.with_name(file.name + ASIDE))
 
 
 def _register(management: Management, store: Path, found: Archive, state: Path, timeout_s: float) -> None:
