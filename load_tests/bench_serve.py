@@ -2,15 +2,15 @@
 
     python -m load_tests.bench_serve --bundle model_store/fashion-mnist-mda-best/1
 
-One run on one machine: first the bundle's graph alone, by ONNX Runtime in as many processes and threads as the server
-has; then a server with default settings, asked by wrk over 1, 8 and 32 connections, the load generator on the same
-cores. The ratio is answers a second over images a second at a batch as large as there are connections; for one
-connection the latency counts: its median, less the median of the bare graph.
+One run on one machine, in rounds, so that a machine whose speed wanders slows both: the bundle's graph alone, by ONNX
+Runtime in as many processes and threads as infer at a time in the server; then a server with default settings, asked by
+wrk over 1, 8 and 32 connections, the load generator on the same cores. The ratio is answers a second over images a
+second at a batch as large as there are connections; for one connection the latency counts: its median, less the median
+of the bare graph in one process. Each figure is the median of the rounds.
 """
 
 import json
 import multiprocessing
-import os
 import shutil
 import statistics
 import subprocess
@@ -28,12 +28,14 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from serving.bundle import Bundle, Precision
 from serving.runtimes import open_runtime
 from serving.torchserve import launch
 from serving.torchserve.archive import package, settings
+from serving.torchserve.cores import cores, default_threads
 from training.files import replace_text
 from training.results import stamp
 
@@ -53,9 +55,9 @@ end
 
 @dataclass(frozen=True)
 class Layout:
-    """How the server's workers share the cores."""
+    """How the server's inferences share the cores: so many at a time, of so many threads each."""
 
-    workers: int
+    inferences: int
     threads: int
 
 
@@ -86,9 +88,11 @@ def bare(bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: 
     """The graph alone: images a second of all processes together, and the median time of one call in milliseconds."""
     images = np.repeat(picture(bundle)[None], batch, 0)
     context = multiprocessing.get_context("spawn")
-    together = (context.Barrier(layout.workers, timeout=60),)
-    with ProcessPoolExecutor(layout.workers, context, _meet, together) as pool:
-        tasks = [pool.submit(_run, bundle, layout.threads, images, seconds, precision) for _ in range(layout.workers)]
+    together = (context.Barrier(layout.inferences, timeout=60),)
+    with ProcessPoolExecutor(layout.inferences, context, _meet, together) as pool:
+        tasks = [
+            pool.submit(_run, bundle, layout.threads, images, seconds, precision) for _ in range(layout.inferences)
+        ]
         times = [task.result() for task in tasks]
     rates = [batch * len(calls) / sum(calls) for calls in times]
     return sum(rates), 1000 * statistics.median(call for calls in times for call in calls)
@@ -125,10 +129,11 @@ def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
 
 
 def measure(
-    folder: Path, precision: Precision, connections: Sequence[int], seconds: float, **options: Any
+    folder: Path, precision: Precision, connections: Sequence[int], seconds: float, rounds: int, **options: Any
 ) -> dict[str, Any]:
     """Both measurements of one bundle; `options` are those of `package`."""
     bundle = Bundle.load(folder)
+    measured: dict[int, list[dict[str, Any]]] = {count: [] for count in connections}
     with tempfile.TemporaryDirectory() as scratch:
         store, state, image = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "image.png")
         pixels = picture(bundle).transpose(1, 2, 0)
@@ -136,26 +141,31 @@ def measure(
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
         image.write_bytes(stream.getvalue())
         chosen = settings(package(folder, model_store=store, precision=precision, **options))
-        workers = chosen["minWorkers"]
-        cores = len(os.sched_getaffinity(0))
-        layout = Layout(workers, chosen["handler"]["threads"] or max(1, cores // workers))
-        alone = {count: bare(bundle, layout, count, seconds, precision) for count in connections}
+        threads = chosen["handler"]["threads"] or default_threads()
+        layout = Layout(max(1, cores() // threads), threads)
         began = time.monotonic()
         server = launch.start(model_store=store, state=state, device="cpu", port=0)
         ready = time.monotonic() - began
         try:
             url = f"{server.url}/predictions/{bundle.manifest.name}"
             ask(url, image, max(connections), min(5, seconds))  # Java compiles what it runs often
-            loads = {count: ask(url, image, count, seconds) for count in connections}
+            for _ in track(range(rounds), f"{bundle.manifest.name} {precision}", console=Console(stderr=True)):
+                for count in connections:
+                    per_second, milliseconds = bare(bundle, layout, count, seconds, precision)
+                    measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
         finally:
             launch.stop(state)
-    rows = [_row(count, loads[count], *alone[count]) for count in connections]
+    rows = [
+        {key: statistics.median(row[key] for row in measured[count]) for key in measured[count][0]}
+        for count in connections
+    ]
     return {
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
-        "workers": layout.workers,
+        "inferences": layout.inferences,
         "threads": layout.threads,
         "seconds_to_ready": round(ready, 1),
+        "rounds": rounds,
         "rows": rows,
     }
 
@@ -177,7 +187,8 @@ def main(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/fashion-mnist-mda-best/1"),
     precision: Annotated[list[str] | None, typer.Option(help="float32 or int8; repeatable.")] = None,
     connections: Annotated[str, typer.Option(help="How many at once, with commas.")] = ",".join(map(str, CONNECTIONS)),
-    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement in a round.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
@@ -188,10 +199,10 @@ def main(
     options = {name: value for name, value in (("workers", workers), ("threads", threads)) if value is not None}
     counts = [int(count) for count in connections.split(",")]
     chosen: list[Any] = precision or ["float32"]
-    results = [measure(bundle, one, counts, seconds, **options) for one in chosen]
+    results = [measure(bundle, one, counts, seconds, rounds, **options) for one in chosen]
     for result in results:
         table = Table(
-            title=f"{result['bundle']} {result['precision']}, {result['workers']} x {result['threads']} threads"
+            title=f"{result['bundle']} {result['precision']}, {result['inferences']} x {result['threads']} threads"
         )
         for name in ("at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "failed"):
             table.add_column(name, justify="right")

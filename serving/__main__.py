@@ -70,11 +70,10 @@ def package(
     runtime: RuntimeOption = Runtime.onnx,
     model_store: StoreOption = launch.MODEL_STORE,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that a worker gets at once, at most.")] = 32,
-    max_batch_delay_ms: Annotated[int, typer.Option(min=0, help="How long a batch may wait to fill.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that serve the model.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of a worker; all cores are shared if unset.")
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that serve the model; by default from the server's cores.")
     ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; likewise, at most 4.")] = None,
     precision: PrecisionOption = Precision.float32,
 ) -> None:
     """Make bundles into the archives that `start` serves."""
@@ -84,7 +83,6 @@ def package(
             model_store=model_store,
             runtime=runtime.value,
             batch_size=batch_size,
-            max_batch_delay_ms=max_batch_delay_ms,
             workers=workers,
             threads=threads,
             precision=precision.value,
@@ -110,7 +108,8 @@ def start(
     state: StateOption = launch.STATE,
 ) -> None:
     """Start the server and return when every worker can answer."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     names = [name.strip() for entry in models or [] for name in entry.split(",") if name.strip()]
     try:
         server = launch.start(
@@ -126,7 +125,7 @@ def start(
             certificate=tls_certificate,
             private_key=tls_key,
         )
-    except KeyboardInterrupt:
+    except Interrupted:
         print("Interrupted; nothing is left running.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
@@ -247,18 +246,22 @@ def main() -> None:
         sys.exit(1)
 
 
+class Interrupted(BaseException):
+    """A signal asks for the end; Python would turn a KeyboardInterrupt that meets an `exec` into another exit code."""
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _stay(server: Server, state: Path) -> None:
     """Wait for a signal; the first one drains the server, a second one stops it at once."""
     try:
         launch.wait(server, state)
-    except KeyboardInterrupt:
+    except Interrupted:
         try:
             done = launch.stop(state)
-        except KeyboardInterrupt:
+        except Interrupted:
             done = launch.stop(state, drain_s=0)
         print(done, flush=True)
 

@@ -6,7 +6,7 @@
 Whatever serves a bundle, by HTTP or from a folder of files, does it through this class, so all of them answer the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -104,8 +104,8 @@ class Predictor:
         parts = [self._run(images[start : start + self._max_batch]) for start in starts]
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    def encode(self, outputs: Outputs, options: Options = DEFAULT_OPTIONS) -> list[Answer]:
-        """The graph's outputs for N images → N answers."""
+    def encode(self, outputs: Outputs, options: Sequence[Options]) -> list[Answer]:
+        """The graph's outputs for N images → N answers, each by its options."""
         return encode(outputs, self.bundle.manifest, options)
 
     def predict(self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS) -> list[Result]:
@@ -124,26 +124,19 @@ class Predictor:
         """
         with timer("decode"):
             decoded = [[self._try_decode(image) for image in images] for images, _ in work]
-            arrays = [item for items in decoded for item in items if not isinstance(item, ServingError)]
-        outputs: Outputs = {}
-        if arrays:
+        good = [
+            (item, options)
+            for items, (_, options) in zip(decoded, work, strict=True)
+            for item in items
+            if not isinstance(item, ServingError)
+        ]
+        answers: Iterator[Answer] = iter(())
+        if good:
             with timer("inference"):
-                outputs = self.infer(np.stack(arrays))
-        with timer("encode"):
-            return self._encode_each(decoded, outputs, [options for _, options in work])
-
-    def _encode_each(
-        self, decoded: Sequence[Sequence[Decoded]], outputs: Outputs, options: Sequence[Options]
-    ) -> list[list[Result]]:
-        """Give each request its part of the outputs."""
-        results, start = [], 0
-        for items, chosen in zip(decoded, options, strict=True):
-            count = sum(not isinstance(item, ServingError) for item in items)
-            part = {name: values[start : start + count] for name, values in outputs.items()}
-            answers = iter(self.encode(part, chosen) if count else [])
-            results.append([item if isinstance(item, ServingError) else next(answers) for item in items])
-            start += count
-        return results
+                outputs = self.infer(np.stack([array for array, _ in good]))
+            with timer("encode"):
+                answers = iter(self.encode(outputs, [options for _, options in good]))
+        return [[item if isinstance(item, ServingError) else next(answers) for item in items] for items in decoded]
 
     def warm_up(self) -> None:
         """Run the bundle's golden inputs, which also makes the first request as fast as the next.

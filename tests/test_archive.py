@@ -43,19 +43,18 @@ def test_the_settings_travel_as_yaml(bundle_dir: Path, tmp_path: Path) -> None:
         model_store=tmp_path,
         runtime="torchscript",
         batch_size=4,
-        max_batch_delay_ms=7,
         workers=3,
         threads=2,
     )
     with zipfile.ZipFile(archive) as file:
         config = yaml.safe_load(file.read("model-config.yaml"))
 
-    assert config == model_config("torchscript", 4, 7, 3, 2)
+    assert config == model_config("torchscript", 4, 3, 2)
     assert config == {
         "minWorkers": 3,
         "maxWorkers": 3,
         "batchSize": 4,
-        "maxBatchDelay": 7,
+        "maxBatchDelay": 1,
         "responseTimeout": 120,
         "handler": {"runtime": "torchscript", "precision": "float32", "threads": 2},
     }

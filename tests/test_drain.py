@@ -19,7 +19,7 @@ from serving.torchserve.state import Server, load
 
 CLIENTS = 16
 NOWHERE = Server(
-    pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, metrics_url="",
+    pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, default_workers=1, metrics_url="",
     torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={}, started="", tmp="",
 )  # fmt: skip
 
@@ -106,7 +106,7 @@ class Client(threading.Thread):
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own, whose batches take a while."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", batch_size=4, max_batch_delay_ms=50, workers=2, threads=1)
+    package(bundle_dir, model_store=tmp_path / "store", batch_size=4, workers=2, threads=1)
     launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)

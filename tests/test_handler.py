@@ -25,7 +25,7 @@ class Batch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from ts.context import Context, RequestProcessor
-        config = model_config("onnx", 8, 1, 1, None)
+        config = model_config("onnx", 8, 1, None)
         self.context = Context("tiny-mda", str(model_dir), {}, 8, None, "0.12.0", model_yaml_config=config)
         types = content_types or {}
         headers = [{"body": {"content-type": types.get(n, "")}} for n in range(len(rows))]

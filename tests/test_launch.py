@@ -80,6 +80,7 @@ def record(state: Path, **changes: object) -> Server:
         "metrics_url": "http://127.0.0.1:1/metrics",
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
+        "default_workers": 1,
         "store": str(state / "store"),
         "certificate": None,
         "model_api": False,
@@ -345,7 +346,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 def test_the_configuration_is_closed_by_default() -> None:
     models = [Archive("a", 2), Archive("b", 1)]
-    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0)
+    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 2)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
@@ -357,10 +358,9 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 
 def test_a_path_survives_javas_properties() -> None:
-    text = config.properties([], Path("/mödels\\store"), config.Access("::1", True), Ports(1, 2, 3, 4, 5, 6), None)
+    text = config.properties([], Path("/mödels\\store"), config.Access("::1", True), Ports(1, 2, 3, 4, 5, 6), 1, 2)
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
-    assert "number_of_gpu" not in text
 
 
 def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_server() -> None:
@@ -376,9 +376,16 @@ def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_se
 @pytest.mark.parametrize(("version", "expected"), [((21, 0, 1), 0), ((25, 0, 2), 2)])
 def test_only_new_javas_get_the_new_flags(version: tuple[int, ...], expected: int) -> None:
     paths = [Path("/x")] * 4
-    command = config.command(paths[0], version, *paths)
+    command = config.command(paths[0], version, *paths, cores=2)
 
     assert sum(word.startswith(("--sun", "--enable")) for word in command) == expected
+
+
+@pytest.mark.parametrize(("cores", "frugal"), [(4, True), (8, False)])
+def test_java_compiles_little_where_cores_are_few(cores: int, frugal: bool) -> None:
+    command = config.command(Path("/java"), (25,), *[Path("/x")] * 4, cores=cores)
+
+    assert ("-XX:TieredStopAtLevel=1" in command) is frugal
 
 
 def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path: Path) -> None:

@@ -59,10 +59,9 @@ def test_a_head_without_density(softmax_dir: Path) -> None:
 def test_a_batch_and_its_stages(manifest: Manifest) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(manifest, registry)
-    with metrics.stage("decode"):
-        pass
-    metrics.count_batch(5, 0.03)
+    metrics.count_batch(5, 0.03, {"decode": 0.01})
 
     assert registry.get_sample_value("discriminant_batch_images_sum", LABELS) == 5
     assert registry.get_sample_value("discriminant_batch_seconds_sum", LABELS) == 0.03
     assert registry.get_sample_value("discriminant_stage_seconds_count", {**LABELS, "stage": "decode"}) == 1
+    assert registry.get_sample_value("discriminant_stage_seconds_sum", {**LABELS, "stage": "decode"}) == 0.01

@@ -34,7 +34,7 @@ OUTPUTS = {
 
 
 def test_the_answer_is_the_documented_one() -> None:
-    [answer] = encode(OUTPUTS, MDA, Options(top_k=2, returns=frozenset({"probabilities", "components", "features"})))
+    [answer] = encode(OUTPUTS, MDA, [Options(2, frozenset({"probabilities", "components", "features"}))])
 
     dog = {"label": "dog", "probability": 0.7, "component": 1, "component_probability": 0.75}
     cat = {"label": "cat", "probability": 0.2, "component": 0, "component_probability": 0.5}
@@ -51,7 +51,7 @@ def test_the_answer_is_the_documented_one() -> None:
 
 
 def test_a_softmax_answer_has_neither_components_nor_density() -> None:
-    [answer] = encode({name: OUTPUTS[name] for name in SOFTMAX.outputs}, SOFTMAX, Options(top_k=1))
+    [answer] = encode({name: OUTPUTS[name] for name in SOFTMAX.outputs}, SOFTMAX, [Options(top_k=1)])
 
     assert answer == {
         "label": "dog",
@@ -65,7 +65,7 @@ def test_a_softmax_answer_has_neither_components_nor_density() -> None:
 def test_top_k_beyond_the_classes_gives_all_and_ties_keep_their_order() -> None:
     tied = {**OUTPUTS, "posterior": np.array([[0.4, 0.2, 0.4]])}
 
-    [answer] = encode(tied, MDA, Options(top_k=99, returns=frozenset()))
+    [answer] = encode(tied, MDA, [Options(top_k=99, returns=frozenset())])
     assert [entry["label"] for entry in answer["top_k"]] == ["cat", "eel", "dog"]
     assert not {"probabilities", "components", "features"} & set(answer)
 
@@ -75,6 +75,7 @@ def test_numbers_have_seven_significant_digits(exponent: int) -> None:
     values = np.random.default_rng(0).normal(size=500) * 10.0**exponent
 
     assert significant(values).tolist() == [float(f"{value:.7g}") for value in values]
+    assert significant(values[:5, None]).tolist() == significant(values[:, None])[:5].tolist()
 
 
 def test_float32_survives_rounding_to_its_precision() -> None:

@@ -159,7 +159,7 @@ def _batches(items: Iterator[tuple[Path, Decoded]], size: int) -> Iterator[list[
 
 def _answer(predictor: Predictor, root: Path, batch: Sequence[tuple[Path, Decoded]]) -> list[Row]:
     images = [decoded for _, decoded in batch if not isinstance(decoded, ServingError)]
-    answers = iter(predictor.encode(predictor.infer(np.stack(images)), OPTIONS) if images else [])
+    answers = iter(predictor.encode(predictor.infer(np.stack(images)), [OPTIONS] * len(images)) if images else [])
     rows = []
     for file, decoded in batch:
         path = os.fsencode(file.relative_to(root).as_posix()).decode(errors="replace")

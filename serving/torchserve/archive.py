@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Manifest, Precision
 from serving.errors import ServerError
 from serving.runtimes import RuntimeName
+from serving.torchserve.batching import MAX_BATCH_DELAY
 
 HANDLER = "serving.torchserve.handler"
 CONFIG_FILE = "model-config.yaml"
@@ -37,8 +38,7 @@ def package(
     model_store: str | Path = "model_store",
     runtime: RuntimeName = "onnx",
     batch_size: int = 32,
-    max_batch_delay_ms: int = 1,
-    workers: int = 1,
+    workers: int | None = None,
     threads: int | None = None,
     precision: Precision = "float32",
 ) -> Path:
@@ -48,10 +48,9 @@ def package(
         bundle_dir: folder of the bundle.
         model_store: folder of the archives; made if missing.
         runtime: which graph the workers run.
-        batch_size: requests that TorchServe hands to a worker at once, at most.
-        max_batch_delay_ms: how long it waits for a batch to fill.
-        workers: processes that serve the model.
-        threads: of one worker's inference on the CPU; None shares the cores among the workers.
+        batch_size: requests that a worker gets at once, at most; it gets what has gathered while it was busy.
+        workers: processes that serve the model; None leaves it to the machine that serves, see `cores.py`.
+        threads: of one inference on the CPU; likewise.
         precision: `int8` serves the bundle's variant of that name.
 
     Returns:
@@ -64,7 +63,7 @@ def package(
     bundle.onnx(precision)
     store = Path(model_store)
     store.mkdir(parents=True, exist_ok=True)
-    config = model_config(runtime, batch_size, max_batch_delay_ms, workers, threads, precision)
+    config = model_config(runtime, batch_size, workers, threads, precision)
     target = store / Archive(bundle.manifest.name, bundle.manifest.version).file
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=store) as stage:
         staged = Path(stage, target.name)
@@ -147,17 +146,15 @@ def settings(archive: Path) -> dict[str, Any]:
 def model_config(
     runtime: RuntimeName,
     batch_size: int,
-    max_batch_delay_ms: int,
-    workers: int,
+    workers: int | None,
     threads: int | None,
     precision: Precision = "float32",
 ) -> dict[str, Any]:
     """The content of `model-config.yaml`; `handler` is for our handler, the rest for TorchServe."""
     return {
-        "minWorkers": workers,
-        "maxWorkers": workers,
+        **({} if workers is None else {"minWorkers": workers, "maxWorkers": workers}),
         "batchSize": batch_size,
-        "maxBatchDelay": max_batch_delay_ms,
+        "maxBatchDelay": MAX_BATCH_DELAY,
         "responseTimeout": RESPONSE_TIMEOUT_S,
         "handler": {"runtime": runtime, "precision": precision, "threads": threads},
     }

@@ -15,6 +15,8 @@ from serving.torchserve.state import LOGS, METRICS, METRICS_VARIABLE, STATE_VARI
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
 MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
+CLASSES = "classes"
+FEW_CORES = 4
 TOKEN_LIFETIME_MIN = 365 * 24 * 60
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +45,9 @@ class Access:
         return "https" if self.certificate else "http"
 
 
-def properties(models: Sequence[Archive], model_store: Path, access: Access, ports: Ports, gpus: int | None) -> str:
+def properties(
+    models: Sequence[Archive], model_store: Path, access: Access, ports: Ports, gpus: int, workers: int
+) -> str:
     """The text of `config.properties`.
 
     Args:
@@ -51,7 +55,8 @@ def properties(models: Sequence[Archive], model_store: Path, access: Access, por
         model_store: the only folder that archives may come from.
         access: who reaches the server.
         ports: of all listeners.
-        gpus: how many to use; None takes all that there are.
+        gpus: how many to use.
+        workers: of a model whose archive does not say how many.
     """
     values = {
         "inference_address": f"{access.scheme}://{access.host}:{ports.inference}",
@@ -69,22 +74,21 @@ def properties(models: Sequence[Archive], model_store: Path, access: Access, por
         "token_expiration_min": TOKEN_LIFETIME_MIN,
         "blacklist_env_vars": SECRET_VARIABLES,
         "install_py_dep_per_model": "false",
-        "default_workers_per_model": 1,
+        "default_workers_per_model": workers,
         "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
         "max_request_size": MAX_REQUEST_BYTES,
         "max_response_size": MAX_REQUEST_BYTES,
         "metrics_mode": "prometheus",
         "disable_system_metrics": "true",
+        "number_of_gpu": gpus,
     }
     if access.certificate is not None and access.private_key is not None:
         values |= {"certificate_file": access.certificate, "private_key_file": access.private_key}
-    if gpus is not None:
-        values["number_of_gpu"] = gpus
     return "".join(f"{name}={_escaped(str(value))}\n" for name, value in values.items())
 
 
 def command(
-    java: Path, java_version: tuple[int, ...], torchserve_home: Path, config: Path, log4j2: Path, tmp: Path
+    java: Path, java_version: tuple[int, ...], torchserve_home: Path, config: Path, log4j2: Path, tmp: Path, cores: int
 ) -> list[str]:
     """The command line that runs TorchServe's Java part, which starts the workers.
 
@@ -94,18 +98,22 @@ def command(
         torchserve_home: folder that holds the package `ts`.
         config: `config.properties`.
         log4j2: the logging configuration.
-        tmp: folder for extracted archives and the workers' sockets.
+        tmp: folder for extracted archives and the workers' sockets; in it, classes that go before TorchServe's own.
+        cores: how many there are. On a few, Java's optimising compiler would take from the workers for minutes what it
+            never gives back.
     """
     quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
+    frugal = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     return [
         str(java),
         *(quiet if java_version >= (24,) else []),
+        *(frugal if cores <= FEW_CORES else []),
         "-XX:+ExitOnOutOfMemoryError",
         f"-Djava.io.tmpdir={tmp}",
         f"-Dmodel_server_home={torchserve_home}",
         f"-Dlog4j.configurationFile={log4j2.as_uri()}",
         "-cp",
-        str(torchserve_home / "ts" / "frontend" / "*"),
+        os.pathsep.join([str(tmp / CLASSES), str(torchserve_home / "ts" / "frontend" / "*")]),
         SERVER_CLASS,
         "--python",
         sys.executable,

@@ -9,6 +9,7 @@ TorchServe cuts every connection as soon as it is told to stop, so nothing may b
 """
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +26,17 @@ TICKET = "drain"
 
 
 class Door:
-    """What every batch passes on its way in; a shared lock while it is answered tells the launcher to wait.
+    """What every batch of a worker passes on its way in; it is open while its file is empty.
+
+    A shared lock on that file while a batch is answered tells the launcher to wait. The file stays open, as opening it
+    for each batch would cost more than all the rest.
 
     Args:
         state: the server's folder; None is a door that nobody closes.
     """
 
     def __init__(self, state: Path | None) -> None:
-        self._state = state
+        self._file = None if state is None else os.open(_door(state), os.O_RDONLY)
 
     @contextmanager
     def entered(self) -> Iterator[bool]:
@@ -41,18 +45,19 @@ class Door:
         Yields:
             Whether it is open; if not, the batch must be refused.
         """
-        if self._state is None:
+        if self._file is None:
             yield True
             return
-        with _lock(self._state).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # before the look at the marker, so that none slips in between
-            yield not _marker(self._state).exists()
+        fcntl.flock(self._file, fcntl.LOCK_SH)  # before the look at its size, so that none slips in between
+        try:
+            yield os.fstat(self._file).st_size == 0
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def open_door(state: Path) -> None:
     """Let batches in; for a server that is about to start."""
-    _marker(state).unlink(missing_ok=True)
-    _lock(state).touch()
+    _door(state).write_bytes(b"")
 
 
 def drain(state: Path, server: Server, models: Sequence[str], key: str | None, timeout_s: float) -> bool:
@@ -71,7 +76,7 @@ def drain(state: Path, server: Server, models: Sequence[str], key: str | None, t
     deadline = time.monotonic() + timeout_s
     with ThreadPoolExecutor(max_workers=max(1, len(models))) as pool:
         passed = list(pool.map(lambda model: stand_in_line(server, model, key, deadline), models))
-    _marker(state).touch()
+    _door(state).write_bytes(b"closed")
     finished = _wait_for_workers(state, deadline)
     time.sleep(ANSWERS_S)
     return all(passed) and finished
@@ -99,7 +104,7 @@ def stand_in_line(server: Server, model: str, key: str | None, deadline: float) 
 
 
 def _wait_for_workers(state: Path, deadline: float) -> bool:
-    with _lock(state).open("ab") as lock:
+    with _door(state).open("rb") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,9 +116,5 @@ def _wait_for_workers(state: Path, deadline: float) -> bool:
                 return True
 
 
-def _marker(state: Path) -> Path:
-    return state / "closed"
-
-
-def _lock(state: Path) -> Path:
-    return state / "door.lock"
+def _door(state: Path) -> Path:
+    return state / "door"

@@ -5,20 +5,21 @@ one class here. Whatever it raises would fail the whole batch, so nothing is rai
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
 import orjson
 
 from serving.errors import BadRequest, Draining, ServingError
-from serving.predictor import Predictor
+from serving.predictor import Predictor, Stage
 from serving.request import Request, read
 from serving.respond import Result
+from serving.torchserve.cores import default_threads
 from serving.torchserve.drain import Door
-from serving.torchserve.metrics import Metrics
+from serving.torchserve.metrics import Metrics, Stopwatch
 from serving.torchserve.request_log import ID_HEADER, RequestLog, header
 from serving.torchserve.state import LOGS, state_of_worker
 
@@ -34,6 +35,7 @@ class ImageHandler:
     door: Door
     metrics: Metrics
     log: RequestLog | None
+    aside: ThreadPoolExecutor
 
     def initialize(self, context: Any) -> None:
         """Load, verify and warm up the bundle in the model's folder; the worker is ready when this returns.
@@ -46,7 +48,7 @@ class ImageHandler:
 
         config = context.model_yaml_config
         settings = config["handler"]
-        threads = settings["threads"] or max(1, len(os.sched_getaffinity(0)) // config["minWorkers"])
+        threads = settings["threads"] or default_threads()
         gpu = context.system_properties["gpu_id"]
         device = "cpu" if gpu is None else f"cuda:{gpu}"
         self.predictor = Predictor.open(
@@ -58,19 +60,23 @@ class ImageHandler:
         manifest = self.predictor.bundle.manifest
         self.metrics = Metrics(manifest)
         self.log = RequestLog(state / LOGS, manifest.name, str(manifest.version)) if state else None
+        self.aside = ThreadPoolExecutor(max_workers=1)  # counts and logs while the answers are on their way
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer each request of the batch, or refuse all of them while the server drains."""
         began = time.perf_counter()
+        stopwatch = Stopwatch()
         with self.door.entered() as is_open:
             requests = [self._read(f, context, n) if is_open else Request([Draining()]) for n, f in enumerate(data)]
-            results = self._answer(requests)
+            results = self._answer(requests, stopwatch)
         replies = [request.reply(result) for request, result in zip(requests, results, strict=True)]
         for index, (status, _) in enumerate(replies):
             context.set_response_status(status, HTTPStatus(status).phrase, index)
             context.set_response_content_type(index, "application/json")
         bodies = [orjson.dumps(body) for _, body in replies]
-        self._tell([status for status, _ in replies], results, context, time.perf_counter() - began)
+        names = [_name(context, index) for index in range(len(data))]
+        seconds = time.perf_counter() - began
+        self.aside.submit(self._tell, names, [status for status, _ in replies], results, seconds, stopwatch.seconds)
         return bodies
 
     def _read(self, fields: Mapping[str, Any], context: Any, index: int) -> Request:
@@ -85,27 +91,42 @@ class ImageHandler:
         except Exception:
             return Request([_unexpected()])
 
-    def _answer(self, requests: Sequence[Request]) -> list[list[Result]]:
+    def _answer(self, requests: Sequence[Request], stopwatch: Stopwatch) -> list[list[Result]]:
         """What each image of each request gets: all by one call, or, if that fails unexpectedly, request by request."""
         try:
             work = [(request.images, request.options) for request in requests]
-            return self.predictor.predict_together(work, self.metrics.stage)
+            return self.predictor.predict_together(work, stopwatch.time)
         except Exception:
             error = _unexpected()
-        return [[error]] if len(requests) == 1 else [self._answer([request])[0] for request in requests]
+        return [[error]] if len(requests) == 1 else [self._answer([request], stopwatch)[0] for request in requests]
 
-    def _tell(self, statuses: Sequence[int], results: Sequence[Sequence[Result]], context: Any, seconds: float) -> None:
+    def _tell(
+        self,
+        names: Sequence[str],
+        statuses: Sequence[int],
+        results: Sequence[Sequence[Result]],
+        seconds: float,
+        stages: Mapping[Stage, float],
+    ) -> None:
         """Count and log the requests of a batch."""
-        self.metrics.count_batch(sum(map(len, results)), seconds)
-        entries = []
-        for index, (status, images) in enumerate(zip(statuses, results, strict=True)):
-            self.metrics.count_request(status, images)
-            name = header(context.get_all_request_header(index), ID_HEADER) or context.get_request_id(index)
-            errors = [image.code for image in images if isinstance(image, ServingError)]
-            entries.append({"request_id": name, "status": status, "images": len(images), "errors": errors})
-        if self.log is not None:
-            together = {"batch": len(results), "seconds": round(seconds, 6)}
-            self.log.write([entry | together for entry in entries])
+        try:
+            self.metrics.count_batch(sum(map(len, results)), seconds, stages)
+            entries = []
+            for name, status, images in zip(names, statuses, results, strict=True):
+                self.metrics.count_request(status, images)
+                errors = [image.code for image in images if isinstance(image, ServingError)]
+                entries.append({"request_id": name, "status": status, "images": len(images), "errors": errors})
+            if self.log is not None:
+                together = {"batch": len(results), "seconds": round(seconds, 6)}
+                self.log.write([entry | together for entry in entries])
+        except Exception:
+            logger.exception("A batch could not be counted and logged")
+
+
+def _name(context: Any, index: int) -> str:
+    """What a request is called in the log."""
+    name = header(context.get_all_request_header(index), ID_HEADER) or context.get_request_id(index)
+    return str(name)
 
 
 def _unexpected() -> ServingError:

