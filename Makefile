@@ -16,7 +16,7 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test check format load bench-serve lock clean
+.PHONY: help env demo stop test check format load bench-serve gpu-check lock clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -69,7 +69,11 @@ load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
 	if [ -n "$$ours" ]; then $(SERVING) stop; fi; exit $$code
 
 bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; needs wrk
-	@$(PY) -m load_tests.bench_serve --out load_tests/results/bench-serve.json
+	@$(PY) -m load_tests.bench_serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json
+
+gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worker uses it, and how fast it answers
+	$(VENV)/bin/pytest -q tests/test_runtimes.py -k "gpu_computes"
+	$(PY) -m load_tests.bench_serve --device gpu --out load_tests/results/gpu-check.json
 
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	@for extra in $(EXTRAS); do \

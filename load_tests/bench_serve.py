@@ -4,9 +4,9 @@
 
 One run on one machine, in rounds, so that a machine whose speed wanders slows both: the bundle's graph alone, by ONNX
 Runtime in as many processes and threads as infer at a time in the server; then a server with default settings, asked by
-wrk over 1, 8 and 32 connections, the load generator on the same cores. The ratio is answers a second over images a
-second at a batch as large as there are connections; for one connection the latency counts: its median, less the median
-of the bare graph in one process. Each figure is the median of the rounds.
+wrk over 1, 8 and 32 connections (128 too on a GPU), the load generator on the same cores. The ratio is answers a second
+over images a second at a batch as large as there are connections; for one connection the latency counts: its median,
+less the median of the bare graph. Each figure is the median of the rounds.
 """
 
 import json
@@ -32,14 +32,16 @@ from rich.progress import track
 from rich.table import Table
 
 from serving.bundle import Bundle, Precision
+from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from serving.torchserve import launch
 from serving.torchserve.archive import package, settings
 from serving.torchserve.cores import cores, default_threads
+from serving.torchserve.launch import Device
+from training import results
 from training.files import replace_text
-from training.results import stamp
 
-CONNECTIONS = (1, 8, 32)
+CONNECTIONS = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
 _barrier: Any = None
 SCRIPT = """
 wrk.method = "POST"
@@ -84,15 +86,16 @@ def picture(bundle: Bundle) -> NDArray[np.uint8]:
     return shape
 
 
-def bare(bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: Precision) -> tuple[float, float]:
+def bare(
+    bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: Precision, device: Device
+) -> tuple[float, float]:
     """The graph alone: images a second of all processes together, and the median time of one call in milliseconds."""
     images = np.repeat(picture(bundle)[None], batch, 0)
     context = multiprocessing.get_context("spawn")
     together = (context.Barrier(layout.inferences, timeout=60),)
+    arguments = (bundle, layout.threads, images, seconds, precision, "cuda" if device == "gpu" else "cpu")
     with ProcessPoolExecutor(layout.inferences, context, _meet, together) as pool:
-        tasks = [
-            pool.submit(_run, bundle, layout.threads, images, seconds, precision) for _ in range(layout.inferences)
-        ]
+        tasks = [pool.submit(_run, *arguments) for _ in range(layout.inferences)]
         times = [task.result() for task in tasks]
     rates = [batch * len(calls) / sum(calls) for calls in times]
     return sum(rates), 1000 * statistics.median(call for calls in times for call in calls)
@@ -104,8 +107,10 @@ def _meet(barrier: Any) -> None:
     _barrier = barrier
 
 
-def _run(bundle: Bundle, threads: int, images: NDArray[np.uint8], seconds: float, precision: Precision) -> list[float]:
-    run = open_runtime(bundle, "onnx", "cpu", threads, precision)
+def _run(
+    bundle: Bundle, threads: int, images: NDArray[np.uint8], seconds: float, precision: Precision, device: str
+) -> list[float]:
+    run = open_runtime(bundle, "onnx", device, threads, precision)
     run(images)
     _barrier.wait()
     calls, now = [], time.perf_counter()
@@ -129,7 +134,13 @@ def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
 
 
 def measure(
-    folder: Path, precision: Precision, connections: Sequence[int], seconds: float, rounds: int, **options: Any
+    folder: Path,
+    precision: Precision,
+    device: Device,
+    connections: Sequence[int],
+    seconds: float,
+    rounds: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """Both measurements of one bundle; `options` are those of `package`."""
     bundle = Bundle.load(folder)
@@ -142,16 +153,16 @@ def measure(
         image.write_bytes(stream.getvalue())
         chosen = settings(package(folder, model_store=store, precision=precision, **options))
         threads = chosen["handler"]["threads"] or default_threads()
-        layout = Layout(max(1, cores() // threads), threads)
+        layout = Layout(1 if device == "gpu" else max(1, cores() // threads), threads)
         began = time.monotonic()
-        server = launch.start(model_store=store, state=state, device="cpu", port=0)
+        server = launch.start(model_store=store, state=state, device=device, port=0)
         ready = time.monotonic() - began
         try:
             url = f"{server.url}/predictions/{bundle.manifest.name}"
             ask(url, image, max(connections), min(5, seconds))  # Java compiles what it runs often
             for _ in track(range(rounds), f"{bundle.manifest.name} {precision}", console=Console(stderr=True)):
                 for count in connections:
-                    per_second, milliseconds = bare(bundle, layout, count, seconds, precision)
+                    per_second, milliseconds = bare(bundle, layout, count, seconds, precision, device)
                     measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
         finally:
             launch.stop(state)
@@ -162,6 +173,7 @@ def measure(
     return {
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
+        "device": device,
         "inferences": layout.inferences,
         "threads": layout.threads,
         "seconds_to_ready": round(ready, 1),
@@ -186,21 +198,31 @@ def _row(connections: int, load: Load, per_second: float, milliseconds: float) -
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/fashion-mnist-mda-best/1"),
     precision: Annotated[list[str] | None, typer.Option(help="float32 or int8; repeatable.")] = None,
-    connections: Annotated[str, typer.Option(help="How many at once, with commas.")] = ",".join(map(str, CONNECTIONS)),
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    connections: Annotated[str, typer.Option(help="How many at once, with commas; 1,8,32, on a GPU also 128.")] = "",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement in a round.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
-    """Measure a bundle's server against the bare graph, on the CPU. It needs wrk (apt install wrk)."""
+    """Measure a bundle's server against the bare graph. It needs wrk (apt install wrk)."""
+    if device not in CONNECTIONS:
+        raise SystemExit(f"error: device must be cpu or gpu, got {device!r}")
     if shutil.which("wrk") is None:
         raise SystemExit("error: wrk must be installed, got none: apt install wrk")
+    if record:
+        results.require_project()
     options = {name: value for name, value in (("workers", workers), ("threads", threads)) if value is not None}
-    counts = [int(count) for count in connections.split(",")]
+    counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
     chosen: list[Any] = precision or ["float32"]
-    results = [measure(bundle, one, counts, seconds, rounds, **options) for one in chosen]
-    for result in results:
+    place: Any = device
+    try:
+        measured = [measure(bundle, one, place, counts, seconds, rounds, **options) for one in chosen]
+    except ServingError as error:
+        raise SystemExit(f"error: {error}") from error
+    for result in measured:
         table = Table(
             title=f"{result['bundle']} {result['precision']}, {result['inferences']} x {result['threads']} threads"
         )
@@ -209,9 +231,11 @@ def main(
         for row in result["rows"]:
             table.add_row(*map(str, row.values()))
         Console().print(table, f"ready in {result['seconds_to_ready']} s", sep="\n")
+        if record:
+            results.record("serving", f"{result['bundle']} {result['precision']} {device}", result)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**stamp(), "results": results}, indent=2) + "\n")
+        replace_text(out, json.dumps({**results.stamp(), "results": measured}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -98,9 +98,27 @@ def open_onnx(graph: Path, outputs: Sequence[str], gpu: int | None = None, threa
     if gpu is not None and CUDA_PROVIDER not in session.get_providers():
         raise _no_cuda(gpu, f"ONNX Runtime offers only {', '.join(session.get_providers())}")
     names = list(outputs)
+    return _bound(session, names, gpu) if gpu is not None else _plain(session, names)
 
+
+def _plain(session: Any, names: Sequence[str]) -> Runtime:
     def run(images: NDArray[np.uint8]) -> Outputs:
         return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+    return run
+
+
+def _bound(session: Any, names: Sequence[str], gpu: int | None) -> Runtime:
+    """Outputs stay on the device until all of them are there, so that it is waited for once; None is the CPU."""
+    device, index = ("cpu", 0) if gpu is None else ("cuda", gpu)
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        binding = session.io_binding()
+        binding.bind_cpu_input("images", np.ascontiguousarray(images))
+        for name in names:
+            binding.bind_output(name, device, index)
+        session.run_with_iobinding(binding)
+        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     return run
 
@@ -119,7 +137,8 @@ def _open_torchscript(bundle: Bundle, gpu: int | None, threads: int | None) -> R
 
     def run(images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            outputs = module(torch.from_numpy(images).to(device))
+            batch = torch.from_numpy(images)
+            outputs = module(batch if gpu is None else batch.pin_memory().to(device, non_blocking=True))
             return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
 
     return run

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from serving.bundle import Bundle
+from serving.predictor import Predictor
 from serving.runtimes import open_runtime
 from training.data import Sources
 from training.evaluate import measure, run_graph
@@ -60,7 +61,19 @@ def test_committed_bundle_answers_its_golden_images_and_is_small(name: str) -> N
     for kind in ("onnx", "torchscript"):
         posterior = open_runtime(bundle, kind)(images)["posterior"]
         assert np.abs(posterior - expected["posterior"]).max() < 1e-5
-    assert sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()) < 12_000_000
+    sizes = {file.name: file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()}
+    assert sum(sizes.values()) - sizes["model.int8.onnx"] < 12_000_000
+    assert sizes["model.int8.onnx"] < 1_500_000
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_int8_variant_is_right_here_too(name: str) -> None:
+    bundle = Bundle.load(ROOT / "model_store" / name / "1")
+    Predictor.open(bundle.path, precision="int8").warm_up()
+    variant = bundle.manifest.variants["int8"]
+
+    assert bundle.manifest.metrics["accuracy"] - variant.accuracy <= 0.002
+    assert variant.agreement is None or variant.agreement >= 0.99
     assert (bundle.path / "report" / "index.html").is_file()
 
 

@@ -3,12 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, golden_images
 
 from serving.bundle import Bundle
 from serving.errors import BundleError, DeviceUnavailable
-from serving.runtimes import open_runtime
+from serving.runtimes import CPU_PROVIDER, _bound, _plain, onnxruntime, open_runtime
 
 
 def has_gpu() -> bool:
@@ -69,6 +70,18 @@ def test_a_gpu_computes_the_same(kind: str, bundle_dir: Path) -> None:
     on_gpu = open_runtime(bundle, kind, "cuda:0")(golden_images())
     for name, expected in open_runtime(bundle, kind)(golden_images()).items():
         assert on_gpu[name] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_bound_outputs_are_the_plain_ones(bundle_dir: Path) -> None:
+    """What a GPU runs, on the CPU: ONNX Runtime binds either."""
+    bundle = Bundle.load(bundle_dir)
+    session = onnxruntime().InferenceSession(bundle.onnx(), providers=[CPU_PROVIDER])
+    bound, plain = _bound(session, bundle.manifest.outputs, None), _plain(session, bundle.manifest.outputs)
+
+    for images in (golden_images(), golden_images()[::-2]):
+        outputs, expected = bound(images), plain(images)
+        assert list(outputs) == list(expected)
+        assert all(np.array_equal(outputs[name], expected[name]) for name in outputs)
 
 
 @pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("torchscript", "model.pt")])

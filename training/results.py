@@ -22,7 +22,7 @@ from training.tables import README, START, write_tables
 RESULTS = Path("docs/results.json")
 METRICS = Path("docs/metrics")
 
-Section = Literal["models", "studies", "sweeps", "training_speed"]
+Section = Literal["models", "studies", "sweeps", "training_speed", "serving"]
 
 
 def stamp() -> dict[str, Any]:

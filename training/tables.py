@@ -105,8 +105,24 @@ def results_page(results: dict[str, Any]) -> str:
         *(_figures_list(name, row) for name, row in results.get("sweeps", {}).items()),
         "## Speed of training",
         *(_figures_list(name, row) for name, row in results.get("training_speed", {}).items()),
+        "## Speed of serving",
+        "Answers a second through HTTP, with wrk on the same cores, over images a second of the bare ONNX graph at a "
+        "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
+        serving_table(results),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def serving_table(results: dict[str, Any]) -> str:
+    """What of the bare graph's speed arrives at the other end of HTTP."""
+    head = ("model", "precision", "at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "on")
+    measured = ("connections", "answers_per_second", "bare_per_second", "ratio", "p50_ms", "p99_ms", "bare_ms")
+    rows = [
+        (f"`{row['bundle']}`", row["precision"], *(f"{at[key]:g}" for key in measured), row["machine"])
+        for row in results.get("serving", {}).values()
+        for at in row["rows"]
+    ]
+    return markdown(head, rows)
 
 
 def calibration_table(results: dict[str, Any]) -> str:
