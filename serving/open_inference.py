@@ -8,6 +8,9 @@ The one tensor, `images`, holds encoded images: as base64 in JSON, or in binary 
 in four bytes, where the header Inference-Header-Content-Length says how long the JSON is. The answer's tensors are
 `label` (N), `posterior` (N, C), `component` (N), `responsibilities` (N, C, K), `log_density` (N) and, only if it is
 named among `outputs`, `features` (N, D). The protocol knows no error per image: the first one is the request's.
+
+It is there by HTTP alone. TorchServe can speak it by gRPC, but under a name of its own that no public client calls, and
+a worker dies of every error that it answers there.
 """
 
 import math

@@ -6,6 +6,7 @@ The forms are:
     multipart/form-data    `data`, one image, and optionally `parameters`, JSON text
     application/json       {"instances": [{"b64": "..."}], "parameters": {"top_k": 3, "return": ["features"]}}
     Open Inference         {"inputs": [...]}; see `open_inference.py`
+    gRPC                   the `input` of Predictions: `data`, and optionally `parameters`, as in a form
 
 JSON is known by its content type, or, where there is none, by its first character: no image starts with a brace.
 """

@@ -308,7 +308,12 @@ def test_metrics_tell_which_workers_are_ready_and_what_torchserve_counts(server:
     for model in MODELS:
         labels = frozenset({"model": model, "version": "1"}.items())
         assert samples["discriminant_workers", labels] == samples["discriminant_workers_ready", labels] == 1
-    assert any(name == "ts_queue_latency_microseconds_total" for name, _ in samples)
+    waited = {
+        name: value
+        for (name, labels), value in samples.items()
+        if name.startswith("ts_queue_latency_seconds") and ("model_name", "tiny-mda") in labels
+    }
+    assert 0 < waited["ts_queue_latency_seconds_sum"] < 60 * waited["ts_queue_latency_seconds_count"]
 
 
 def test_ready_over_http(server: Server) -> None:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Manifest, Precision
 from serving.errors import ServerError
 from serving.runtimes import RuntimeName
-from serving.torchserve.batching import MAX_BATCH_DELAY
+from serving.torchserve.changes import MAX_BATCH_DELAY
 
 HANDLER = "serving.torchserve.handler"
 CONFIG_FILE = "model-config.yaml"

@@ -16,6 +16,7 @@ SERVER_CLASS = "org.pytorch.serve.ModelServer"
 MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 CLASSES = "classes"
+METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
 FEW_CORES = 4
 TOKEN_LIFETIME_MIN = 365 * 24 * 60
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,7 @@ def properties(
         "max_request_size": MAX_REQUEST_BYTES,
         "max_response_size": MAX_REQUEST_BYTES,
         "metrics_mode": "prometheus",
+        "metrics_config": METRICS_CONFIG,
         "disable_system_metrics": "true",
         "number_of_gpu": gpus,
     }

