@@ -36,7 +36,7 @@ from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from serving.torchserve import launch
 from serving.torchserve.archive import package, settings
-from serving.torchserve.cores import cores, default_threads
+from serving.torchserve.cores import cores, threads
 from serving.torchserve.launch import Device
 from training import results
 from training.files import replace_text
@@ -152,8 +152,8 @@ def measure(
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
         image.write_bytes(stream.getvalue())
         chosen = settings(package(folder, model_store=store, precision=precision, **options))
-        threads = chosen["handler"]["threads"] or default_threads()
-        layout = Layout(1 if device == "gpu" else max(1, cores() // threads), threads)
+        count = threads(chosen["handler"])
+        layout = Layout(1 if device == "gpu" else max(1, cores() // count), count)
         began = time.monotonic()
         server = launch.start(model_store=store, state=state, device=device, port=0)
         ready = time.monotonic() - began
@@ -167,7 +167,7 @@ def measure(
         finally:
             launch.stop(state)
     rows = [
-        {key: statistics.median(row[key] for row in measured[count]) for key in measured[count][0]}
+        {key: statistics.median_low(row[key] for row in measured[count]) for key in measured[count][0]}
         for count in connections
     ]
     return {
@@ -203,7 +203,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement in a round.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
+    inference_threads: Annotated[int | None, typer.Option("--threads", min=1, help="Instead of the default.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
@@ -214,7 +214,9 @@ def main(
         raise SystemExit("error: wrk must be installed, got none: apt install wrk")
     if record:
         results.require_project()
-    options = {name: value for name, value in (("workers", workers), ("threads", threads)) if value is not None}
+    options = {
+        name: value for name, value in (("workers", workers), ("threads", inference_threads)) if value is not None
+    }
     counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
     chosen: list[Any] = precision or ["float32"]
     place: Any = device

@@ -73,7 +73,7 @@ def package(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that serve the model; by default from the server's cores.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; likewise, at most 4.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; likewise.")] = None,
     precision: PrecisionOption = Precision.float32,
 ) -> None:
     """Make bundles into the archives that `start` serves."""

@@ -131,9 +131,9 @@ def model_store(
 ) -> Path:
     """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, `tiny-softmax`."""
     store = tmp_path_factory.mktemp("store")
-    package(bundle_dir, model_store=store, batch_size=8, threads=1)
-    package(make_bundle("tiny-mda-ts"), model_store=store, runtime="torchscript", threads=1)
-    package(softmax_dir, model_store=store, threads=1)
+    package(bundle_dir, model_store=store, batch_size=8, workers=1, threads=1)
+    package(make_bundle("tiny-mda-ts"), model_store=store, runtime="torchscript", workers=1, threads=1)
+    package(softmax_dir, model_store=store, workers=1, threads=1)
     return store
 
 

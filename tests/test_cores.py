@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.bundle import Precision
 from serving.torchserve import cores
+from serving.torchserve.archive import model_config
 
 
 @pytest.mark.parametrize(
@@ -23,9 +25,32 @@ def test_a_containers_quota_counts(
     assert cores.cores() == expected
 
 
-@pytest.mark.parametrize(("found", "threads", "workers"), [(1, 1, 1), (2, 2, 1), (4, 4, 1), (6, 4, 1), (16, 4, 4)])
-def test_a_worker_for_every_four_cores(found: int, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("found", "precision", "threads", "workers"),
+    [
+        (1, "float32", 1, 1),
+        (2, "float32", 2, 1),
+        (6, "float32", 4, 1),
+        (16, "float32", 4, 4),
+        (1, "int8", 1, 1),
+        (2, "int8", 1, 2),
+        (16, "int8", 2, 8),
+    ],
+)
+def test_inferences_side_by_side_fill_the_cores(
+    found: int, precision: Precision, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cores, "cores", lambda: found)
+    settings = model_config("onnx", 32, None, None, precision)
 
-    assert (cores.default_threads(), cores.default_workers(0)) == (threads, workers)
-    assert cores.default_workers(3) == 6
+    assert cores.threads(settings["handler"]) == threads
+    assert cores.workers(settings, gpus=0) == workers
+    assert cores.workers(settings, gpus=3) == 6
+
+
+def test_settings_of_an_archive_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+
+    assert cores.threads(model_config("onnx", 32, None, 8)["handler"]) == 8
+    assert cores.workers(model_config("onnx", 32, None, 8), gpus=0) == 1
+    assert cores.workers(model_config("onnx", 32, 3, None), gpus=0) == 3

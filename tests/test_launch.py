@@ -80,7 +80,7 @@ def record(state: Path, **changes: object) -> Server:
         "metrics_url": "http://127.0.0.1:1/metrics",
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
-        "default_workers": 1,
+        "gpus": 0,
         "store": str(state / "store"),
         "certificate": None,
         "model_api": False,
@@ -345,11 +345,12 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 
 def test_the_configuration_is_closed_by_default() -> None:
-    models = [Archive("a", 2), Archive("b", 1)]
-    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 2)
+    models = {Archive("a", 2): 1, Archive("b", 1): 3}
+    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
+    assert json.loads(json.loads(f'"{values["models"]}"'))["b"] == {"1": {"minWorkers": 3, "maxWorkers": 3}}
     assert values["management_address"] == "http://127.0.0.1:2"
     assert values["allowed_urls"] == "file:///ms/.*"
     assert values["enable_model_api"] == "false"
@@ -358,7 +359,7 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 
 def test_a_path_survives_javas_properties() -> None:
-    text = config.properties([], Path("/mödels\\store"), config.Access("::1", True), Ports(1, 2, 3, 4, 5, 6), 1, 2)
+    text = config.properties({}, Path("/mödels\\store"), config.Access("::1", True), Ports(1, 2, 3, 4, 5, 6), 1)
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
 

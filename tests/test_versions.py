@@ -22,7 +22,7 @@ from serving.torchserve.state import Server, load
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own that takes new versions."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", threads=1)
+    package(bundle_dir, model_store=tmp_path / "store", workers=1, threads=1)
     launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)

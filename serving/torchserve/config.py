@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,19 +46,20 @@ class Access:
         return "https" if self.certificate else "http"
 
 
-def properties(
-    models: Sequence[Archive], model_store: Path, access: Access, ports: Ports, gpus: int, workers: int
-) -> str:
+def properties(models: Mapping[Archive, int], model_store: Path, access: Access, ports: Ports, gpus: int) -> str:
     """The text of `config.properties`.
 
     Args:
-        models: the archives to load; of several versions of a model the first one answers where none is named.
+        models: the archives to load and the workers of each; of several versions of a model the first one answers where
+            none is named.
         model_store: the only folder that archives may come from.
         access: who reaches the server.
         ports: of all listeners.
         gpus: how many to use.
-        workers: of a model whose archive does not say how many.
     """
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for model, workers in models.items():
+        counts.setdefault(model.name, {})[str(model.version)] = {"minWorkers": workers, "maxWorkers": workers}
     values = {
         "inference_address": f"{access.scheme}://{access.host}:{ports.inference}",
         "management_address": f"http://{LOOPBACK}:{ports.management}",
@@ -75,7 +76,7 @@ def properties(
         "token_expiration_min": TOKEN_LIFETIME_MIN,
         "blacklist_env_vars": SECRET_VARIABLES,
         "install_py_dep_per_model": "false",
-        "default_workers_per_model": workers,
+        "models": json.dumps(counts),
         "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
         "max_request_size": MAX_REQUEST_BYTES,
         "max_response_size": MAX_REQUEST_BYTES,

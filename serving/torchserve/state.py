@@ -30,7 +30,7 @@ class Server:
         metrics_url: where Prometheus finds the metrics; the exporter's.
         torchserve_metrics_url: of TorchServe's own part of them.
         models: names of the models.
-        default_workers: of a model whose archive does not say how many.
+        gpus: how many its workers may use.
         store: folder of their archives.
         certificate: of the inference interface, if it is by TLS.
         model_api: whether versions can be deployed while it runs.
@@ -47,7 +47,7 @@ class Server:
     metrics_url: str
     torchserve_metrics_url: str
     models: tuple[str, ...]
-    default_workers: int
+    gpus: int
     store: str
     certificate: str | None
     model_api: bool

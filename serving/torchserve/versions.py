@@ -18,6 +18,7 @@ from serving.errors import ServerError
 from serving.runtimes import RuntimeName
 from serving.torchserve import process
 from serving.torchserve.archive import Archive, package, settings
+from serving.torchserve.cores import workers
 from serving.torchserve.drain import stand_in_line
 from serving.torchserve.launch import STATE
 from serving.torchserve.readiness import Management, failure, inference_key, log_size
@@ -120,9 +121,9 @@ def _set_aside(store: Path, archive: Archive) -> None:
 def _register(management: Management, server: Server, found: Archive, state: Path, timeout_s: float) -> None:
     """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
     path, log = f"/models/{found.name}/{found.version}", log_size(state / LOGS)
-    workers = settings(Path(server.store, found.file)).get("minWorkers", server.default_workers)
+    count = workers(settings(Path(server.store, found.file)), server.gpus)
     named = {"url": found.file, "model_name": found.name}
-    management.call("POST", "/models", initial_workers=str(workers), synchronous="false", **named)
+    management.call("POST", "/models", initial_workers=str(count), synchronous="false", **named)
     try:
         _wait_ready(management, found, state, log, timeout_s)
         management.call("PUT", f"{path}/set-default")
