@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from serving.bundle import Bundle
-from serving.errors import BundleError
-from serving.torchserve.archive import model_config, package
+from serving.errors import BundleError, ServerError
+from serving.torchserve.archive import Archive, model_config, package, verify
 
 
 def test_the_archive_extracts_to_a_bundle(bundle_dir: Path, tmp_path: Path) -> None:
@@ -78,3 +78,16 @@ def test_a_damaged_bundle_is_not_packaged_and_leaves_the_old_archive(bundle_dir:
     with pytest.raises(BundleError, match=r"model\.onnx must have SHA-256 "):
         package(damaged, model_store=tmp_path / "store")
     assert archive.read_bytes() == before
+
+
+def test_settings_that_package_does_not_write_are_refused(bundle_dir: Path, tmp_path: Path) -> None:
+    made = package(bundle_dir, model_store=tmp_path, workers=2, threads=1)
+    verify(tmp_path, Archive("tiny-mda", 1))
+    with zipfile.ZipFile(made) as file:
+        contents = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(made, "w") as file:
+        for name, content in contents.items():
+            file.writestr(name, content + b"useVenv: true\n" if name == "model-config.yaml" else content)
+
+    with pytest.raises(ServerError, match=r"got another model-config\.yaml$"):
+        verify(tmp_path, Archive("tiny-mda", 1))

@@ -23,8 +23,10 @@ def test_only_constants_differ() -> None:
     with zipfile.ZipFile(torchserve_home() / changes.JAR) as jar:
         original = {name: jar.read(name) for name in changed}
 
-    model, job = "org/pytorch/serve/wlm/Model.class", "org/pytorch/serve/job/RestJob.class"
-    assert set(changed) == {model, job}
+    model, job, words = (f"org/pytorch/serve/{name}.class" for name in ("wlm/Model", "job/RestJob", "util/ApiUtils"))
+    assert set(changed) == {model, job, words}
+    assert changed[words].count(changes.CLEAR_REFUSAL.encode()) == 1
+    assert changes.REFUSAL.encode() not in changed[words]
     differing = [n for n, (one, other) in enumerate(zip(original[model], changed[model], strict=True)) if one != other]
     assert len(differing) == 3
     assert re.findall(rb"MI\w+SECONDS", changed[model]) == [b"MICROSECONDS"]

@@ -198,6 +198,7 @@ def test_a_model_that_fails_to_load_fails_the_start_with_its_reason(
         ("MAR-INF/MANIFEST.json", r"another MAR-INF/MANIFEST\.json"),
         ("bundle.json", "an archive without a bundle"),
         ("handler.py", r"other files: handler\.py"),
+        ("model-config.yaml", r"another model-config\.yaml"),
     ],
 )
 def test_an_archive_that_was_tampered_with_is_refused(

@@ -112,8 +112,8 @@ def verify(store: Path, archive: Archive) -> None:
     """Refuse an archive that is not what `package` has made: TorchServe would run whatever it holds.
 
     Raises:
-        ServerError: if it is no zip file, holds other files than its bundle's, or one with another digest, or names
-            another handler or model.
+        ServerError: if it is no zip file, holds other files than its bundle's, or one with another digest, names
+            another handler or model, or asks TorchServe for more than `package` does.
     """
     path = store / archive.file
     try:
@@ -131,9 +131,27 @@ def verify(store: Path, archive: Archive) -> None:
             raise ValueError(f"{bundle.name} version {bundle.version}")
         if written != _torchserve_manifest(bundle):
             raise ValueError(f"another {MANIFEST_OF_TORCHSERVE}")
+        _check_settings(path)
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as exc:
         reason = "an archive without a bundle" if isinstance(exc, ValidationError) else exc
         raise ServerError(f"{path} must be an archive made by `python -m serving package`, got {reason}") from exc
+
+
+def _check_settings(archive: Path) -> None:
+    try:
+        found = settings(archive)
+        of_handler = found["handler"]
+        made = model_config(
+            of_handler["runtime"],
+            found["batchSize"],
+            found.get("minWorkers"),
+            of_handler["threads"],
+            of_handler["precision"],
+        )
+    except (TypeError, KeyError, yaml.YAMLError) as exc:
+        raise ValueError(f"another {CONFIG_FILE}") from exc
+    if found != made:
+        raise ValueError(f"another {CONFIG_FILE}")
 
 
 def settings(archive: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The two changes that are made to TorchServe, in copies of two classes that its Java finds before its own.
+"""The three changes that are made to TorchServe, in copies of classes that its Java finds before its own.
 
 A worker gets at once whatever has gathered while it was busy. TorchServe waits for a batch to fill in whole
 milliseconds, and told to wait 0 it takes two requests at most. Told to wait 1, which it must be, it has a lone request
@@ -6,6 +6,8 @@ wait for nothing a third of what a small model takes to answer. In the copy, 1 i
 
 How long requests wait in the queue is known in seconds, which are what the buckets of its histograms (`metrics.yaml`)
 are made for. TorchServe counts microseconds, all of which would land in the last bucket.
+
+Whoever meets a full queue is told so. TorchServe's words are that there is no worker, and how to add one.
 """
 
 import hashlib
@@ -20,6 +22,11 @@ from serving.errors import ServerError
 VERSION = "0.12.0"
 JAR = "ts/frontend/model-server.jar"
 MAX_BATCH_DELAY = 1  # in TorchServe's unit
+REFUSAL = (
+    '" has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence '
+    "inference, please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
+)
+CLEAR_REFUSAL = '" cannot take the request: its queue is full, or none of its workers runs. Try again in a moment.'
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ CHANGES = (
             (_text("ts_queue_latency_microseconds"), _text("ts_queue_latency_seconds")),
             (_text("ts_inference_latency_microseconds"), _text("ts_inference_latency_seconds")),
         ),
+    ),
+    Change(
+        "org/pytorch/serve/util/ApiUtils.class",
+        "c98900b13f1e13722cbdb97d76d83db7671476a5e1e69ad57270b519b6bd86d0",
+        ((_text(REFUSAL), _text(CLEAR_REFUSAL)),),
     ),
 )
 
