@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -31,17 +31,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from serving import __main__ as cli
 from serving.bundle import Bundle, Precision
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from serving.torchserve import launch
 from serving.torchserve.archive import package, settings
 from serving.torchserve.cores import cores, threads
-from serving.torchserve.launch import Device
 from training import results
 from training.files import replace_text
 
-CONNECTIONS = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
+Device = Literal["cpu", "gpu"]
+CONNECTIONS: dict[Device, Sequence[int]] = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
 _barrier: Any = None
 SCRIPT = """
 wrk.method = "POST"
@@ -152,8 +153,8 @@ def measure(
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
         image.write_bytes(stream.getvalue())
         chosen = settings(package(folder, model_store=store, precision=precision, **options))
-        count = threads(chosen["handler"])
-        layout = Layout(1 if device == "gpu" else max(1, cores() // count), count)
+        of_one = threads(chosen["handler"])
+        layout = Layout(1 if device == "gpu" else max(1, cores() // of_one), of_one)
         began = time.monotonic()
         server = launch.start(model_store=store, state=state, device=device, port=0)
         ready = time.monotonic() - began
@@ -197,8 +198,10 @@ def _row(connections: int, load: Load, per_second: float, milliseconds: float) -
 
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/fashion-mnist-mda-best/1"),
-    precision: Annotated[list[str] | None, typer.Option(help="float32 or int8; repeatable.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    precision: Annotated[
+        list[cli.Precision] | None, typer.Option(help="Of the graph; repeatable, float32 if unset.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the workers compute.")] = "cpu",
     connections: Annotated[str, typer.Option(help="How many at once, with commas; 1,8,32, on a GPU also 128.")] = "",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement in a round.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
@@ -208,8 +211,6 @@ def main(
     record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
     """Measure a bundle's server against the bare graph. It needs wrk (apt install wrk)."""
-    if device not in CONNECTIONS:
-        raise SystemExit(f"error: device must be cpu or gpu, got {device!r}")
     if shutil.which("wrk") is None:
         raise SystemExit("error: wrk must be installed, got none: apt install wrk")
     if record:
@@ -218,10 +219,9 @@ def main(
         name: value for name, value in (("workers", workers), ("threads", inference_threads)) if value is not None
     }
     counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
-    chosen: list[Any] = precision or ["float32"]
-    place: Any = device
+    chosen = precision or [cli.Precision.float32]
     try:
-        measured = [measure(bundle, one, place, counts, seconds, rounds, **options) for one in chosen]
+        measured = [measure(bundle, one.value, device, counts, seconds, rounds, **options) for one in chosen]
     except ServingError as error:
         raise SystemExit(f"error: {error}") from error
     for result in measured:

@@ -50,11 +50,8 @@ class ImageHandler:
         settings = config["handler"]
         gpu = context.system_properties["gpu_id"]
         device = "cpu" if gpu is None else f"cuda:{gpu}"
-        model_dir, runtime, precision = (
-            context.system_properties["model_dir"],
-            settings["runtime"],
-            settings["precision"],
-        )
+        model_dir = context.system_properties["model_dir"]
+        runtime, precision = settings["runtime"], settings["precision"]
         self.predictor = Predictor.open(model_dir, runtime, device, threads(settings), precision)
         self.predictor.warm_up()
         state = state_of_worker()
