@@ -14,7 +14,8 @@ from conftest import encoded, serving
 
 from serving.torchserve import launch
 from serving.torchserve.archive import package
-from serving.torchserve.drain import Door, drain, open_door
+from serving.torchserve.door import Door, open_door
+from serving.torchserve.drain import drain
 from serving.torchserve.state import Server, load
 
 CLIENTS = 16

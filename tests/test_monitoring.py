@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from serving.torchserve.drain import open_door
+from serving.torchserve.door import open_door
 from serving.torchserve.state import Server
 
 FOLDER = ROOT / "serving" / "monitoring"

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import sys
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ SERVER_CLASS = "org.pytorch.serve.ModelServer"
 MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 CLASSES = "classes"
+PYTHON = "python"
+WORKER = "serving.torchserve.worker"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
 FEW_CORES = 4
 TOKEN_LIFETIME_MIN = 365 * 24 * 60
@@ -101,7 +103,8 @@ def command(
         torchserve_home: folder that holds the package `ts`.
         config: `config.properties`.
         log4j2: the logging configuration.
-        tmp: folder for extracted archives and the workers' sockets; in it, classes that go before TorchServe's own.
+        tmp: folder for extracted archives and the workers' sockets; in it, classes that go before TorchServe's own, and
+            what starts a worker.
         cores: how many there are. On a few, Java's optimising compiler would take from the workers for minutes what it
             never gives back.
     """
@@ -119,11 +122,16 @@ def command(
         os.pathsep.join([str(tmp / CLASSES), str(torchserve_home / "ts" / "frontend" / "*")]),
         SERVER_CLASS,
         "--python",
-        sys.executable,
+        str(tmp / PYTHON),
         "--ts-config-file",
         str(config),
         "--no-config-snapshot",
     ]
+
+
+def python(executable: str) -> str:
+    """A script that TorchServe takes for Python: it runs a worker as `worker.py` does, by the Python `executable`."""
+    return f'#!/bin/sh\nexec {shlex.quote(executable)} -P -m {WORKER} "$@"\n'
 
 
 def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path) -> dict[str, str]:

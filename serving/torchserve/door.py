@@ -1,0 +1,68 @@
+"""The workers' door: open while the server takes requests, closed by the launcher when it drains (see `drain.py`)."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_S = 0.01
+
+
+class Door:
+    """What every batch of a worker passes on its way in; it is open while its file is empty.
+
+    A shared lock on that file while a batch is answered tells the launcher to wait. The file stays open, as opening it
+    for each batch would cost more than all the rest.
+
+    Args:
+        state: the server's folder; None is a door that nobody closes.
+    """
+
+    def __init__(self, state: Path | None) -> None:
+        self._file = None if state is None else os.open(_file_of(state), os.O_RDONLY)
+
+    @contextmanager
+    def entered(self) -> Iterator[bool]:
+        """Hold the door for one batch.
+
+        Yields:
+            Whether it is open; if not, the batch must be refused.
+        """
+        if self._file is None:
+            yield True
+            return
+        fcntl.flock(self._file, fcntl.LOCK_SH)  # before the look at its size, so that none slips in between
+        try:
+            yield os.fstat(self._file).st_size == 0
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def open_door(state: Path) -> None:
+    """Let batches in; for a server that is about to start."""
+    _file_of(state).write_bytes(b"")
+
+
+def close_door(state: Path) -> None:
+    """Refuse each batch that comes from now on."""
+    _file_of(state).write_bytes(b"closed")
+
+
+def left_door(state: Path, deadline: float) -> bool:
+    """Wait for the batches that were let in, until `deadline` by `time.monotonic`; whether all of them are done."""
+    with _file_of(state).open("rb") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(POLL_S)
+            else:
+                return True
+
+
+def _file_of(state: Path) -> Path:
+    return state / "door"

@@ -1,0 +1,54 @@
+"""What a worker's process holds, and how it comes to run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from serving.torchserve import config
+from serving.torchserve.state import Server
+from serving.torchserve.worker import Deferred
+
+
+@pytest.mark.parametrize(("model", "has_torch"), [("tiny-mda", False), ("tiny-mda-ts", True)])
+def test_only_a_worker_that_computes_with_torch_loads_it(server: Server, model: str, has_torch: bool) -> None:
+    (status,) = httpx.get(f"{server.management_url}/models/{model}", trust_env=False).json()
+    (worker,) = status["workers"]
+
+    libraries = {Path(library.path).name for library in psutil.Process(worker["pid"]).memory_maps()}
+
+    assert any(name.startswith("onnxruntime_pybind11_state") for name in libraries) is not has_torch
+    assert ("libtorch_cpu.so" in libraries) is has_torch
+
+
+def test_a_deferred_module_is_the_real_one_once_it_is_looked_into() -> None:
+    script = """
+import sys
+from serving.torchserve.worker import Deferred
+sys.modules["colorsys"] = Deferred("colorsys")
+import colorsys as held
+del sys.modules["colorsys"]
+assert held.rgb_to_hsv(1, 1, 1) == (0, 0, 1)
+assert held.rgb_to_hsv is sys.modules["colorsys"].rgb_to_hsv
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_deferred_module_that_is_missing_is_so_said() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        _ = Deferred("no_such_module").anything
+
+
+def test_the_script_hands_its_arguments_on_as_they_are(tmp_path: Path) -> None:
+    executable = tmp_path / "a 'python' of mine"
+    executable.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    executable.chmod(0o700)
+    script = tmp_path / "python"
+    script.write_text(config.python(str(executable)))
+
+    result = subprocess.run(["sh", script, "a b", "$HOME", "'"], capture_output=True, text=True, check=True)
+
+    assert result.stdout.splitlines() == ["-P", "-m", config.WORKER, "a b", "$HOME", "'"]
