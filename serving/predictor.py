@@ -7,7 +7,9 @@ Whatever serves a bundle, by HTTP or from a folder of files, does it through thi
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -38,6 +40,8 @@ TOLERANCES: dict[Precision, dict[str, tuple[float, float]]] = {
     },
 }
 
+PHOTO_BYTES = 32 * 1024  # from here on an image takes longer to decode than a thread to be told of it
+
 Decoded = NDArray[np.uint8] | ServingError
 Stage = Literal["decode", "inference", "encode"]
 Timer = Callable[[Stage], AbstractContextManager[Any]]
@@ -63,7 +67,8 @@ class Predictor:
             bundle: a verified bundle.
             runtime: `onnx` or `torchscript`.
             device: `cpu`, `cuda` or `cuda:N`.
-            threads: of one inference on the CPU; None leaves it to the runtime.
+            threads: of one inference on the CPU, and of decoding photos; None leaves the first to the runtime and the
+                second to the caller.
             limits: bytes and pixels of one image.
             max_batch: images in one call of the graph.
             precision: `int8` runs the bundle's variant of that name.
@@ -77,6 +82,7 @@ class Predictor:
         self._max_batch = max_batch
         self._precision: Precision = precision
         self._run = open_runtime(bundle, runtime, device, threads, precision)
+        self._decoders = ThreadPoolExecutor(threads) if threads and threads > 1 else None
 
     @classmethod
     def open(
@@ -123,20 +129,17 @@ class Predictor:
             timer: makes a context manager that each stage runs in.
         """
         with timer("decode"):
-            decoded = [[self._try_decode(image) for image in images] for images, _ in work]
-        good = [
-            (item, options)
-            for items, (_, options) in zip(decoded, work, strict=True)
-            for item in items
-            if not isinstance(item, ServingError)
-        ]
+            decoded = self._decode_all([image for images, _ in work for image in images])
+        options = [options for images, options in work for _ in images]
+        good = [(item, one) for item, one in zip(decoded, options, strict=True) if not isinstance(item, ServingError)]
         answers: Iterator[Answer] = iter(())
         if good:
             with timer("inference"):
                 outputs = self.infer(np.stack([array for array, _ in good]))
             with timer("encode"):
                 answers = iter(self.encode(outputs, [options for _, options in good]))
-        return [[item if isinstance(item, ServingError) else next(answers) for item in items] for items in decoded]
+        results = iter([item if isinstance(item, ServingError) else next(answers) for item in decoded])
+        return [list(islice(results, len(images))) for images, _ in work]
 
     def warm_up(self) -> None:
         """Run the bundle's golden inputs, which also makes the first request as fast as the next.
@@ -149,6 +152,12 @@ class Predictor:
         for name in self.bundle.manifest.outputs:
             _check_golden(name, outputs[name], expected[name], TOLERANCES[self._precision][name], file)
 
+    def _decode_all(self, images: Sequence[bytes | ServingError]) -> list[Decoded]:
+        """Decode side by side what takes long: Pillow holds Python's lock for all else than the pixels."""
+        if self._decoders is None or sum(_is_photo(image) for image in images) < 2:
+            return [self._try_decode(image) for image in images]
+        return list(self._decoders.map(self._try_decode, images))
+
     def _try_decode(self, image: bytes | ServingError) -> Decoded:
         if isinstance(image, ServingError):
             return image
@@ -156,6 +165,10 @@ class Predictor:
             return self.decode(image)
         except ServingError as error:
             return error
+
+
+def _is_photo(image: bytes | ServingError) -> bool:
+    return not isinstance(image, ServingError) and len(image) >= PHOTO_BYTES
 
 
 def _check_golden(

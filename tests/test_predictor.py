@@ -7,7 +7,7 @@ from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images, tampered
 from serving.bundle import Bundle
 from serving.decode import Limits
 from serving.errors import BadRequest, BundleError, ImageError, ImageTooLarge, ServingError, UnsupportedImage
-from serving.predictor import Predictor
+from serving.predictor import PHOTO_BYTES, Predictor
 from serving.respond import Options
 
 
@@ -64,6 +64,24 @@ def test_requests_answered_together_keep_their_own_options(predictor: Predictor,
     assert together[0] == predictor.predict(images[:2], brief)
     assert [type(result) for result in together[1]] == [ImageError]
     assert together[2] == predictor.predict(images[2:5])
+
+
+def test_photos_are_answered_in_order_though_decoded_side_by_side(bundle_dir: Path, images: list[bytes]) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (4, 300, 300), dtype=np.uint8)
+    photos = [encoded(pixels) for pixels in noise]
+    assert min(map(len, photos)) > PHOTO_BYTES
+    mixed = [photos[0], images[0], photos[1][:-9], photos[2], BadRequest("not even read"), photos[3], b""]
+
+    answers = Predictor.open(bundle_dir, threads=2).predict(mixed)
+
+    alone = Predictor.open(bundle_dir, threads=1)
+    for image, answer in zip(mixed, answers, strict=True):
+        [expected] = alone.predict([image])
+        if isinstance(expected, ServingError) or isinstance(answer, ServingError):
+            assert (type(answer), str(answer)) == (type(expected), str(expected))
+        else:
+            assert answer["label"] == expected["label"]
+            assert answer["log_density"] == pytest.approx(expected["log_density"], abs=1e-4)
 
 
 def test_large_batches_are_cut(bundle_dir: Path) -> None:
