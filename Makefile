@@ -72,8 +72,8 @@ bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; nee
 	@$(PY) -m load_tests.bench_serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json
 
 gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worker uses it, and how fast it answers
-	$(VENV)/bin/pytest -q tests/test_runtimes.py -k "gpu_computes"
-	$(PY) -m load_tests.bench_serve --device gpu --out load_tests/results/gpu-check.json
+	$(VENV)/bin/pytest -q tests/test_runtimes.py -k gpu_computes
+	$(PY) -m load_tests.bench_serve --device gpu --precision float32 --precision float16 --out load_tests/results/gpu-check.json
 
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	@for extra in $(EXTRAS); do \

@@ -47,6 +47,7 @@ class Precision(StrEnum):
     """In what numbers a graph computes."""
 
     float32 = "float32"
+    float16 = "float16"
     int8 = "int8"
 
 
@@ -59,7 +60,9 @@ class Device(StrEnum):
 
 
 RuntimeOption = Annotated[Runtime, typer.Option(help="The graph to run, and the library that runs it.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="int8: several times as fast on a CPU, if the bundle has it.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="int8: several times as fast on a CPU; float16: for GPUs. If the bundle has it.")
+]
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]
 

@@ -7,10 +7,10 @@ A bundle is one folder, `<name>/<version>/`:
     model.onnx    ONNX, one file
     golden.npz    `images` and, for each output, what the eager float64 model answered
 
-and, where the manifest lists the variant `int8`,
+and, for each of the manifest's variants, `int8` (convolutions in 8 bits) and `float16` (all but the head),
 
-    model.int8.onnx   the same with convolutions in 8 bits
-    golden.int8.npz   what that graph answered for the same images when it was exported
+    model.<variant>.onnx   the same graph in this precision
+    golden.<variant>.npz   what it answered for the same images when it was exported
 
 All graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
 `Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `features` (N, D);
@@ -37,14 +37,12 @@ MANIFEST = "bundle.json"
 TORCHSCRIPT = "model.pt"
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
-ONNX_INT8 = "model.int8.onnx"
-GOLDEN_INT8 = "golden.int8.npz"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
-INT8_FILES = (ONNX_INT8, GOLDEN_INT8)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
-Precision = Literal["float32", "int8"]
+VariantPrecision = Literal["float16", "int8"]
+Precision = Literal["float32"] | VariantPrecision
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
 GENERATIVE_OUTPUTS: tuple[OutputName, ...] = ("posterior", "responsibilities", "log_density", "features")
 LINEAR_OUTPUTS: tuple[OutputName, ...] = ("posterior", "features")
@@ -117,7 +115,7 @@ class Manifest(_Strict):
     recipe: dict[str, Any]
     dataset: DatasetInfo
     metrics: dict[str, Any]
-    variants: dict[Literal["int8"], Variant] = Field(default_factory=dict)
+    variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
     calibration: dict[str, float] | None = None
     versions: dict[str, str]
     sha256: dict[FileName, Digest]
@@ -151,7 +149,8 @@ class Bundle:
         """
         folder = Path(path)
         manifest = _read_manifest(folder / MANIFEST)
-        for name in REQUIRED_FILES + (INT8_FILES if "int8" in manifest.variants else ()):
+        of_variants = [name for precision in manifest.variants for name in variant_files(precision)]
+        for name in (*REQUIRED_FILES, *of_variants):
             if name not in manifest.sha256:
                 raise BundleError(f"{folder / MANIFEST}: sha256 must list {name}, got {sorted(manifest.sha256)}")
         for name, expected in manifest.sha256.items():
@@ -170,12 +169,12 @@ class Bundle:
             BundleError: if the bundle has none in this precision.
         """
         self._require(precision)
-        return self.path / (ONNX if precision == "float32" else ONNX_INT8)
+        return self.path / (ONNX if precision == "float32" else variant_files(precision)[0])
 
     def golden(self, precision: Precision = "float32") -> Path:
         """The file of the golden inputs and outputs."""
         self._require(precision)
-        return self.path / (GOLDEN if precision == "float32" else GOLDEN_INT8)
+        return self.path / (GOLDEN if precision == "float32" else variant_files(precision)[1])
 
     def _require(self, precision: Precision) -> None:
         if precision != "float32" and precision not in self.manifest.variants:
@@ -191,6 +190,11 @@ class Bundle:
         with np.load(self.golden(precision), allow_pickle=False) as golden:
             arrays = {name: golden[name] for name in golden.files}
         return arrays.pop("images"), arrays
+
+
+def variant_files(precision: VariantPrecision) -> tuple[str, str]:
+    """Names of a variant's ONNX graph and golden answers."""
+    return f"model.{precision}.onnx", f"golden.{precision}.npz"
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:

@@ -22,9 +22,12 @@ from serving.errors import BundleError, DeviceUnavailable
 RuntimeName = Literal["onnx", "torchscript"]
 Outputs = dict[str, NDArray[Any]]
 Runtime = Callable[[NDArray[np.uint8]], Outputs]
+Capture = Callable[[Any, Any], tuple[Callable[[], None], Sequence[Any]]]
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+FIXED_SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches that are CUDA graphs
+CALLS_BEFORE_CAPTURE = 3  # TorchScript profiles the first, optimises in the second
 
 
 def open_runtime(
@@ -41,7 +44,7 @@ def open_runtime(
         kind: which of its two graphs to run, and by which library.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: of one inference on the CPU; None leaves it to the library. TorchScript sets it for the process.
-        precision: `int8` runs the variant of that name: by ONNX Runtime, on the CPU.
+        precision: `float16` and `int8` run the variants of these names: by ONNX Runtime, the latter on the CPU.
 
     Returns:
         A function of a batch that returns the arrays of `Manifest.outputs`, float32, by their names.
@@ -51,8 +54,10 @@ def open_runtime(
         BundleError: if the library cannot read the graph, or there is none in this precision.
     """
     gpu = _gpu_index(device)
-    if precision == "int8" and (kind != "onnx" or gpu is not None):
-        raise BundleError(f"precision int8 must run by onnx on the CPU, got {kind} on {device}")
+    if precision != "float32" and kind != "onnx":
+        raise BundleError(f"precision {precision} must run by onnx, got {kind}")
+    if precision == "int8" and gpu is not None:
+        raise BundleError(f"precision int8 must run on the CPU, got {device}")
     if kind == "onnx":
         return open_onnx(bundle.onnx(precision), bundle.manifest.outputs, gpu, threads)
     return _open_torchscript(bundle, gpu, threads)
@@ -134,14 +139,63 @@ def _open_torchscript(bundle: Bundle, gpu: int | None, threads: int | None) -> R
     device = torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
     module = _load_torchscript(bundle.torchscript, device)
     names = bundle.manifest.outputs
+    if gpu is not None:
+        spec = bundle.manifest.input
+        try:
+            module = _at_fixed_sizes(module, (spec.channels, spec.height, spec.width), device, _capture)
+        except RuntimeError as exc:
+            reason = str(exc).strip().splitlines()[0]
+            raise BundleError(f"{bundle.torchscript} must run as CUDA graphs, got {reason}: choose onnx") from exc
 
     def run(images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            batch = torch.from_numpy(images)
-            outputs = module(batch if gpu is None else batch.pin_memory().to(device, non_blocking=True))
+            outputs = module(torch.from_numpy(images))
             return {name: value.cpu().numpy() for name, value in zip(names, outputs, strict=True)}
 
     return run
+
+
+def _at_fixed_sizes(module: Any, image_shape: tuple[int, int, int], device: Any, capture: Capture) -> Any:
+    """A module that runs at a few batch sizes alone, each captured once; a batch fills up the next of them.
+
+    The rows that are left over hold what an earlier batch has left there, and are not returned. What is larger than the
+    largest size runs as it is.
+    """
+    import torch
+
+    with torch.inference_mode():
+        inputs = {size: torch.zeros((size, *image_shape), dtype=torch.uint8, device=device) for size in FIXED_SIZES}
+        captured = {size: capture(module, images) for size, images in inputs.items()}
+
+    def call(images: Any) -> Any:
+        count = len(images)
+        size = next((size for size in FIXED_SIZES if size >= count), None)
+        pinned = images.pin_memory() if device.type == "cuda" else images
+        if size is None:
+            return module(pinned.to(device, non_blocking=True))
+        inputs[size][:count].copy_(pinned, non_blocking=True)
+        replay, outputs = captured[size]
+        replay()
+        return [output[:count] for output in outputs]
+
+    return call
+
+
+def _capture(module: Any, images: Any) -> tuple[Callable[[], None], Sequence[Any]]:
+    """All that a module launches for `images`, as one CUDA graph, and the outputs that each replay writes."""
+    import torch
+
+    with torch.cuda.device(images.device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(CALLS_BEFORE_CAPTURE):
+                module(images)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = module(images)
+    return graph.replay, outputs
 
 
 def _load_torchscript(path: Path, device: Any) -> Any:

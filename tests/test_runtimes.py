@@ -1,20 +1,30 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, golden_images
+import torch
+from conftest import ROOT, SIZE, golden_images
 
 from serving.bundle import Bundle
 from serving.errors import BundleError, DeviceUnavailable
-from serving.runtimes import CPU_PROVIDER, _bound, _plain, onnxruntime, open_runtime
+from serving.predictor import Predictor
+from serving.runtimes import (
+    CPU_PROVIDER,
+    _at_fixed_sizes,
+    _bound,
+    _load_torchscript,
+    _plain,
+    onnxruntime,
+    open_runtime,
+)
 
 
 def has_gpu() -> bool:
-    import torch
-
     return torch.cuda.is_available()
 
 
@@ -62,14 +72,51 @@ def test_a_missing_gpu_is_an_error_not_a_fallback(kind: str, bundle_dir: Path) -
         open_runtime(Bundle.load(bundle_dir), kind, "cuda:1")
 
 
+def batches() -> Iterator[np.ndarray]:
+    """Batches of every kind: as large as a fixed size, between two, after a larger one, larger than all."""
+    generator = np.random.default_rng(4)
+    for count in (8, 3, 1, 64, 33, 70, 5):
+        yield generator.integers(0, 256, (count, 1, SIZE, SIZE), dtype=np.uint8)
+
+
 @pytest.mark.skipif(not has_gpu(), reason="no GPU")
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
 def test_a_gpu_computes_the_same(kind: str, bundle_dir: Path) -> None:
     bundle = Bundle.load(bundle_dir)
+    on_gpu, on_cpu = open_runtime(bundle, kind, "cuda:0"), open_runtime(bundle, kind)
 
-    on_gpu = open_runtime(bundle, kind, "cuda:0")(golden_images())
-    for name, expected in open_runtime(bundle, kind)(golden_images()).items():
-        assert on_gpu[name] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    for images in batches():
+        outputs = on_gpu(images)
+        for name, expected in on_cpu(images).items():
+            assert outputs[name] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.skipif(not has_gpu(), reason="no GPU")
+def test_a_gpu_computes_the_same_in_16_bits() -> None:
+    Predictor.open(
+        ROOT / "model_store" / "fashion-mnist-mda-best" / "1", "onnx", "cuda:0", precision="float16"
+    ).warm_up()
+
+
+def test_fixed_sizes_answer_as_any_size(bundle_dir: Path) -> None:
+    """What runs CUDA graphs, on the CPU: a stand-in for a graph calls the module and writes into the same outputs."""
+
+    def capture(module: Any, images: torch.Tensor) -> tuple[Callable[[], None], list[torch.Tensor]]:
+        outputs = [output.clone() for output in module(images)]
+
+        def replay() -> None:
+            for output, value in zip(outputs, module(images), strict=True):
+                output.copy_(value)
+
+        return replay, outputs
+
+    module = _load_torchscript(Bundle.load(bundle_dir).torchscript, torch.device("cpu"))
+    fixed = _at_fixed_sizes(module, (1, SIZE, SIZE), torch.device("cpu"), capture)
+
+    with torch.inference_mode():
+        for images in map(torch.from_numpy, batches()):
+            for output, expected in zip(fixed(images), module(images), strict=True):
+                torch.testing.assert_close(output, expected)
 
 
 def test_bound_outputs_are_the_plain_ones(bundle_dir: Path) -> None:

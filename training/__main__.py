@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from serving.bundle import MANIFEST, NAME_PATTERN, Bundle
+from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, VariantPrecision
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
@@ -139,6 +139,9 @@ def export_command(
     int8: Annotated[
         bool, typer.Option("--int8", help="Add a graph with convolutions in 8 bits, several times as fast on a CPU.")
     ] = False,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Add a graph in 16 bits but for its head, for GPUs.")
+    ] = False,
     data_root: DataRoot = Path("data"),
     data: Folder = None,
 ) -> None:
@@ -151,7 +154,9 @@ def export_command(
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"name must be lower-case letters, digits, dots, dashes and underscores, got {name!r}: --name")
     target = model_store / name / str(version)
-    bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace, int8=int8)
+    wanted: dict[VariantPrecision, bool] = {"float16": float16, "int8": int8}
+    variants = [precision for precision, add in wanted.items() if add]
+    bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace, variants=variants)
     _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
     say(f"exported: {target}; package it with  python -m serving package {target}")
 

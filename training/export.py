@@ -9,6 +9,7 @@ import copy
 import io
 import warnings
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from serving.bundle import GOLDEN, MANIFEST, ONNX, TORCHSCRIPT, Bundle, staged, write_manifest
+from serving.bundle import GOLDEN, MANIFEST, ONNX, TORCHSCRIPT, Bundle, VariantPrecision, staged, write_manifest
 from serving.runtimes import onnxruntime, open_runtime
 from training.classifier import Architecture, Classifier, ServedGraph
 from training.data import Sources
 from training.evaluate import Outputs, measure, run_graph
 from training.fit import Labelled
-from training.quantise import add_int8
 from training.run import Run
 from training.train import images_of
+from training.variants import add_variant
 
 # Largest difference to float64. log_density and features have no bound: above 1 theirs is relative. The whitening of a
 # full covariance magnifies the rounding of float32 features by its condition number, which log_density shows undamped.
@@ -36,7 +37,9 @@ class ParityError(RuntimeError):
     """An exported graph does not compute what the classifier computes."""
 
 
-def export(run: Run, sources: Sources, target: Path, *, replace: bool = False, int8: bool = False) -> Bundle:
+def export(
+    run: Run, sources: Sources, target: Path, *, replace: bool = False, variants: Collection[VariantPrecision] = ()
+) -> Bundle:
     """Write the bundle of a finished run to `target`, a folder <name>/<version>.
 
     The metrics in it are those of its own ONNX graph on the test split.
@@ -46,11 +49,11 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False, i
         sources: where its images are.
         target: the bundle's folder.
         replace: whether a bundle that is there may be replaced.
-        int8: whether to add the graph with convolutions in 8 bits.
+        variants: graphs of other precisions to add.
 
     Raises:
         ParityError: if a graph differs from the eager float64 model; nothing is left behind.
-        QuantisationError: if the int8 graph loses too much; nothing is left behind.
+        VariantError: if one of them loses too much; nothing is left behind.
         RunError: if the run is not finished or the images are not those that it was trained on.
         BundleError: if `target` is there and may not be replaced.
     """
@@ -60,7 +63,8 @@ def export(run: Run, sources: Sources, target: Path, *, replace: bool = False, i
         target,
         classifier,
         images.part("test", torch.device("cpu")),
-        images.part("train", torch.device("cpu")) if int8 else None,
+        images.part("train", torch.device("cpu")) if "int8" in variants else None,
+        variants=variants,
         replace=replace,
         labels=images.dataset.classes,
         input=images.dataset.input,
@@ -75,6 +79,7 @@ def write_bundle(
     test: Labelled,
     calibration: Labelled | None = None,
     *,
+    variants: Collection[VariantPrecision] = (),
     replace: bool = False,
     **fields: Any,
 ) -> Bundle:
@@ -84,7 +89,8 @@ def write_bundle(
         target: the bundle's folder.
         classifier: what to export.
         test: the images that the metrics are measured on.
-        calibration: training images for the int8 variant; None leaves it out.
+        calibration: training images, which int8 needs.
+        variants: graphs of other precisions to add.
         replace: whether a bundle that is there may be replaced.
         fields: the manifest's labels, input, recipe and dataset.
     """
@@ -102,8 +108,9 @@ def write_bundle(
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
         outputs = run_graph(open_runtime(unmeasured, "onnx"), test.images, unmeasured.manifest.input)
-        if calibration is not None:
-            fields["variants"] = {"int8": add_int8(unmeasured, calibration.images, test, outputs)}
+        fields["variants"] = {
+            precision: add_variant(unmeasured, precision, test, outputs, calibration) for precision in variants
+        }
         (stage / MANIFEST).unlink()
         write_manifest(stage, metrics={"split": "test", **measure(outputs, test.labels)}, **fields)
     return Bundle.load(target)

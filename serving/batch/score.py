@@ -87,7 +87,7 @@ def score(
         device: `cpu`, `cuda` or `cuda:N`.
         batch_size: images in one call of the graph.
         decode_workers: threads that read and decode; None takes one per core.
-        precision: `int8` runs the bundle's variant of that name.
+        precision: `float16` and `int8` run the bundle's variants of these names.
         progress: whether to draw a progress bar on stderr.
 
     Raises:

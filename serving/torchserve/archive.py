@@ -51,7 +51,7 @@ def package(
         batch_size: requests that a worker gets at once, at most; it gets what has gathered while it was busy.
         workers: processes that serve the model; None leaves it to the machine that serves, see `cores.py`.
         threads: of one inference on the CPU; likewise.
-        precision: `int8` serves the bundle's variant of that name.
+        precision: `float16` and `int8` serve the bundle's variants of these names.
 
     Returns:
         The archive.

@@ -1,0 +1,143 @@
+"""A bundle's variants: its ONNX graph in other precisions, where that costs next to nothing.
+
+int8: static quantisation of the convolutions by ONNX Runtime, with symmetric weights per output channel, and
+activations by the range that all but one in 100,000 of them take on training images; the few beyond would make every
+step coarser. float16: all that leads to the features. The head stays in float32 in both, for a density does not survive
+less.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serving.bundle import Bundle, Variant, VariantPrecision, variant_files
+from serving.runtimes import Outputs, open_onnx
+from training.data import as_served
+from training.evaluate import run_graph
+from training.fit import Labelled
+
+CALIBRATION_IMAGES = 1024
+PERCENTILE = 99.999
+BATCH = 32
+MOST_ACCURACY_LOST = 0.002
+LEAST_AGREEMENT = 0.99
+
+
+class VariantError(ValueError):
+    """A graph of another precision answers too differently."""
+
+
+def add_variant(
+    bundle: Bundle, precision: VariantPrecision, test: Labelled, exact: Outputs, calibration: Labelled | None = None
+) -> Variant:
+    """Write a variant of a bundle that is being made, and measure it on the CPU.
+
+    Args:
+        bundle: its folder has the float32 graph.
+        precision: of the variant.
+        test: the test split.
+        exact: what the float32 graph answers for it.
+        calibration: of the training split; int8 needs a few hundred of its images.
+
+    Raises:
+        VariantError: if it loses too much.
+    """
+    spec = bundle.manifest.input
+    target, golden_file = (bundle.path / name for name in variant_files(precision))
+    if precision == "float16":
+        _write_float16(bundle.onnx(), target)
+    elif calibration is None:
+        raise ValueError("int8 must have training images to calibrate it, got none")
+    else:
+        _write_int8(bundle.onnx(), target, as_served(calibration.images[:CALIBRATION_IMAGES], spec))
+    graph = open_onnx(target, bundle.manifest.outputs)
+    golden, _ = bundle.read_golden()
+    answers: dict[str, Any] = graph(golden)
+    np.savez(golden_file, images=golden, **answers)
+    quick = run_graph(graph, test.images, spec)
+    labels = test.labels.numpy()
+    before, after = (float((outputs["posterior"].argmax(1) == labels).mean()) for outputs in (exact, quick))
+    agreement = assignments_that_agree(exact, quick)
+    if before - after > MOST_ACCURACY_LOST:
+        raise VariantError(
+            f"accuracy in {precision} must be within {MOST_ACCURACY_LOST:.1%} of {before:.2%}, got {after:.2%}"
+        )
+    if agreement is not None and agreement < LEAST_AGREEMENT:
+        raise VariantError(
+            f"assignments in {precision} must agree for {LEAST_AGREEMENT:.0%} of images, got {agreement:.2%}"
+        )
+    return Variant(accuracy=round(after, 6), agreement=None if agreement is None else round(agreement, 6))
+
+
+def assignments_that_agree(first: Outputs, second: Outputs) -> float | None:
+    """Share of images that two graphs give to the same component of the class that the first one finds likeliest.
+
+    None for a head without components.
+    """
+    if "responsibilities" not in first:
+        return None
+    labels = first["posterior"].argmax(1)
+    rows = np.arange(len(labels))
+    chosen = [outputs["responsibilities"][rows, labels].argmax(1) for outputs in (first, second)]
+    return float((chosen[0] == chosen[1]).mean())
+
+
+def _write_float16(source: Path, target: Path) -> None:
+    """All before the features in float16.
+
+    The graph is cut there, for the converter would round what passes among nodes that it is told to leave alone.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(source)
+    outputs = [output.name for output in model.graph.output]
+    parts = onnx.utils.Extractor(model)
+    encoder = parts.extract_model(["images"], ["features"])
+    head = parts.extract_model(["features"], [name for name in outputs if name != "features"])
+    encoder = convert_float_to_float16(encoder, keep_io_types=True)
+    for part in (encoder, head):
+        part.graph.ClearField("value_info")  # both name the features there
+    onnx.save(onnx.compose.merge_models(encoder, head, [("features", "features")], outputs=outputs), target)
+
+
+def _write_int8(source: Path, target: Path, images: Tensor) -> None:
+    """Convolutions in 8 bits; `images` calibrate the ranges, as the graph takes them."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(images.split(BATCH))
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(None):  # it counts its histograms aloud
+        prepared = Path(scratch, source.name)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": PERCENTILE},
+        )
