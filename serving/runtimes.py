@@ -54,13 +54,22 @@ def open_runtime(
         BundleError: if the library cannot read the graph, or there is none in this precision.
     """
     gpu = _gpu_index(device)
-    if precision != "float32" and kind != "onnx":
-        raise BundleError(f"precision {precision} must run by onnx, got {kind}")
+    check_runtime(kind, precision)
     if precision == "int8" and gpu is not None:
         raise BundleError(f"precision int8 must run on the CPU, got {device}")
     if kind == "onnx":
         return open_onnx(bundle.onnx(precision), bundle.manifest.outputs, gpu, threads)
     return _open_torchscript(bundle, gpu, threads)
+
+
+def check_runtime(kind: RuntimeName, precision: Precision) -> None:
+    """Refuse a runtime that has no graph in this precision.
+
+    Raises:
+        BundleError: for a variant by TorchScript.
+    """
+    if precision != "float32" and kind != "onnx":
+        raise BundleError(f"precision {precision} must run by onnx, got {kind}")
 
 
 def _gpu_index(device: str) -> int | None:

@@ -66,11 +66,13 @@ def add_variant(
     agreement = assignments_that_agree(exact, quick)
     if before - after > MOST_ACCURACY_LOST:
         raise VariantError(
-            f"accuracy in {precision} must be within {MOST_ACCURACY_LOST:.1%} of {before:.2%}, got {after:.2%}"
+            f"accuracy in {precision} must be within {MOST_ACCURACY_LOST:.1%} of {before:.2%}, got {after:.2%}: "
+            f"export without --{precision}"
         )
     if agreement is not None and agreement < LEAST_AGREEMENT:
         raise VariantError(
-            f"assignments in {precision} must agree for {LEAST_AGREEMENT:.0%} of images, got {agreement:.2%}"
+            f"assignments in {precision} must agree for {LEAST_AGREEMENT:.0%} of images, got {agreement:.2%}: "
+            f"export without --{precision}"
         )
     return Variant(accuracy=round(after, 6), agreement=None if agreement is None else round(agreement, 6))
 

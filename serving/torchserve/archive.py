@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Manifest, Precision
 from serving.errors import ServerError
-from serving.runtimes import RuntimeName
+from serving.runtimes import RuntimeName, check_runtime
 from serving.torchserve.changes import MAX_BATCH_DELAY
 
 HANDLER = "serving.torchserve.handler"
@@ -57,8 +57,9 @@ def package(
         The archive.
 
     Raises:
-        BundleError: if the bundle is not what its digests say, or has no graph in this precision.
+        BundleError: if the bundle is not what its digests say, or has no graph in this precision for this runtime.
     """
+    check_runtime(runtime, precision)
     bundle = Bundle.load(bundle_dir)
     bundle.onnx(precision)
     store = Path(model_store)
