@@ -149,7 +149,7 @@ class Bundle:
         """
         folder = Path(path)
         manifest = _read_manifest(folder / MANIFEST)
-        of_variants = [name for precision in manifest.variants for name in variant_files(precision)]
+        of_variants = [name for precision in manifest.variants for name in graph_files(precision)]
         for name in (*REQUIRED_FILES, *of_variants):
             if name not in manifest.sha256:
                 raise BundleError(f"{folder / MANIFEST}: sha256 must list {name}, got {sorted(manifest.sha256)}")
@@ -168,19 +168,21 @@ class Bundle:
         Raises:
             BundleError: if the bundle has none in this precision.
         """
-        self._require(precision)
-        return self.path / (ONNX if precision == "float32" else variant_files(precision)[0])
+        graph, _ = self._files(precision)
+        return graph
 
     def golden(self, precision: Precision = "float32") -> Path:
         """The file of the golden inputs and outputs."""
-        self._require(precision)
-        return self.path / (GOLDEN if precision == "float32" else variant_files(precision)[1])
+        _, answers = self._files(precision)
+        return answers
 
-    def _require(self, precision: Precision) -> None:
+    def _files(self, precision: Precision) -> tuple[Path, Path]:
         if precision != "float32" and precision not in self.manifest.variants:
             raise BundleError(
                 f"precision of {self.path} must be float32, got {precision}: export the bundle with --{precision}"
             )
+        graph, answers = graph_files(precision)
+        return self.path / graph, self.path / answers
 
     def read_golden(self, precision: Precision = "float32") -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
         """The golden images (N, channels, height, width) and the outputs for them, by name.
@@ -192,8 +194,10 @@ class Bundle:
         return arrays.pop("images"), arrays
 
 
-def variant_files(precision: VariantPrecision) -> tuple[str, str]:
-    """Names of a variant's ONNX graph and golden answers."""
+def graph_files(precision: Precision) -> tuple[str, str]:
+    """Names of the ONNX graph in a precision and of its golden answers."""
+    if precision == "float32":
+        return ONNX, GOLDEN
     return f"model.{precision}.onnx", f"golden.{precision}.npz"
 
 

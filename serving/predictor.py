@@ -137,8 +137,8 @@ class Predictor:
         """
         with timer("decode"):
             decoded = self._decode_all([image for images, _ in work for image in images])
-        options = [options for images, options in work for _ in images]
-        good = [(item, one) for item, one in zip(decoded, options, strict=True) if not isinstance(item, ServingError)]
+        chosen = [options for images, options in work for _ in images]
+        good = [(item, one) for item, one in zip(decoded, chosen, strict=True) if not isinstance(item, ServingError)]
         answers: Iterator[Answer] = iter(())
         if good:
             with timer("inference"):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -152,6 +153,21 @@ def server(model_store: Path, state: Path) -> Iterator[launch.Server]:
         raise RuntimeError(f"start must leave server.json in {state}, got none")
     yield running
     serving("stop", "--state", state, check=True)
+
+
+def workers_of(server: launch.Server, model: str) -> list[dict[str, Any]]:
+    """What TorchServe says of a model's workers."""
+    (status,) = httpx.get(f"{server.management_url}/models/{model}", trust_env=False).json()
+    workers: list[dict[str, Any]] = status["workers"]
+    return workers
+
+
+def until(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen within {timeout_s:g} s"
+        time.sleep(0.02)
 
 
 def tampered(bundle_dir: Path, target: Path, **golden: np.ndarray) -> Path:

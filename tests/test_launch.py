@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import httpx
 import psutil
 import pytest
 import trustme
-from conftest import ROOT, gmm_answers, golden_images, serving, tampered
+from conftest import ROOT, gmm_answers, golden_images, serving, tampered, until
 
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import config, launch, process, readiness
@@ -51,13 +50,6 @@ def begin(own_state: Path, model_store: Path) -> Iterator[Callable[..., subproce
     for command in started:
         command.kill()
         command.communicate()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 def leftovers(state: Path) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from serving.torchserve.door import open_door
+from serving.torchserve.door import close_door, open_door
 from serving.torchserve.state import Server
 
 FOLDER = ROOT / "serving" / "monitoring"
@@ -90,7 +90,7 @@ def events(server: Server, state: Path, images: list[bytes]) -> None:
     for model in server.models:
         url = f"{server.url}/predictions/{model}"
         statuses = [httpx.post(url, content=body, trust_env=False).status_code for body in (images[0], b"text")]
-        (state / "door").write_bytes(b"closed")
+        close_door(state)
         try:
             statuses.append(httpx.post(url, content=images[0], trust_env=False).status_code)
         finally:

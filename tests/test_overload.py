@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import encoded
+from conftest import encoded, until, workers_of
 
 from serving.torchserve import launch
 from serving.torchserve.archive import package
@@ -60,8 +60,7 @@ def ask(server: Server, image: bytes) -> tuple[int, bytes]:
 
 
 def worker_pids(server: Server) -> set[int]:
-    (model,) = httpx.get(f"{server.management_url}/models/tiny-mda", trust_env=False).json()
-    return {worker["pid"] for worker in model["workers"]}
+    return {worker["pid"] for worker in workers_of(server, "tiny-mda")}
 
 
 def test_a_crowd_is_answered_or_refused_and_nobody_waits_longer_than_the_queue(served: Server) -> None:
@@ -123,13 +122,6 @@ class Crowd:
                 self.ends.append(ask(self.server, self.image))
             except (OSError, http.client.HTTPException) as exc:
                 self.ends.append((repr(exc), b""))
-
-
-def until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not happen within {timeout_s:g} s"
-        time.sleep(0.02)
 
 
 def test_a_killed_worker_fails_what_it_holds_and_nothing_else(served: Server, state: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import requests
 import schemathesis
-from conftest import ROOT, described, encoded
+from conftest import ROOT, described, encoded, workers_of
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image, PngImagePlugin
 from schemathesis.checks import not_a_server_error
@@ -52,9 +52,9 @@ def same_workers(server: Server) -> Iterator[None]:
 
 
 def worker_pids(server: Server) -> list[int]:
-    models = [httpx.get(f"{server.management_url}/models/{name}", trust_env=False).json() for name in server.models]
-    assert all(worker["status"] == "READY" for (model,) in models for worker in model["workers"])
-    return [worker["pid"] for (model,) in models for worker in model["workers"]]
+    workers = [worker for name in server.models for worker in workers_of(server, name)]
+    assert all(worker["status"] == "READY" for worker in workers)
+    return [worker["pid"] for worker in workers]
 
 
 def noise(*shape: int) -> np.ndarray:

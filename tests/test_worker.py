@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
+from conftest import workers_of
 
 from serving.torchserve import config
 from serving.torchserve.state import Server
@@ -15,8 +15,7 @@ from serving.torchserve.worker import Deferred
 
 @pytest.mark.parametrize(("model", "has_torch"), [("tiny-mda", False), ("tiny-mda-ts", True)])
 def test_only_a_worker_that_computes_with_torch_loads_it(server: Server, model: str, has_torch: bool) -> None:
-    (status,) = httpx.get(f"{server.management_url}/models/{model}", trust_env=False).json()
-    (worker,) = status["workers"]
+    (worker,) = workers_of(server, model)
 
     libraries = {Path(library.path).name for library in psutil.Process(worker["pid"]).memory_maps()}
 

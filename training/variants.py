@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from serving.bundle import Bundle, Variant, VariantPrecision, variant_files
+from serving.bundle import Bundle, Variant, VariantPrecision, graph_files
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
@@ -49,7 +49,7 @@ def add_variant(
         VariantError: if it loses too much.
     """
     spec = bundle.manifest.input
-    target, golden_file = (bundle.path / name for name in variant_files(precision))
+    target, golden_file = (bundle.path / name for name in graph_files(precision))
     if precision == "float16":
         _write_float16(bundle.onnx(), target)
     elif calibration is None:

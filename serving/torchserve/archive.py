@@ -132,27 +132,27 @@ def verify(store: Path, archive: Archive) -> None:
             raise ValueError(f"{bundle.name} version {bundle.version}")
         if written != _torchserve_manifest(bundle):
             raise ValueError(f"another {MANIFEST_OF_TORCHSERVE}")
-        _check_settings(path)
+        if not _is_of_package(path):
+            raise ValueError(f"another {CONFIG_FILE}")
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as exc:
         reason = "an archive without a bundle" if isinstance(exc, ValidationError) else exc
         raise ServerError(f"{path} must be an archive made by `python -m serving package`, got {reason}") from exc
 
 
-def _check_settings(archive: Path) -> None:
+def _is_of_package(archive: Path) -> bool:
+    """Whether an archive's settings are such as `package` writes."""
     try:
         found = settings(archive)
         of_handler = found["handler"]
-        made = model_config(
+        return found == model_config(
             of_handler["runtime"],
             found["batchSize"],
             found.get("minWorkers"),
             of_handler["threads"],
             of_handler["precision"],
         )
-    except (TypeError, KeyError, yaml.YAMLError) as exc:
-        raise ValueError(f"another {CONFIG_FILE}") from exc
-    if found != made:
-        raise ValueError(f"another {CONFIG_FILE}")
+    except (TypeError, KeyError, yaml.YAMLError):
+        return False
 
 
 def settings(archive: Path) -> dict[str, Any]:
