@@ -105,8 +105,8 @@ def command(
         log4j2: the logging configuration.
         tmp: folder for extracted archives and the workers' sockets; in it, classes that go before TorchServe's own, and
             what starts a worker.
-        cores: how many there are. On a few, Java's optimising compiler takes a tenth of the answers from the first minute
-            of full load; afterwards it would give back a twentieth at one connection and nothing at many.
+        cores: how many there are. On a few, Java's optimising compiler takes a tenth of the answers from the first
+            minute of full load; afterwards it would give back a twentieth at one connection and nothing at many.
     """
     quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
     frugal = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
