@@ -33,11 +33,12 @@ from rich.table import Table
 
 from serving import __main__ as cli
 from serving.bundle import Bundle, Precision
+from serving.cores import cores, threads
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
-from serving.torchserve.archive import package, settings
-from serving.torchserve.cores import cores, threads
+from serving.torchserve.archive import package
 from training import results
 from training.files import replace_text
 
@@ -143,7 +144,7 @@ def measure(
     rounds: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """Both measurements of one bundle; `options` are those of `package`."""
+    """Both measurements of one bundle; `options` are more of its settings."""
     bundle = Bundle.load(folder)
     measured: dict[int, list[dict[str, Any]]] = {count: [] for count in connections}
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,8 +153,9 @@ def measure(
         stream = BytesIO()
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
         image.write_bytes(stream.getvalue())
-        chosen = settings(package(folder, model_store=store, precision=precision, **options))
-        of_one = threads(chosen["handler"])
+        chosen = WorkerSettings(precision=precision, **options)
+        package(folder, model_store=store, settings=chosen)
+        of_one = threads(chosen)
         layout = Layout(1 if device == "gpu" else max(1, cores() // of_one), of_one)
         began = time.monotonic()
         server = launch.start(model_store=store, state=state, device=device, port=0)

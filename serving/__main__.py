@@ -24,6 +24,7 @@ from rich.table import Table
 from serving import client
 from serving.client import Answer
 from serving.errors import ServerError, ServingError
+from serving.settings import WorkerSettings
 from serving.torchserve import archive, launch, readiness, versions
 from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import Server, load
@@ -84,11 +85,13 @@ def package(
         made = archive.package(
             bundle,
             model_store=model_store,
-            runtime=runtime.value,
-            batch_size=batch_size,
-            workers=workers,
-            threads=threads,
-            precision=precision.value,
+            settings=WorkerSettings(
+                runtime=runtime.value,
+                precision=precision.value,
+                batch_size=batch_size,
+                workers=workers,
+                threads=threads,
+            ),
         )
         print(f"Packaged {bundle} as {made} ({made.stat().st_size / 1e6:.1f} MB)")
 

@@ -5,13 +5,13 @@ and whatever goes wrong inside Pillow becomes an `ImageError`. Nothing here keep
 """
 
 import zlib
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
 
@@ -30,8 +30,7 @@ TURNED = (5, 6, 7, 8)  # the orientations of an image that lies on its side
 DRAFT_MARGIN = 2  # a draft this many times as large leaves the antialiasing to the resize
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(BaseModel):
     """What one request may ask for.
 
     Attributes:
@@ -40,9 +39,11 @@ class Limits:
         max_instances: images in one request.
     """
 
-    max_bytes: int = 10 * 1024 * 1024
-    max_pixels: int = 40_000_000
-    max_instances: int = 256
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_bytes: int = Field(default=10 * 1024 * 1024, ge=1)
+    max_pixels: int = Field(default=40_000_000, ge=1)
+    max_instances: int = Field(default=256, ge=1)
 
 
 DEFAULT_LIMITS = Limits()

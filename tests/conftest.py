@@ -24,6 +24,7 @@ from openapi_schema_validator import OAS31Validator
 from PIL import Image
 
 from serving.bundle import Bundle, staged, write_manifest
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 
@@ -132,9 +133,13 @@ def model_store(
 ) -> Path:
     """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, `tiny-softmax`."""
     store = tmp_path_factory.mktemp("store")
-    package(bundle_dir, model_store=store, batch_size=8, workers=1, threads=1)
-    package(make_bundle("tiny-mda-ts"), model_store=store, runtime="torchscript", workers=1, threads=1)
-    package(softmax_dir, model_store=store, workers=1, threads=1)
+    package(bundle_dir, model_store=store, settings=WorkerSettings(batch_size=8, workers=1, threads=1))
+    package(
+        make_bundle("tiny-mda-ts"),
+        model_store=store,
+        settings=WorkerSettings(runtime="torchscript", workers=1, threads=1),
+    )
+    package(softmax_dir, model_store=store, settings=WorkerSettings(workers=1, threads=1))
     return store
 
 

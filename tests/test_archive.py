@@ -11,6 +11,7 @@ import yaml
 
 from serving.bundle import Bundle
 from serving.errors import BundleError, ServerError
+from serving.settings import WorkerSettings
 from serving.torchserve.archive import Archive, model_config, package, verify
 
 
@@ -41,22 +42,27 @@ def test_the_settings_travel_as_yaml(bundle_dir: Path, tmp_path: Path) -> None:
     archive = package(
         bundle_dir,
         model_store=tmp_path,
-        runtime="torchscript",
-        batch_size=4,
-        workers=3,
-        threads=2,
+        settings=WorkerSettings(runtime="torchscript", batch_size=4, workers=3, threads=2),
     )
     with zipfile.ZipFile(archive) as file:
         config = yaml.safe_load(file.read("model-config.yaml"))
 
-    assert config == model_config("torchscript", 4, 3, 2)
+    assert config == model_config(WorkerSettings(runtime="torchscript", batch_size=4, workers=3, threads=2))
     assert config == {
         "minWorkers": 3,
         "maxWorkers": 3,
         "batchSize": 4,
         "maxBatchDelay": 1,
         "responseTimeout": 120,
-        "handler": {"runtime": "torchscript", "precision": "float32", "threads": 2},
+        "handler": {
+            "runtime": "torchscript",
+            "precision": "float32",
+            "batch_size": 4,
+            "workers": 3,
+            "threads": 2,
+            "timeout_s": 120,
+            "limits": {"max_bytes": 10 * 1024 * 1024, "max_pixels": 40_000_000, "max_instances": 256},
+        },
     }
 
 
@@ -81,7 +87,7 @@ def test_a_damaged_bundle_is_not_packaged_and_leaves_the_old_archive(bundle_dir:
 
 
 def test_settings_that_package_does_not_write_are_refused(bundle_dir: Path, tmp_path: Path) -> None:
-    made = package(bundle_dir, model_store=tmp_path, workers=2, threads=1)
+    made = package(bundle_dir, model_store=tmp_path, settings=WorkerSettings(workers=2, threads=1))
     verify(tmp_path, Archive("tiny-mda", 1))
     with zipfile.ZipFile(made) as file:
         contents = {name: file.read(name) for name in file.namelist()}

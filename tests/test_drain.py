@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import encoded, serving
 
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 from serving.torchserve.door import Door, open_door
@@ -107,7 +108,7 @@ class Client(threading.Thread):
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own, whose batches take a while."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", batch_size=4, workers=2, threads=1)
+    package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(batch_size=4, workers=2, threads=1))
     launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)

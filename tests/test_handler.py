@@ -14,6 +14,7 @@ from serving.bundle import Bundle, write_manifest
 from serving.errors import BundleError
 from serving.predictor import Predictor
 from serving.respond import Options
+from serving.settings import WorkerSettings
 from serving.torchserve.archive import model_config
 from serving.torchserve.handler import ImageHandler
 
@@ -25,7 +26,7 @@ class Batch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from ts.context import Context, RequestProcessor
-        config = model_config("onnx", 8, 1, None)
+        config = model_config(WorkerSettings(batch_size=8, workers=1))
         self.context = Context("tiny-mda", str(model_dir), {}, 8, None, "0.12.0", model_yaml_config=config)
         types = content_types or {}
         headers = [{"body": {"content-type": types.get(n, "")}} for n in range(len(rows))]

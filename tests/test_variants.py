@@ -11,6 +11,7 @@ import torch
 from serving.bundle import Bundle, VariantPrecision
 from serving.errors import BundleError
 from serving.predictor import Predictor
+from serving.settings import WorkerSettings
 from serving.torchserve.archive import package
 from training import variants
 from training.data import Sources
@@ -94,7 +95,7 @@ def test_it_is_served_under_its_own_golden_answers(bundle: Bundle, tmp_path: Pat
     images, outputs = bundle.read_golden(precision)
     assert np.array_equal(images, bundle.read_golden()[0])
     assert predictor.infer(images)["posterior"] == pytest.approx(outputs["posterior"], abs=1e-6)
-    assert package(bundle.path, model_store=tmp_path, precision=precision).is_file()
+    assert package(bundle.path, model_store=tmp_path, settings=WorkerSettings(precision=precision)).is_file()
 
 
 @pytest.mark.parametrize("precision", VARIANTS)
@@ -118,7 +119,7 @@ def test_a_variant_that_loses_too_much_is_refused(
 def test_a_bundle_without_it_says_so(bundle_dir: Path, tmp_path: Path, precision: VariantPrecision) -> None:
     for use in (
         lambda: Predictor.open(bundle_dir, precision=precision),
-        lambda: package(bundle_dir, model_store=tmp_path, precision=precision),
+        lambda: package(bundle_dir, model_store=tmp_path, settings=WorkerSettings(precision=precision)),
     ):
         with pytest.raises(
             BundleError, match=rf" must be float32, got {precision}: export the bundle with --{precision}$"
@@ -130,7 +131,9 @@ def test_a_bundle_without_it_says_so(bundle_dir: Path, tmp_path: Path, precision
 def test_variants_run_by_onnx_alone(bundle: Bundle, tmp_path: Path, precision: VariantPrecision) -> None:
     for use in (
         lambda: Predictor(bundle, "torchscript", precision=precision),
-        lambda: package(bundle.path, model_store=tmp_path, runtime="torchscript", precision=precision),
+        lambda: package(
+            bundle.path, model_store=tmp_path, settings=WorkerSettings(runtime="torchscript", precision=precision)
+        ),
     ):
         with pytest.raises(BundleError, match=rf"^precision {precision} must run by onnx, got torchscript$"):
             use()

@@ -13,6 +13,7 @@ import pytest
 from conftest import gmm_answers, golden_images, serving, tampered
 
 from serving.errors import ServerError
+from serving.settings import WorkerSettings
 from serving.torchserve import launch, versions
 from serving.torchserve.archive import archives, package
 from serving.torchserve.state import Server, load
@@ -22,7 +23,7 @@ from serving.torchserve.state import Server, load
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own that takes new versions."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", workers=1, threads=1)
+    package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(workers=1, threads=1))
     launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Manifest, Precision
+from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Manifest
 from serving.errors import ServerError
-from serving.runtimes import RuntimeName, check_runtime
+from serving.runtimes import check_runtime
+from serving.settings import DEFAULT_SETTINGS, WorkerSettings
 from serving.torchserve.changes import MAX_BATCH_DELAY
 
 HANDLER = "serving.torchserve.handler"
@@ -27,7 +28,6 @@ CONFIG_FILE = "model-config.yaml"
 MANIFEST_OF_TORCHSERVE = "MAR-INF/MANIFEST.json"
 FILE = re.compile(rf"(?P<name>{NAME_PATTERN.strip('^$')})-(?P<version>[1-9]\d*)\.mar")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip file can hold
-RESPONSE_TIMEOUT_S = 120
 ARCHIVE_FORMAT = "0.12.0"
 CREATED = "01/01/1980 00:00:00"
 
@@ -36,22 +36,14 @@ def package(
     bundle_dir: str | Path,
     *,
     model_store: str | Path = "model_store",
-    runtime: RuntimeName = "onnx",
-    batch_size: int = 32,
-    workers: int | None = None,
-    threads: int | None = None,
-    precision: Precision = "float32",
+    settings: WorkerSettings = DEFAULT_SETTINGS,
 ) -> Path:
     """Verify a bundle and write `<model_store>/<name>-<version>.mar`, in place of one that is there.
 
     Args:
         bundle_dir: folder of the bundle.
         model_store: folder of the archives; made if missing.
-        runtime: which graph the workers run.
-        batch_size: requests that a worker gets at once, at most; it gets what has gathered while it was busy.
-        workers: processes that serve the model; None leaves it to the machine that serves, see `cores.py`.
-        threads: of one inference on the CPU; likewise.
-        precision: `float16` and `int8` serve the bundle's variants of these names.
+        settings: of the workers.
 
     Returns:
         The archive.
@@ -59,12 +51,12 @@ def package(
     Raises:
         BundleError: if the bundle is not what its digests say, or has no graph in this precision for this runtime.
     """
-    check_runtime(runtime, precision)
+    check_runtime(settings.runtime, settings.precision)
     bundle = Bundle.load(bundle_dir)
-    bundle.onnx(precision)
+    bundle.onnx(settings.precision)
     store = Path(model_store)
     store.mkdir(parents=True, exist_ok=True)
-    config = model_config(runtime, batch_size, workers, threads, precision)
+    config = model_config(settings)
     target = store / Archive(bundle.manifest.name, bundle.manifest.version).file
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=store) as stage:
         staged = Path(stage, target.name)
@@ -142,41 +134,33 @@ def verify(store: Path, archive: Archive) -> None:
 def _is_of_package(archive: Path) -> bool:
     """Whether an archive's settings are such as `package` writes."""
     try:
-        found = settings(archive)
-        of_handler = found["handler"]
-        return found == model_config(
-            of_handler["runtime"],
-            found["batchSize"],
-            found.get("minWorkers"),
-            of_handler["threads"],
-            of_handler["precision"],
-        )
-    except (TypeError, KeyError, yaml.YAMLError):
+        found = _read_config(archive)
+        return found == model_config(WorkerSettings.model_validate(found["handler"]))
+    except (TypeError, KeyError, ValidationError, yaml.YAMLError):
         return False
 
 
-def settings(archive: Path) -> dict[str, Any]:
-    """The `model_config` of an archive."""
+def read_settings(archive: Path) -> WorkerSettings:
+    """The settings that an archive was packaged with."""
+    return WorkerSettings.model_validate(_read_config(archive)["handler"])
+
+
+def model_config(settings: WorkerSettings) -> dict[str, Any]:
+    """The content of `model-config.yaml`: `handler` holds the settings, the rest is what TorchServe needs of them."""
+    workers = settings.workers
+    return {
+        **({} if workers is None else {"minWorkers": workers, "maxWorkers": workers}),
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": MAX_BATCH_DELAY,
+        "responseTimeout": settings.timeout_s,
+        "handler": settings.model_dump(),
+    }
+
+
+def _read_config(archive: Path) -> dict[str, Any]:
     with zipfile.ZipFile(archive) as zip_file:
         config: dict[str, Any] = yaml.safe_load(zip_file.read(CONFIG_FILE))
     return config
-
-
-def model_config(
-    runtime: RuntimeName,
-    batch_size: int,
-    workers: int | None,
-    threads: int | None,
-    precision: Precision = "float32",
-) -> dict[str, Any]:
-    """The content of `model-config.yaml`; `handler` is for our handler, the rest for TorchServe."""
-    return {
-        **({} if workers is None else {"minWorkers": workers, "maxWorkers": workers}),
-        "batchSize": batch_size,
-        "maxBatchDelay": MAX_BATCH_DELAY,
-        "responseTimeout": RESPONSE_TIMEOUT_S,
-        "handler": {"runtime": runtime, "precision": precision, "threads": threads},
-    }
 
 
 def _write(archive: Path, bundle: Bundle, config: dict[str, Any]) -> None:

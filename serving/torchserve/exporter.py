@@ -23,8 +23,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from serving.metrics import PREFIX
 from serving.torchserve import launch, process
-from serving.torchserve.metrics import PREFIX
 from serving.torchserve.readiness import ModelStatus
 from serving.torchserve.state import METRICS, load
 

@@ -13,14 +13,16 @@ from typing import Any
 
 import orjson
 
+from serving.bundle import Bundle
+from serving.cores import threads
 from serving.errors import BadRequest, Draining, ServingError
+from serving.metrics import Metrics, Stopwatch
 from serving.predictor import Predictor, Stage
 from serving.request import Request, read
+from serving.request_log import ID_HEADER, RequestLog, header
 from serving.respond import Result
-from serving.torchserve.cores import threads
+from serving.settings import WorkerSettings
 from serving.torchserve.door import Door
-from serving.torchserve.metrics import Metrics, Stopwatch
-from serving.torchserve.request_log import ID_HEADER, RequestLog, header
 from serving.torchserve.state import LOGS, state_of_worker
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -46,13 +48,18 @@ class ImageHandler:
         """
         logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker says much, and Java reads every line
 
-        config = context.model_yaml_config
-        settings = config["handler"]
+        settings = WorkerSettings.model_validate(context.model_yaml_config["handler"])
         gpu = context.system_properties["gpu_id"]
         device = "cpu" if gpu is None else f"cuda:{gpu}"
         model_dir = context.system_properties["model_dir"]
-        runtime, precision = settings["runtime"], settings["precision"]
-        self.predictor = Predictor.open(model_dir, runtime, device, threads(settings), precision)
+        self.predictor = Predictor(
+            Bundle.load(model_dir),
+            settings.runtime,
+            device,
+            threads(settings),
+            settings.limits,
+            precision=settings.precision,
+        )
         self.predictor.warm_up()
         state = state_of_worker()
         self.door = Door(state)

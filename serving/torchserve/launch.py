@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from serving.cores import cores, workers
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import config, process, readiness
-from serving.torchserve.archive import Archive, archives, settings, verify
+from serving.torchserve.archive import Archive, archives, read_settings, verify
 from serving.torchserve.changes import changed_classes
-from serving.torchserve.cores import cores, workers
 from serving.torchserve.door import open_door
 from serving.torchserve.drain import drain
 from serving.torchserve.ports import LOOPBACK, Ports, choose_ports, is_loopback
@@ -87,7 +87,7 @@ def start(
         auth = not is_loopback(host) if token_auth is None else token_auth
         access = config.Access(host, auth, model_api, *_tls(certificate, private_key))
         _clean(state)
-        counts = {one: workers(settings(store / one.file), gpus) for one in chosen}
+        counts = {one: workers(read_settings(store / one.file), gpus) for one in chosen}
         (state / "config.properties").write_text(config.properties(counts, store, access, ports, gpus))
         server = _spawn(state, chosen, store, access, ports, gpus)
         try:

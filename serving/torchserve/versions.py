@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.bundle import Bundle, Precision
+from serving.cores import workers
 from serving.errors import ServerError
 from serving.runtimes import RuntimeName
+from serving.settings import WorkerSettings
 from serving.torchserve import process
-from serving.torchserve.archive import Archive, package, settings
-from serving.torchserve.cores import workers
+from serving.torchserve.archive import Archive, package, read_settings
 from serving.torchserve.drain import stand_in_line
 from serving.torchserve.launch import STATE
 from serving.torchserve.readiness import Management, failure, inference_key, log_size
@@ -61,7 +62,7 @@ def deploy(
         management, store = Management.of(server, state), Path(server.store)
         if management.status(new.name, new.version) is not None:
             raise ServerError(f"version of {new.name} must be a new one, got {new.version}, which is served already")
-        package(bundle_dir, model_store=store, runtime=runtime, precision=precision)
+        package(bundle_dir, model_store=store, settings=WorkerSettings(runtime=runtime, precision=precision))
         try:
             _register(management, server, new, state, timeout_s)
         except BaseException:
@@ -121,7 +122,7 @@ def _set_aside(store: Path, archive: Archive) -> None:
 def _register(management: Management, server: Server, found: Archive, state: Path, timeout_s: float) -> None:
     """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
     path, log = f"/models/{found.name}/{found.version}", log_size(state / LOGS)
-    count = workers(settings(Path(server.store, found.file)), server.gpus)
+    count = workers(read_settings(Path(server.store, found.file)), server.gpus)
     named = {"url": found.file, "model_name": found.name}
     management.call("POST", "/models", initial_workers=str(count), synchronous="false", **named)
     try:
