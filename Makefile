@@ -19,7 +19,7 @@ SAMPLES := data/samples
 .PHONY: help env demo stop test test-avx2 check format load bench-serve gpu-check lock clean
 
 help:
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
 
 env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
 
