@@ -210,14 +210,27 @@ def test_a_variant_that_loses_too_much_is_refused(
     name: str,
     value: float,
     precision: VariantPrecision,
+    bundle: Bundle,
     run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    plain = Bundle(Path(shutil.copytree(bundle.path, tmp_path / "1")), bundle.manifest)
+    test = images_of(run, Sources()).part("test", torch.device("cpu"))
+    exact = Predictor(bundle).infer(test.images.numpy())
     monkeypatch.setattr(variants, name, value)
 
     with pytest.raises(VariantError, match=rf" in {precision} must .*: export without --{precision}$"):
-        export(run, Sources(), tmp_path / "digits" / "1", variants=[precision])
+        add_variant(plain, precision, test, exact, test)
+
+
+def test_an_export_with_a_refused_variant_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "LEAST_AGREEMENT", 1.1)
+
+    with pytest.raises(VariantError, match=r"^assignments in float16 must agree for 110% of images, got "):
+        export(run, Sources(), tmp_path / "digits" / "1", variants=["float16"])
     assert not (tmp_path / "digits").exists()
 
 
