@@ -155,13 +155,13 @@ def stop(
 @app.command()
 def deploy(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, <name>/<version>.")],
-    runtime: RuntimeOption = Runtime.onnx,
-    precision: PrecisionOption = Precision.float32,
+    runtime: Annotated[Runtime | None, typer.Option(help="As now, if unset.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="As now, if unset.")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that its workers may take.")] = versions.TIMEOUT_S,
     state: StateOption = launch.STATE,
 ) -> None:
     """Serve a new version of a model beside the old one, and make it the default once all of its workers can answer."""
-    new = versions.deploy(bundle, state, timeout, runtime=runtime.value, precision=precision.value)
+    new = versions.deploy(bundle, state, timeout, runtime=runtime, precision=precision)
     print(f"{new.name} is version {new.version} now; python -m serving rollback {new.name}  undoes it")
 
 

@@ -17,7 +17,7 @@ import trustme
 from conftest import ROOT, gmm_answers, golden_images, serving, tampered, until
 
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import config, launch, process, readiness
+from serving.torchserve import config, launch, logs, process, readiness
 from serving.torchserve.archive import Archive, package
 from serving.torchserve.ports import Ports, choose_ports, is_loopback
 from serving.torchserve.state import Server, load, locked, save
@@ -384,7 +384,7 @@ def test_java_compiles_little_where_cores_are_few(cores: int, frugal: bool) -> N
 
 def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path: Path) -> None:
     log = tmp_path / "model_log.log"
-    assert readiness.failure(tmp_path) is None
+    assert logs.failure(tmp_path, {}) is None
     lines = [
         ("a-b_1", "Torch worker started."),
         ("a-b_1", "Backend worker process died."),
@@ -398,7 +398,7 @@ def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path
     ]
     log.write_text("".join(f"2026-01-01T00:00:00,000 INFO  W-9000-{who}-stdout - {what}\n" for who, what in lines))
 
-    assert readiness.failure(tmp_path) == ("a-b", "serving.errors.BundleError: model.pt must have SHA-256 1, got 2")
+    assert logs.failure(tmp_path, {}) == ("a-b", "serving.errors.BundleError: model.pt must have SHA-256 1, got 2")
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,8 @@ def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path
 def test_a_worker_that_died_without_a_word(log: str, line: str, tmp_path: Path) -> None:
     (tmp_path / log).write_text(line + "\n")
 
-    assert readiness.failure(tmp_path) == ("a", "a worker that died without a word (killed, or out of memory)")
+    assert logs.failure(tmp_path, {}) == ("a", "a worker that died without a word (killed, or out of memory)")
+    assert logs.failure(tmp_path, logs.sizes(tmp_path)) is None
 
 
 def test_a_management_interface_that_does_not_answer(own_state: Path) -> None:

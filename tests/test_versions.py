@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 from conftest import gmm_answers, golden_images, serving, tampered
 
-from serving.errors import ServerError
+from serving.errors import BundleError, ServerError
 from serving.settings import WorkerSettings
 from serving.torchserve import launch, versions
-from serving.torchserve.archive import archives, package
+from serving.torchserve.archive import Archive, archives, package, read_settings
 from serving.torchserve.state import Server, load
+
+SETTINGS = WorkerSettings(workers=1, threads=1, batch_size=5)
 
 
 @pytest.fixture
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own that takes new versions."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(workers=1, threads=1))
-    launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
+    package(bundle_dir, model_store=tmp_path / "store", settings=SETTINGS)
+    launch.start(None, model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)
 
@@ -74,6 +76,7 @@ def test_a_version_is_deployed_and_rolled_back_without_a_failed_request(
     assert [answer.json()["model"]["version"] for answer in both] == ["1", "2"]
     assert back.stdout == "tiny-mda is version 1 again; version 2 is gone\n"
     assert {status for status, _ in answers} == {200}
+    assert read_settings(Path(server.store, "tiny-mda-2.mar.rolled-back")) == SETTINGS
     changes = [version for n, (_, version) in enumerate(answers) if n == 0 or answers[n - 1][1] != version]
     assert changes == ["1", "2", "1"]
     gone = httpx.post(f"{server.url}/predictions/tiny-mda/2", content=images[0], trust_env=False)
@@ -87,7 +90,7 @@ def test_a_version_is_deployed_and_rolled_back_without_a_failed_request(
         versions.rollback("tiny-mda", served)
 
 
-def test_a_version_that_cannot_load_changes_nothing(
+def test_a_version_that_cannot_load_changes_nothing_and_the_next_one_is_none_the_worse(
     served: Path, make_bundle: Callable[..., Path], images: list[bytes], tmp_path: Path
 ) -> None:
     posterior: Any = gmm_answers(golden_images())["posterior"]
@@ -100,6 +103,11 @@ def test_a_version_that_cannot_load_changes_nothing(
     assert answer.json()["model"]["version"] == "1"
     assert [one.version for one in launch.status(served) or []] == ["1"]
     assert [archive.version for archive in archives(Path(running(served).store))] == [1]  # so the next start serves it
+    assert versions.deploy(make_bundle(version=2), served) == Archive("tiny-mda", 2)
+    with pytest.raises(
+        BundleError, match=r"^precision of .* must be float32, got int8: export the bundle with --int8$"
+    ):
+        versions.deploy(make_bundle(version=3), served, precision="int8")
 
 
 def test_a_version_that_is_served_already_is_refused_and_its_archive_stays(served: Path, make_bundle: Any) -> None:

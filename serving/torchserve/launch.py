@@ -22,7 +22,7 @@ from typing import Literal
 
 from serving.cores import cores, workers
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import config, process, readiness
+from serving.torchserve import config, logs, process, readiness
 from serving.torchserve.archive import Archive, archives, read_settings, verify
 from serving.torchserve.changes import changed_classes
 from serving.torchserve.door import open_door
@@ -44,7 +44,7 @@ Device = Literal["auto", "cpu", "gpu"]
 
 
 def start(
-    models: Sequence[str] = (),
+    models: Sequence[str] | None = None,
     *,
     model_store: Path = MODEL_STORE,
     state: Path = STATE,
@@ -61,7 +61,8 @@ def start(
 
     Args:
         models: names of models in the model store, which means their newest versions, or `name:version`; of several
-            versions of a model the first one answers where none is named. None means the newest of every model.
+            versions of a model the first one answers where none is named. None and no name at all mean the
+            newest of every model.
         model_store: folder of the `.mar` archives.
         state: the server's folder; made if missing.
         device: `auto` takes the GPUs that there are.
@@ -169,12 +170,12 @@ def _refuse_second(state: Path) -> None:
         raise ServerError(f"no server must run in {state} yet, got one at {server.url}: stop it, or choose --state")
 
 
-def _choose_models(models: Sequence[str], store: Path) -> tuple[Archive, ...]:
+def _choose_models(models: Sequence[str] | None, store: Path) -> tuple[Archive, ...]:
     found = archives(store)
     if not found:
         raise ServerError(f"{store} must hold a .mar archive, got none: make one with `python -m serving package`")
     known = {str(one): one for one in found} | {one.name: one for one in found}  # by its name, the newest
-    for name in models:
+    for name in models or ():
         if name not in known:
             raise ServerError(f"model must be one of {', '.join(map(str, found))} in {store}, got {name!r}")
     chosen = tuple(dict.fromkeys(known[name] for name in models or [one.name for one in found]))
@@ -218,11 +219,11 @@ def _clean(state: Path) -> None:
     if previous is not None:
         _end(previous, state, grace_s=0)
     (state / "key_file.json").unlink(missing_ok=True)
-    logs = state / LOGS
-    if logs.exists():
-        shutil.rmtree(state / f"{LOGS}.previous", ignore_errors=True)
-        logs.rename(state / f"{LOGS}.previous")
-    logs.mkdir()
+    present, before = state / LOGS, state / f"{LOGS}.previous"
+    if present.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        present.rename(before)
+    present.mkdir()
     shutil.rmtree(state / METRICS, ignore_errors=True)
     (state / METRICS).mkdir()
     open_door(state)
@@ -290,10 +291,10 @@ def _wait_ready(server: Server, state: Path, timeout_s: float, *, on_gpu: bool) 
 
 def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
     if not process.is_running(server.pid):
-        raise ServerError(f"TorchServe must stay up, got an exit: {_last_line(state / LOGS)}; {_logs(state)}")
-    if readiness.failure(state / LOGS) is not None:
+        raise ServerError(f"TorchServe must stay up, got an exit: {logs.last_line(state / LOGS)}; {_logs(state)}")
+    if logs.failure(state / LOGS, {}) is not None:
         time.sleep(SETTLE_S)
-        model, reason = readiness.failure(state / LOGS) or (", ".join(server.models), "a failure")
+        model, reason = logs.failure(state / LOGS, {}) or (", ".join(server.models), "a failure")
         raise ServerError(f"model {model} must load, got {reason}; {_logs(state)}")
     try:
         statuses = _describe(server, state)
@@ -301,7 +302,7 @@ def _is_ready(server: Server, state: Path, on_gpu: bool) -> bool:
         return False  # its listeners come up after the models are registered
     missing = set(server.models) - {status.name for status in statuses}
     if missing:
-        reason = _last_line(state / LOGS)
+        reason = logs.last_line(state / LOGS)
         raise ServerError(f"model {min(missing)} must load, got a refusal: {reason}; {_logs(state)}")
     if not all(status.is_ready for status in statuses):
         return False
@@ -317,13 +318,3 @@ def _describe(server: Server, state: Path) -> list[ModelStatus]:
 
 def _logs(state: Path) -> str:
     return f"see {state / LOGS}"
-
-
-def _last_line(logs: Path) -> str:
-    """What the server said last: an exception's cause if there is one."""
-    text = "".join(
-        file.read_text(errors="replace") for file in (logs / "console.log", logs / "ts_log.log") if file.exists()
-    )
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
-    causes = [line for line in lines if line.startswith("Caused by:")]
-    return (causes or lines or ["nothing in its logs"])[-1]

@@ -1,10 +1,9 @@
-"""Readiness: what each worker is doing, asked of TorchServe's management interface; and why one could not load.
+"""Readiness: what each worker is doing, asked of TorchServe's management interface.
 
 `/ping` says Healthy while every worker is dead, so nothing here asks it.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,6 @@ from serving.torchserve.state import Server
 
 TIMEOUT_S = 5.0
 CHANGE_TIMEOUT_S = 30.0
-WORKERS_LOG = "model_log.log"
-WORKER_LINE = re.compile(r"\S+ \S+ +W-\d+-(?P<model>.+)_[^_]+-std(?:out|err) - (?P<text>.*)")
-DIED = "Backend worker process died."
-NOT_LOADED = re.compile(r"Load model failed: (?P<model>.+), error: ")
-WITHOUT_A_WORD = "a worker that died without a word (killed, or out of memory)"
-EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:: |$)")
 
 
 @dataclass(frozen=True)
@@ -107,44 +100,6 @@ def management_key(key_file: Path) -> str | None:
 def inference_key(key_file: Path) -> str | None:
     """The key for the inference interface, if the server asks for one."""
     return _key(key_file, "inference")
-
-
-def failure(logs: Path, start: int = 0) -> tuple[str, str] | None:
-    """The first model whose worker died, by TorchServe's logs, and the last exception that it printed.
-
-    Args:
-        logs: their folder.
-        start: how much of the workers' log is old; see `log_size`.
-
-    Returns:
-        The model's name and the reason, or None if no worker died.
-    """
-    lines = [match for line in _lines(logs / WORKERS_LOG, start) if (match := WORKER_LINE.match(line))]
-    for index, line in enumerate(lines):
-        if DIED in line["text"]:
-            texts = [later["text"] for later in lines[index + 1 :] if later["model"] == line["model"]]
-            return line["model"], _last_exception(texts) or WITHOUT_A_WORD
-    match = next(filter(None, map(NOT_LOADED.search, _lines(logs / "ts_log.log"))), None)
-    return (match["model"], WITHOUT_A_WORD) if match else None
-
-
-def log_size(logs: Path) -> int:
-    """How many bytes the workers have logged so far."""
-    log = logs / WORKERS_LOG
-    return log.stat().st_size if log.is_file() else 0
-
-
-def _lines(log: Path, start: int = 0) -> list[str]:
-    return log.read_bytes()[start:].decode(errors="replace").splitlines() if log.is_file() else []
-
-
-def _last_exception(texts: list[str]) -> str:
-    """The message of the traceback that `texts` begins with; chained tracebacks end with the one that was raised."""
-    start = None
-    for index, text in enumerate(texts):
-        if EXCEPTION.match(text) and not text.startswith("Traceback"):
-            start = index
-    return texts[start] if start is not None else ""
 
 
 def _status(entry: dict[str, Any]) -> ModelStatus:

@@ -13,16 +13,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from serving.bundle import Bundle, Precision
+from serving.bundle import Bundle
 from serving.cores import workers
 from serving.errors import ServerError
-from serving.runtimes import RuntimeName
-from serving.settings import WorkerSettings
-from serving.torchserve import process
+from serving.settings import DEFAULT_SETTINGS, WorkerSettings, changed
+from serving.torchserve import logs, process
 from serving.torchserve.archive import Archive, package, read_settings
 from serving.torchserve.drain import stand_in_line
 from serving.torchserve.launch import STATE
-from serving.torchserve.readiness import Management, failure, inference_key, log_size
+from serving.torchserve.readiness import Management, inference_key
 from serving.torchserve.state import LOGS, Server, load, locked, save
 
 TIMEOUT_S = 120.0
@@ -36,9 +35,7 @@ def deploy(
     bundle_dir: Path,
     state: Path = STATE,
     timeout_s: float = TIMEOUT_S,
-    *,
-    runtime: RuntimeName = "onnx",
-    precision: Precision = "float32",
+    **changes: object,
 ) -> Archive:
     """Make a bundle the default version of its model, without a failed request.
 
@@ -46,8 +43,8 @@ def deploy(
         bundle_dir: folder of the bundle.
         state: the server's folder.
         timeout_s: how long its workers may take.
-        runtime: which graph the workers run.
-        precision: of that graph.
+        changes: settings that differ from those of the version that is the default now, or, for a model that the
+            server does not have, from the defaults; see `serving.settings.changed`.
 
     Returns:
         What is served now.
@@ -62,7 +59,7 @@ def deploy(
         management, store = Management.of(server, state), Path(server.store)
         if management.status(new.name, new.version) is not None:
             raise ServerError(f"version of {new.name} must be a new one, got {new.version}, which is served already")
-        package(bundle_dir, model_store=store, settings=WorkerSettings(runtime=runtime, precision=precision))
+        package(bundle_dir, model_store=store, settings=changed(_present_settings(server, new.name), **changes))
         try:
             _register(management, server, new, state, timeout_s)
         except BaseException:
@@ -98,6 +95,12 @@ def rollback(name: str, state: Path = STATE) -> tuple[int, int]:
     return before, present
 
 
+def _present_settings(server: Server, name: str) -> WorkerSettings:
+    """Those of a model's default version, or the defaults of a model that the server does not have."""
+    history = server.history.get(name)
+    return read_settings(Path(server.store, Archive(name, history[-1]).file)) if history else DEFAULT_SETTINGS
+
+
 @contextmanager
 def _changeable(state: Path) -> Iterator[Server]:
     """The running server of a folder, kept from other changes."""
@@ -121,25 +124,25 @@ def _set_aside(store: Path, archive: Archive) -> None:
 
 def _register(management: Management, server: Server, found: Archive, state: Path, timeout_s: float) -> None:
     """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
-    path, log = f"/models/{found.name}/{found.version}", log_size(state / LOGS)
+    path, old = f"/models/{found.name}/{found.version}", logs.sizes(state / LOGS)
     count = workers(read_settings(Path(server.store, found.file)), server.gpus)
     named = {"url": found.file, "model_name": found.name}
     management.call("POST", "/models", initial_workers=str(count), synchronous="false", **named)
     try:
-        _wait_ready(management, found, state, log, timeout_s)
+        _wait_ready(management, found, state, old, timeout_s)
         management.call("PUT", f"{path}/set-default")
     except BaseException:
         management.call("DELETE", path)
         raise
 
 
-def _wait_ready(management: Management, found: Archive, state: Path, log: int, timeout_s: float) -> None:
+def _wait_ready(management: Management, found: Archive, state: Path, old: logs.Sizes, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         status = management.status(found.name, found.version)
         if status is not None and status.is_ready:
             return
-        dead = failure(state / LOGS, log)
+        dead = logs.failure(state / LOGS, old)
         if dead is not None and dead[0] == found.name:
             raise ServerError(f"{found} must load, got {dead[1]}; see {state / LOGS}")
         if time.monotonic() > deadline:
