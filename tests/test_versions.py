@@ -15,8 +15,9 @@ from conftest import gmm_answers, golden_images, serving, tampered
 from serving.errors import BundleError, ServerError
 from serving.settings import WorkerSettings
 from serving.torchserve import launch, versions
-from serving.torchserve.archive import Archive, archives, package, read_settings
+from serving.torchserve.archive import Archive, package, read_settings
 from serving.torchserve.state import Server, load
+from serving.torchserve.store import archives
 
 SETTINGS = WorkerSettings(workers=1, threads=1, batch_size=5)
 

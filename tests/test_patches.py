@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import ServerError
-from serving.torchserve import changes
+from serving.torchserve.patches import classes
 
 
 def torchserve_home() -> Path:
@@ -19,14 +19,14 @@ def torchserve_home() -> Path:
 
 
 def test_only_constants_differ() -> None:
-    changed = changes.changed_classes(torchserve_home())
-    with zipfile.ZipFile(torchserve_home() / changes.JAR) as jar:
+    changed = classes.changed_classes(torchserve_home())
+    with zipfile.ZipFile(torchserve_home() / classes.JAR) as jar:
         original = {name: jar.read(name) for name in changed}
 
     model, job, words = (f"org/pytorch/serve/{name}.class" for name in ("wlm/Model", "job/RestJob", "util/ApiUtils"))
     assert set(changed) == {model, job, words}
-    assert changed[words].count(changes.CLEAR_REFUSAL.encode()) == 1
-    assert changes.REFUSAL.encode() not in changed[words]
+    assert changed[words].count(classes.CLEAR_REFUSAL.encode()) == 1
+    assert classes.REFUSAL.encode() not in changed[words]
     differing = [n for n, (one, other) in enumerate(zip(original[model], changed[model], strict=True)) if one != other]
     assert len(differing) == 3
     assert re.findall(rb"MI\w+SECONDS", changed[model]) == [b"MICROSECONDS"]
@@ -36,10 +36,10 @@ def test_only_constants_differ() -> None:
 
 
 def test_another_torchserve_is_refused(tmp_path: Path) -> None:
-    jar = tmp_path / changes.JAR
+    jar = tmp_path / classes.JAR
     jar.parent.mkdir(parents=True)
     with zipfile.ZipFile(jar, "w") as file:
-        file.writestr(changes.CHANGES[0].name, b"other")
+        file.writestr(classes.CHANGES[0].name, b"other")
 
     with pytest.raises(ServerError, match=r"must be TorchServe 0\.12\.0's, got another .*: install torchserve=="):
-        changes.changed_classes(tmp_path)
+        classes.changed_classes(tmp_path)
