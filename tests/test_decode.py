@@ -8,8 +8,9 @@ import pytest
 from conftest import encoded
 from PIL import Image
 
-from serving.decode import DEFAULT_LIMITS, Limits, decode
+from serving.decode import decode
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
+from serving.limits import DEFAULT_LIMITS, Limits
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)

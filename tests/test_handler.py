@@ -82,15 +82,15 @@ def test_an_unexpected_failure_is_a_500_for_its_own_request_only(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poison = handler.predictor.decode(images[1])
-    infer = handler.predictor.infer
+    poison = handler.plane.predictor.decode(images[1])
+    infer = handler.plane.predictor.infer
 
     def fail_on_poison(batch: np.ndarray) -> Any:
         if any(np.array_equal(image, poison) for image in batch):
             raise RuntimeError("out of order")
         return infer(batch)
 
-    monkeypatch.setattr(handler.predictor, "infer", fail_on_poison)
+    monkeypatch.setattr(handler.plane.predictor, "infer", fail_on_poison)
 
     first, second, third = Batch(bundle_dir, *({"body": image} for image in images[:3])).answers(handler)
     message = "the server failed to answer this request; its log says why"

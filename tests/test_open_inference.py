@@ -12,7 +12,7 @@ from conftest import LABELS, gmm_answers
 
 from serving.errors import ServingError
 from serving.predictor import Predictor
-from serving.request import Request, read
+from serving.request import Message, Request, read
 
 
 def tensors(data: Any, shape: Any = None, **changes: Any) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def b64(image: bytes) -> str:
 
 
 def asked(body: Any) -> Request:
-    return read({"body": json.dumps(body).encode()}, "application/json")
+    return read(Message(json.dumps(body).encode(), content_type="application/json"))
 
 
 def in_binary(images: list[bytes], size: int | None = None) -> Request:
@@ -34,7 +34,7 @@ def in_binary(images: list[bytes], size: int | None = None) -> Request:
     del body["inputs"][0]["data"]
     body["inputs"][0] |= {"shape": [len(images)], "parameters": {"binary_data_size": size or len(binary)}}
     text = json.dumps(body).encode()
-    return read({"body": text + binary}, "", json_length=str(len(text)))
+    return read(Message(text + binary, json_length=str(len(text))))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def predictor(bundle_dir: Path) -> Predictor:
 
 
 def answer(predictor: Predictor, request: Request) -> tuple[int, dict[str, Any]]:
-    return request.reply(predictor.predict(request.images, request.options))
+    [outcome] = predictor.predict_together([(request.images, request.options)])
+    return request.reply(outcome)
 
 
 def test_the_tensors_are_the_graphs_outputs(predictor: Predictor, images: list[bytes]) -> None:
@@ -107,12 +108,15 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
     [
         (tensors(["x"], other=1), "request must have no keys but id, inputs, "),
         ({"inputs": []}, "inputs must be a list of one tensor, images, got []"),
-        ({"inputs": [tensors(["x"])["inputs"][0] | {"parameters": []}]}, "parameters of a tensor must be an object"),
+        (
+            {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": []}]},
+            "parameters of the tensor must be an object, got []",
+        ),
         ({"inputs": [{"name": "pixels", "datatype": "FP32"}]}, "the tensor must be images of datatype BYTES, got 'pi"),
         (tensors(["x"], [2]), "data must be a list of as many images as the shape [2] says, got 1"),
         (tensors("x", [1]), "data must be a list of as many images as the shape [1] says, got none"),
-        (tensors(["x"], [True]), "shape must be a list of whole numbers, got [True]"),
-        (tensors(["x"], [-1, -1]), "shape must be a list of whole numbers, got [-1, -1]"),
+        (tensors(["x"], [True]), "shape must be a list of 1 to 4 whole numbers, got [True]"),
+        (tensors(["x"], [-1, -1]), "shape must be a list of 1 to 4 whole numbers, got [-1, -1]"),
         (tensors(["x"], id=7), "id must be text, got 7"),
         (tensors(["x"], outputs=[{"name": "logits"}]), "outputs must name tensors of label, posterior, "),
         (tensors([""] * 257), "images must hold 1 to 256 images, got 257"),
@@ -121,9 +125,8 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
 )
 def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: str) -> None:
     request = asked(body)
-    (error,) = request.images
-    assert isinstance(error, ServingError)
-    status, answered = request.reply([error])
+    assert isinstance(request.images, ServingError)
+    status, answered = request.reply(request.images)
 
     assert status == 400
     assert answered["error"].startswith(f"bad_request: {message}")
@@ -140,17 +143,16 @@ def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: s
 def test_broken_binary_tensors(binary: bytes, size: int, message: str) -> None:
     tensor = {"name": "images", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     text = json.dumps({"inputs": [tensor]}).encode()
-    request = read({"body": text + binary}, json_length=str(len(text)))
-    (error,) = request.images
+    request = read(Message(text + binary, json_length=str(len(text))))
 
-    assert isinstance(error, ServingError)
-    assert str(error) == message
+    assert isinstance(request.images, ServingError)
+    assert str(request.images) == message
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "99999"])
 def test_a_wrong_length_of_the_json(length: str) -> None:
     with pytest.raises(ServingError, match=r"^Inference-Header-Content-Length must be at most 2, got "):
-        read({"body": b"{}"}, json_length=length)
+        read(Message(b"{}", json_length=length))
 
 
 def test_text_that_is_no_base64(images: list[bytes]) -> None:

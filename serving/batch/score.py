@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from serving.bundle import Bundle, Precision
 from serving.errors import ImageError, ImageTooLarge, ServingError
-from serving.predictor import Predictor
+from serving.predictor import Decoded, Predictor
 from serving.respond import Answer, Options
 from serving.runtimes import RuntimeName
 
@@ -49,7 +48,6 @@ SCHEMA = pa.schema(
 )
 
 Row = dict[str, Any]
-Decoded = NDArray[np.uint8] | ServingError
 
 
 @dataclass(frozen=True)
