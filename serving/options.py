@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic.fields import FieldInfo
 
-from serving.decode import Limits
+from serving.limits import Limits
 from serving.settings import WorkerSettings
 
 HELP = {
@@ -17,9 +17,12 @@ HELP = {
     "workers": "Processes that serve a model.",
     "threads": "Threads of one inference on the CPU.",
     "timeout_s": "Seconds that a worker may take for a batch before it is replaced.",
-    "max_bytes": "Size of one encoded image.",
+    "max_bytes": "Bytes of one encoded image.",
     "max_pixels": "Height times width of one image.",
+    "max_side": "Height and width of one image, each.",
     "max_instances": "Images in one request.",
+    "max_request_pixels": "Pixels of all images of one request.",
+    "max_request_bytes": "Bytes of one request.",
 }
 NAMES = {"timeout_s": "--response-timeout"}  # where the option is not called as the setting
 PANEL = "Settings of the models"

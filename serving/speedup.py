@@ -30,7 +30,7 @@ def measured_speedup(bundle_dir: Path, threads: int) -> float:
         threads: of one inference.
 
     Returns:
-        The median over rounds of both graphs on the golden images.
+        The median over rounds of both graphs on the golden images, to one decimal place.
 
     Raises:
         ServingError: if they cannot be computed.
@@ -39,7 +39,7 @@ def measured_speedup(bundle_dir: Path, threads: int) -> float:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), *sys.path])}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
-        return float(done.stdout)
+        return round(float(done.stdout), 1)
     except subprocess.CalledProcessError as exc:
         reason = exc.stderr.strip().splitlines()[-1:] or ["no word"]
         raise ServingError(f"both graphs of {bundle_dir} must compute, got {reason[0]}") from exc

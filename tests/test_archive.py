@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from serving.bundle import Bundle
-from serving.decode import Limits
 from serving.errors import BundleError, ServerError
+from serving.limits import Limits
 from serving.settings import WorkerSettings
 from serving.torchserve.archive import model_config, package, read_settings, rebuild
 
@@ -62,7 +62,7 @@ def test_the_settings_travel_as_yaml(bundle_dir: Path, tmp_path: Path) -> None:
             "workers": 3,
             "threads": 2,
             "timeout_s": 120,
-            "limits": {"max_bytes": 10 * 1024 * 1024, "max_pixels": 40_000_000, "max_instances": 256},
+            "limits": Limits().model_dump(),
         },
     }
 

@@ -15,7 +15,6 @@ from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STA
 
 FILE_NAME = "config.properties"
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
-MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
 FEW_CORES = 4

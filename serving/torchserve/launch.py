@@ -120,7 +120,7 @@ def speedups(models: Mapping[Archive, WorkerSettings], state: Path, gpus: int) -
     for one, settings in models.items():
         if settings.precision == "int8" and gpus == 0:
             with extracted(state / ARCHIVES / one.file) as bundle_dir:
-                measured[str(one)] = round(measured_speedup(bundle_dir, threads(settings)), 2)
+                measured[str(one)] = measured_speedup(bundle_dir, threads(settings))
     return measured
 
 

@@ -50,7 +50,7 @@ class Plan:
     @property
     def max_request_bytes(self) -> int:
         """The largest request that one of the models may get."""
-        return config.MAX_REQUEST_BYTES
+        return max(settings.limits.max_request_bytes for settings in self.models.values())
 
 
 def spawn(plan: Plan, state: Path) -> Server:

@@ -116,7 +116,11 @@ def _settings(server: Server, new: Archive, state: Path, changes: dict[str, obje
     """Those of the model's default version, or the defaults for a model that the server does not have, changed."""
     history = server.history.get(new.name)
     present = read_settings(state / ARCHIVES / Archive(new.name, history[-1]).file) if history else DEFAULT_SETTINGS
-    return changed(present, **changes)
+    settings = changed(present, **changes)
+    wanted, most = settings.limits.max_request_bytes, server.max_request_bytes
+    if wanted > most:
+        raise ServerError(f"max_request_bytes must be at most the server's {most}, got {wanted}: start it anew")
+    return settings
 
 
 def _register(
