@@ -19,7 +19,7 @@ MEASURED_S = 0.3
 MIN_ROUNDS = 3
 WORTHWHILE = 1.1
 TIMEOUT_S = 120
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 def measured_speedup(bundle_dir: Path, threads: int) -> float:
@@ -36,7 +36,7 @@ def measured_speedup(bundle_dir: Path, threads: int) -> float:
         ServingError: if they cannot be computed.
     """
     command = [sys.executable, "-m", "serving.speedup", str(bundle_dir), str(threads)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_PROJECT_ROOT), *sys.path])}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
         return round(float(done.stdout), 1)

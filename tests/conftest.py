@@ -5,6 +5,7 @@ components over 3 features of an 8 x 8 gray image) and a softmax model. Their go
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -221,10 +222,10 @@ def described(response: httpx.Response) -> None:
     OAS31Validator({**schema, "components": openapi()["components"]}).validate(response.json())
 
 
-def serving(*arguments: object, check: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run `python -m serving ...` from the project's root."""
+def serving(*arguments: object, check: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m serving ...` from the project's root, with these variables beside those of the environment."""
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=300)
     if check and result.returncode != 0:
         raise RuntimeError(f"{command} exited {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result

@@ -364,9 +364,10 @@ def test_a_path_survives_javas_properties() -> None:
 
 def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_server() -> None:
     base = {"PATH": "/bin", "TS_CONFIG_FILE": "/elsewhere", "PYTHONPATH": "/mine", "HOME": "/root"}
+    base |= {"DISCRIMINANT_INFERENCE_KEY": "i" * 20, "DISCRIMINANT_MANAGEMENT_KEY": "m" * 20}
     environment = config.environment(base, Path("/java"), Path("/state"), Path("/tmp/x"))
 
-    assert "TS_CONFIG_FILE" not in environment
+    assert not {"TS_CONFIG_FILE", "DISCRIMINANT_INFERENCE_KEY", "DISCRIMINANT_MANAGEMENT_KEY"} & set(environment)
     assert environment["PATH"] == "/java/bin:/bin"
     assert environment["PYTHONPATH"] == f"{ROOT}:/mine"
     assert (environment["LOG_LOCATION"], environment["TMPDIR"]) == ("/state/logs", "/tmp/x")

