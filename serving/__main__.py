@@ -17,7 +17,6 @@ import orjson
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from serving import client
 from serving.answer_table import print_answers
@@ -27,14 +26,13 @@ from serving.keys import client_key
 from serving.options import HELP, takes_settings
 from serving.runtimes import RuntimeName
 from serving.settings import DEFAULT_SETTINGS, changed
-from serving.speedup import WORTHWHILE, told
+from serving.status_table import print_speedup, print_status
 from serving.torchserve import launch, versions
-from serving.torchserve.archive import Archive, read_settings
 from serving.torchserve.archive import package as package_bundle
 from serving.torchserve.gpus import DeviceChoice
-from serving.torchserve.management import ModelStatus, inference_key
+from serving.torchserve.management import inference_key
 from serving.torchserve.ports import LOOPBACK
-from serving.torchserve.state import ARCHIVES, Server, load
+from serving.torchserve.state import Server, load
 
 app = typer.Typer(
     help="Serve bundles with TorchServe, ask the server, or score a folder of images without one.",
@@ -111,7 +109,8 @@ def start(
         print("Interrupted; nothing is left running.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
-    _print_speedups(server)
+    for name, speedup in server.speedups.items():
+        print_speedup(name, speedup)
     if foreground:
         _stay(server, state)
     else:
@@ -142,8 +141,9 @@ def deploy(
     """Serve a new version of a model beside the old one, and make it the default once all of its workers can answer."""
     new = versions.deploy(bundle, state, timeout, **settings)
     print(f"{new.name} is version {new.version} now; python -m serving rollback {new.name}  undoes it")
-    if server := load(state):
-        _print_speedups(server, str(new))
+    server = load(state)
+    if server is not None and str(new) in server.speedups:
+        print_speedup(str(new), server.speedups[str(new)])
 
 
 @app.command()
@@ -158,20 +158,12 @@ def rollback(
 @app.command()
 def status(state: StateOption = launch.STATE) -> None:
     """Show each model's workers; exit code 0: all are ready, 1: some are not, or it drains, 3: no server runs."""
-    statuses = launch.status(state)
-    if statuses is None:
+    statuses, server = launch.status(state), load(state)
+    if statuses is None or server is None:
         print(f"No server runs in {state}.")
         raise typer.Exit(3)
-    server = load(state)
-    table = Table("model", "version", "precision", "workers ready", "state")
-    for one in statuses:
-        table.add_row(
-            one.name, one.version, _precision(one, server, state), f"{one.ready}/{one.workers}", _state_of(one)
-        )
-    Console().print(table)
-    if server is not None:
-        _print_speedups(server, worthwhile=False)
-        print(f"The server is at {server.url}, since {server.started}.")
+    print_status(statuses, server, state)
+    print(f"The server is at {server.url}, since {server.started}.")
     if not all(one.is_ready for one in statuses):
         raise typer.Exit(1)
 
@@ -259,28 +251,6 @@ def _stay(server: Server, state: Path) -> None:
         except Interrupted:
             done = launch.stop(state, drain_s=0)
         print(done, flush=True)
-
-
-def _precision(status: ModelStatus, server: Server | None, state: Path) -> str:
-    """In what a version computes, and what that brings; nothing of a server that does not answer."""
-    if server is None or not status.version.isdecimal():
-        return "-"
-    model = Archive(status.name, int(status.version))
-    precision, speedup = read_settings(state / ARCHIVES / model.file).precision, server.speedups.get(str(model))
-    return precision if speedup is None else f"{precision}, {speedup:.1f} x float32"
-
-
-def _print_speedups(server: Server, model: str | None = None, *, worthwhile: bool = True) -> None:
-    """Say what int8 brings: to one model or all, or only to which it brings nothing."""
-    for name, speedup in server.speedups.items():
-        if model in (None, name) and (worthwhile or speedup < WORTHWHILE):
-            print(told(name.partition(":")[0], speedup))
-
-
-def _state_of(status: ModelStatus) -> str:
-    if status.draining:
-        return "draining"
-    return "ready" if status.is_ready else "not ready"
 
 
 def _print_next(server: Server, state: Path) -> None:

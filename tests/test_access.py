@@ -99,6 +99,8 @@ def test_settings_of_this_server_leave_the_store_alone(guarded: Server, model_st
     assert asked(url, INFERENCE, content=bytes(50_001)).status_code == 413
     assert (own.batch_size, own.limits.max_instances, own.workers, own.threads) == (3, 2, 1, 1)
     assert read_settings(model_store / "tiny-mda-1.mar").batch_size == 8
+    configured = (folder / "state" / "config.properties").read_text().splitlines()
+    assert {f"model_store={folder}/state/models", "max_request_size=50000", "max_response_size=50000"} <= {*configured}
 
 
 def test_classify_names_a_key(guarded: Server, key_file: Path, images: list[bytes], folder: Path) -> None:
