@@ -36,7 +36,8 @@ def measured_speedup(bundle_dir: Path, threads: int) -> float:
         ServingError: if they cannot be computed.
     """
     command = [sys.executable, "-m", "serving.speedup", str(bundle_dir), str(threads)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_PROJECT_ROOT), *sys.path])}
+    paths = [str(_PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
         return round(float(done.stdout), 1)

@@ -32,7 +32,10 @@ def _precision(status: ModelStatus, server: Server, state: Path) -> str:
     if not status.version.isdecimal():
         return "-"  # the server does not answer
     model = Archive(status.name, int(status.version))
-    precision, speedup = read_settings(state / ARCHIVES / model.file).precision, server.speedups.get(str(model))
+    try:
+        precision, speedup = read_settings(state / ARCHIVES / model.file).precision, server.speedups.get(str(model))
+    except FileNotFoundError:
+        return "-"  # the version was taken away a moment ago
     return precision if speedup is None else f"{precision}, {speedup:.1f} x float32"
 
 

@@ -3,19 +3,24 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from conftest import serving
+from conftest import serving, with_int8
 
 from serving.errors import ServerError
 from serving.keys import KEY
+from serving.settings import WorkerSettings, changed
+from serving.speedup import told
+from serving.status_table import print_status
 from serving.torchserve import launch, process
-from serving.torchserve.archive import read_settings
+from serving.torchserve.archive import package, read_settings
 from serving.torchserve.state import Server, load
 
+PACKAGED = WorkerSettings(workers=1, threads=1, batch_size=8)
 INFERENCE, MANAGEMENT = "given.to-clients_1", "m" * 128
 BEYOND = "127.0.0.2"  # another address of this machine stands for one that the network reaches
 
@@ -34,13 +39,16 @@ def key_file(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(model_store: Path, folder: Path, key_file: Path) -> Iterator[Server]:
-    """A server with keys of ours, other settings, and an exporter elsewhere."""
-    options = ["--key-file", key_file, "--metrics-host", BEYOND, "--batch-size", 3, "--max-instances", 2]
-    start = ["start", "--models", "tiny-mda", "--port", 0, "--device", "cpu", "--model-store", model_store]
-    serving(*start, "--state", folder / "state", *options, "--max-request-bytes", 50_000, check=True)
+def guarded(bundle_dir: Path, folder: Path, key_file: Path) -> Iterator[Server]:
+    """A server with keys of ours, other settings than its archive's, and an exporter elsewhere."""
+    bundle = with_int8(bundle_dir, folder / "tiny-mda" / "1")
+    package(bundle, model_store=folder / "store", settings=PACKAGED)
+    options = ["--key-file", key_file, "--metrics-host", BEYOND, "--precision", "int8", "--batch-size", 3]
+    start = ["start", "--port", 0, "--device", "cpu", "--model-store", folder / "store", "--state", folder / "state"]
+    said = serving(*start, *options, "--max-instances", 2, "--max-request-bytes", 50_000, check=True).stdout
     server = load(folder / "state")
     assert server is not None
+    assert told("tiny-mda", server.speedups["tiny-mda:1"]) in said.splitlines()
     yield server
     launch.stop(folder / "state", grace_s=0, drain_s=0)
 
@@ -90,17 +98,31 @@ def test_the_exporter_is_reached_where_it_was_told_to_listen_and_all_else_stays(
     assert (of_exporter, of_java) == ({BEYOND}, {"127.0.0.1"})
 
 
-def test_settings_of_this_server_leave_the_store_alone(guarded: Server, model_store: Path, folder: Path) -> None:
+def test_settings_of_this_server_leave_the_store_alone(guarded: Server, folder: Path) -> None:
     url = f"{guarded.url}/predictions/tiny-mda"
     refused = asked(url, INFERENCE, json={"instances": [{"b64": ""}] * 3})
     own = read_settings(folder / "state" / "models" / "tiny-mda-1.mar")
 
     assert refused.json()["error"]["message"] == "instances must hold 1 to 2 images, got 3"
     assert asked(url, INFERENCE, content=bytes(50_001)).status_code == 413
-    assert (own.batch_size, own.limits.max_instances, own.workers, own.threads) == (3, 2, 1, 1)
-    assert read_settings(model_store / "tiny-mda-1.mar").batch_size == 8
+    changes = {"precision": "int8", "batch_size": 3, "max_instances": 2, "max_request_bytes": 50_000}
+    assert own == changed(PACKAGED, **changes)
+    assert read_settings(folder / "store" / "tiny-mda-1.mar") == PACKAGED
     configured = (folder / "state" / "config.properties").read_text().splitlines()
     assert {f"model_store={folder}/state/models", "max_request_size=50000", "max_response_size=50000"} <= {*configured}
+
+
+@pytest.mark.parametrize(("speedup", "warned"), [(0.9, True), (3.4, False)])
+def test_status_tells_where_int8_brings_nothing(
+    speedup: float, warned: bool, guarded: Server, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses = launch.status(folder / "state")
+    assert statuses is not None
+
+    print_status(statuses, replace(guarded, speedups={"tiny-mda:1": speedup}), folder / "state")
+    shown = capsys.readouterr().out
+    assert f"int8, {speedup} x float32" in shown
+    assert ("int8 brings nothing on this CPU (0.9 times float32's speed): serve tiny-mda in float32" in shown) is warned
 
 
 def test_classify_names_a_key(guarded: Server, key_file: Path, images: list[bytes], folder: Path) -> None:
@@ -134,7 +156,9 @@ def test_keys_of_the_state_folder_survive_a_restart(model_store: Path, tmp_path:
 
 
 def test_keys_for_a_server_that_asks_for_none(model_store: Path, tmp_path: Path, key_file: Path) -> None:
-    with pytest.raises(ServerError, match=rf"^a server without keys must get none, got the key file {key_file}$"):
+    with pytest.raises(
+        ServerError, match=rf"^a server that asks for no key must get no key file, got {key_file}: leave one out$"
+    ):
         launch.start(model_store=model_store, state=tmp_path, port=0, token_auth=False, key_file=key_file)
 
 

@@ -128,7 +128,7 @@ def _keys(asks: bool, key_file: Path | None, state: Path, stock: bool) -> Keys |
     """The keys that the server gets, if it asks for any and does not draw them itself."""
     if not asks:
         if key_file is not None:
-            raise ServerError(f"a server without keys must get none, got the key file {key_file}")
+            raise ServerError(f"a server that asks for no key must get no key file, got {key_file}: leave one out")
         return None
     if not stock:
         return server_keys(key_file or state / OWN_KEY_FILE, os.environ)
