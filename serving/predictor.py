@@ -178,8 +178,8 @@ class Predictor:
             pixels += _pixels_of(opened[-1])
             if pixels > most:
                 return ImageTooLarge(
-                    f"images of one request must count at most {most} pixels together, got {pixels} in the first "
-                    f"{len(opened)}: send fewer or smaller ones at a time"
+                    f"images of one request must count at most {most} pixels together, got {pixels} by "
+                    f"image {len(opened)} of {len(images)}: send fewer or smaller ones at a time"
                 )
         return opened
 
