@@ -66,6 +66,10 @@ class DataPlane:
         self._aside.submit(self._tell, names, statuses, outcomes, seconds, stopwatch.seconds)
         return replies
 
+    def close(self) -> None:
+        """Finish counting and logging."""
+        self._aside.shutdown()
+
     def _read(self, message: Message) -> Request:
         """One request; what is wrong with it as a whole stands in the place of its images."""
         try:
