@@ -228,7 +228,7 @@ def score(
     precision: PrecisionOption = Precision.float32,
 ) -> None:
     """Score every file of a folder without a server, into a Parquet file."""
-    from serving.batch.score import score as score_folder
+    from serving.batch.score import score_folder
 
     summary = score_folder(
         folder,
