@@ -209,7 +209,7 @@ def score(
     precision: Annotated[Precision, typer.Option(help=HELP["precision"])] = "float32",
 ) -> None:
     """Score every file of a folder without a server, into a Parquet file."""
-    from serving.batch.score import score as score_folder
+    from serving.batch.score import score_folder
 
     summary = score_folder(
         folder,

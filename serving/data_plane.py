@@ -18,7 +18,7 @@ import orjson
 
 from serving.errors import ServingError
 from serving.metrics import Metrics, Stopwatch
-from serving.predictor import Outcome, Predictor, Stage
+from serving.predictor import Predictor, Results, Stage
 from serving.request import Message, Request, read
 from serving.request_log import RequestLog
 
@@ -66,6 +66,10 @@ class DataPlane:
         self._aside.submit(self._tell, names, statuses, outcomes, seconds, stopwatch.seconds)
         return replies
 
+    def close(self) -> None:
+        """Finish counting and logging."""
+        self._aside.shutdown()
+
     def _read(self, message: Message) -> Request:
         """One request; what is wrong with it as a whole stands in the place of its images."""
         try:
@@ -75,7 +79,7 @@ class DataPlane:
         except Exception:
             return Request(_unexpected())
 
-    def _predict(self, requests: Sequence[Request], stopwatch: Stopwatch) -> list[Outcome]:
+    def _predict(self, requests: Sequence[Request], stopwatch: Stopwatch) -> list[Results]:
         """What each request gets: all by one call, or, if that fails unexpectedly, request by request."""
         try:
             work = [(request.images, request.options) for request in requests]
@@ -88,7 +92,7 @@ class DataPlane:
         self,
         names: Sequence[str],
         statuses: Sequence[int],
-        outcomes: Sequence[Outcome],
+        outcomes: Sequence[Results],
         seconds: float,
         stages: Mapping[Stage, float],
     ) -> None:

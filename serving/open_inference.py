@@ -111,7 +111,7 @@ def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
 
 
 def _check_keys(what: str, found: dict[str, Any], allowed: Sequence[str]) -> None:
-    if unknown := sorted(set(found) - set(allowed)):
+    if unknown := [key for key in found if key not in allowed]:
         raise BadRequest(f"{what} must have no keys but {', '.join(allowed)}, got {shown(unknown)}")
 
 
@@ -119,7 +119,7 @@ def _check_parameters(what: str, owner: dict[str, Any], allowed: Sequence[str]) 
     parameters = owner.get("parameters", {})
     if not isinstance(parameters, dict):
         raise BadRequest(f"parameters of the {what} must be an object, got {shown(parameters)}")
-    if unknown := sorted(set(parameters) - set(allowed)):
+    if unknown := [name for name in parameters if name not in allowed]:
         raise BadRequest(f"parameters of the {what} must be none but {', '.join(allowed)}, got {shown(unknown)}")
     return parameters
 

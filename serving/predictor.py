@@ -53,7 +53,7 @@ PHOTO_PIXELS = 64 * 1024  # from here on an image takes longer to decode than a 
 
 Decoded = NDArray[np.uint8] | ServingError
 Opened = OpenImage | ServingError
-Outcome = list[Result] | ServingError
+Results = list[Result] | ServingError
 Stage = Literal["decode", "inference", "encode"]
 Timer = Callable[[Stage], AbstractContextManager[Any]]
 Work = tuple[Sequence[bytes | ServingError] | ServingError, Options]
@@ -138,7 +138,7 @@ class Predictor:
             raise outcome
         return outcome
 
-    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[Outcome]:
+    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[Results]:
         """Answer several requests, each with its own options, by one call of the graph.
 
         Args:
@@ -178,8 +178,8 @@ class Predictor:
             pixels += _pixels_of(opened[-1])
             if pixels > most:
                 return ImageTooLarge(
-                    f"images of one request must count at most {most} pixels together, got {pixels} in the first "
-                    f"{len(opened)}: send fewer or smaller ones at a time"
+                    f"images of one request must count at most {most} pixels together, got {pixels} by "
+                    f"image {len(opened)} of {len(images)}: send fewer or smaller ones at a time"
                 )
         return opened
 

@@ -151,8 +151,7 @@ def _read_json(payload: bytes, limits: Limits) -> Request:
         return _read_tensors(body, b"", limits)
     if not isinstance(body, dict) or "instances" not in body:
         raise BadRequest(f'request body must be an object with "instances", got {shown(body)}')
-    unknown = sorted(set(body) - {"instances", "parameters"})
-    if unknown:
+    if unknown := [key for key in body if key not in ("instances", "parameters")]:
         raise BadRequest(f"request body must have no keys but instances and parameters, got {shown(unknown)}")
     instances = body["instances"]
     if not isinstance(instances, list):

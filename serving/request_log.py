@@ -42,3 +42,7 @@ class RequestLog:
         head = {"time": time, "level": "INFO"}
         text = b"\n".join(orjson.dumps(head | self._model | entry) for entry in entries).decode()
         self._file.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

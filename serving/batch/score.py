@@ -1,6 +1,6 @@
 """Scoring a folder: every file in it → one row of a Parquet file, by the predictor that the server uses.
 
-    summary = score("photos", "model_store/mnist-mda/1", "answers.parquet")
+    summary = score_folder("photos", "model_store/mnist-mda/1", "answers.parquet")
 
 Every file that is not hidden gets a row, in sorted order; one that is no readable image gets its error there. Rows are
 `path` (relative to the folder), `label`, `probability`, `component`, `component_probability`, `log_density`,
@@ -63,7 +63,7 @@ class Summary:
         return f"{self.images:,} images, {self.errors:,} without an answer, {rate:,.0f} images/s"
 
 
-def score(
+def score_folder(
     folder: str | Path,
     bundle: str | Path,
     out: str | Path,
