@@ -49,7 +49,7 @@ def server_keys(key_file: Path, environment: Mapping[str, str]) -> Keys:
         environment: of the process.
 
     Raises:
-        ServerError: if a key breaks its rule, both are the same, or others can read the file.
+        ServerError: if a key breaks its rule, both are the same, or the file cannot be made or others can read it.
     """
     given = {name: environment[variable] for name, variable in _variables() if variable in environment}
     keys = Keys(**given) if len(given) == len(KEY_VARIABLES) else Keys(**{**_from_file(key_file), **given})
@@ -101,9 +101,12 @@ def _read(key_file: Path) -> dict[str, str]:
 
 def _write(key_file: Path, keys: Keys) -> None:
     """Write a key file whole, with mode 0600 from its first moment."""
-    with tempfile.NamedTemporaryFile("w", prefix=f".{key_file.name}.", dir=key_file.parent, delete=False) as file:
-        file.write(json.dumps(asdict(keys), indent=2) + "\n")
-    Path(file.name).replace(key_file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=f".{key_file.name}.", dir=key_file.parent, delete=False) as file:
+            file.write(json.dumps(asdict(keys), indent=2) + "\n")
+        Path(file.name).replace(key_file)
+    except OSError as exc:
+        raise ServerError(f"{key_file} must be a file that can be made, got {exc.strerror}") from exc
 
 
 def _check(key: str | None, what: str) -> str:

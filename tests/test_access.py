@@ -109,7 +109,9 @@ def test_settings_of_this_server_leave_the_store_alone(guarded: Server, folder: 
     assert own == changed(PACKAGED, **changes)
     assert read_settings(folder / "store" / "tiny-mda-1.mar") == PACKAGED
     configured = (folder / "state" / "config.properties").read_text().splitlines()
-    assert {f"model_store={folder}/state/models", "max_request_size=50000", "max_response_size=50000"} <= {*configured}
+    assert {f"model_store={folder}/state/models", "max_request_size=50000", "max_response_size=16777216"} <= {
+        *configured
+    }
 
 
 @pytest.mark.parametrize(("speedup", "warned"), [(0.9, True), (3.4, False)])

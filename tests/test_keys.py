@@ -42,6 +42,13 @@ def test_the_environment_wins_and_needs_no_file(tmp_path: Path) -> None:
     assert server_keys(file, {"DISCRIMINANT_MANAGEMENT_KEY": "c" * 20}) == Keys("a" * 20, "c" * 20)
 
 
+def test_a_file_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "keys.json"
+
+    with pytest.raises(ServerError, match=rf"^{file} must be a file that can be made, got No such file or directory$"):
+        server_keys(file, {})
+
+
 def test_keys_are_not_shown() -> None:
     assert repr(Keys("a" * 20, "b" * 20)) == "Keys()"
 

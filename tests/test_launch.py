@@ -92,7 +92,7 @@ def record(state: Path, **changes: object) -> Server:
 def test_a_server_in_the_foreground_lives_until_sigterm(
     begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes]
 ) -> None:
-    command = begin("--foreground", "--host", "0.0.0.0")
+    command = begin("--foreground", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0")
     line = command.stdout.readline() if command.stdout else ""
     server = load(own_state)
     assert server is not None
@@ -107,6 +107,7 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     without_key = httpx.post(f"{server.url}/predictions/tiny-mda", content=images[0], trust_env=False)
     assert without_key.status_code == 400
     assert serving("status", "--state", own_state).returncode == 0
+    assert httpx.get(server.metrics_url.replace("/metrics", "/ready"), trust_env=False).status_code == 200
     assert json.loads(serving("classify", image, "--json", "--state", own_state, check=True).stdout)["label"]
 
     command.send_signal(signal.SIGTERM)

@@ -115,6 +115,8 @@ def test_a_version_that_cannot_load_changes_nothing_and_the_next_one_is_none_the
         BundleError, match=r"^precision of .* must be float32, got int8: export the bundle with --int8$"
     ):
         versions.deploy(make_bundle(version=3), served, precision="int8")
+    versions.deploy(make_bundle("another"), served, batch_size=2)
+    assert read_settings(served / "models" / "another-1.mar") == WorkerSettings(batch_size=2)
     most = 16 * 1024 * 1024
     with pytest.raises(
         ServerError, match=rf"^max_request_bytes must be at most the server's {most}, got {most + 1}: start it anew$"

@@ -3,8 +3,9 @@
     server = start(["mnist-mda"])        # returns when every worker can answer
     status(), stop()
 
-Everything about one server lies in its state folder: config.properties, logs/, key_file.json, and server.json, which
-names the process. A start that fails or is interrupted leaves no process behind.
+Everything about one server lies in its state folder: config.properties, the archives that it serves in models/, logs/,
+key_file.json, and server.json, which names the process. Of all that, keys.json alone is read again by the next start. A
+start that fails or is interrupted leaves no process behind.
 """
 
 import os
