@@ -175,7 +175,9 @@ def classify(
     top_k: Annotated[int, typer.Option(min=1, help="Likeliest classes to show of each image.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one a line.")] = False,
     url: Annotated[str | None, typer.Option(help="A server elsewhere.", show_default="the one started here")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="JSON file with the key of the server elsewhere.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="JSON file with the key; needed for a server elsewhere.")
+    ] = None,
     state: StateOption = launch.STATE,
 ) -> None:
     """Classify images by the running server; exit code 1 if one of them got no answer.
@@ -183,7 +185,7 @@ def classify(
     The key of a server elsewhere may also stand in the variable DISCRIMINANT_INFERENCE_KEY.
     """
     server = None if url else load(state)
-    key = inference_key(state) if server else client_key(key_file, os.environ)
+    key = inference_key(state) if server and key_file is None else client_key(key_file, os.environ)
     name = model or _only_model(server)
     address, trusted = (server.url, server.trusted) if server else (url or client.DEFAULT_URL, True)
     with client.connect(address, key, trusted) as connection:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from serving.speedup import WORTHWHILE, told
 from serving.torchserve.archive import Archive, read_settings
@@ -14,7 +14,7 @@ from serving.torchserve.state import ARCHIVES, Server
 
 def print_status(statuses: Sequence[ModelStatus], server: Server, state: Path) -> None:
     """Print a row for each version of each model, and a line for each that would do better in float32."""
-    table = Table("model", "version", "precision", "workers ready", "state")
+    table = Table(Column("model", overflow="fold"), "version", "precision", "workers ready", "state")
     for one in statuses:
         table.add_row(one.name, one.version, _precision(one, server, state), f"{one.ready}/{one.workers}", _word(one))
     Console().print(table)
@@ -25,7 +25,7 @@ def print_status(statuses: Sequence[ModelStatus], server: Server, state: Path) -
 
 def print_speedup(name: str, speedup: float) -> None:
     """Print what int8 brings to a model, named `name:version`."""
-    print(told(name.partition(":")[0], speedup))
+    print(told(name.partition(":")[0], speedup), flush=True)
 
 
 def _precision(status: ModelStatus, server: Server, state: Path) -> str:

@@ -136,8 +136,9 @@ def test_classify_names_a_key(guarded: Server, key_file: Path, images: list[byte
     assert json.loads(serving(*elsewhere, DISCRIMINANT_INFERENCE_KEY=INFERENCE, check=True).stdout)["label"]
     wrong = serving(*elsewhere, DISCRIMINANT_INFERENCE_KEY="x" * 20)
     assert (wrong.returncode, "must answer with 200, got 400" in wrong.stderr) == (1, True)
-    here = serving("classify", image, "--state", folder / "state", "--json", check=True)
-    assert json.loads(here.stdout)["label"]
+    here = ("classify", image, "--state", folder / "state", "--json")
+    assert json.loads(serving(*here, check=True).stdout)["label"]
+    assert json.loads(serving(*here, "--key-file", key_file, check=True).stdout)["label"]
 
 
 def test_keys_of_the_state_folder_survive_a_restart(model_store: Path, tmp_path: Path, images: list[bytes]) -> None:

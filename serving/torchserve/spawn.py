@@ -60,8 +60,7 @@ def spawn_server(plan: Plan, state: Path) -> Server:
         ServerError: if there is no TorchServe, or not the version that this was made for.
     """
     counts = {one: workers(settings, plan.gpus) for one, settings in plan.models.items()}
-    limit = plan.max_request_bytes
-    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, limit)
+    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes)
     (state / config.FILE_NAME).write_text(text)
     # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
     tmp = Path(tempfile.mkdtemp(prefix="serving-"))
@@ -70,25 +69,7 @@ def spawn_server(plan: Plan, state: Path) -> Server:
     except BaseException:
         shutil.rmtree(tmp)
         raise
-    access, ports = plan.access, plan.ports
-    return Server(
-        pid=pid,
-        url=f"{access.scheme}://{reachable(access.host)}:{ports.inference}",
-        management_url=f"http://{LOOPBACK}:{ports.management}",
-        exporter=exporter,
-        metrics_url=f"http://{reachable(access.metrics_host)}:{ports.metrics}/metrics",
-        torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
-        models=tuple(dict.fromkeys(model.name for model in plan.models)),
-        gpus=plan.gpus,
-        store=str(plan.store),
-        certificate=str(access.certificate) if access.certificate else None,
-        model_api=access.model_api,
-        history={model.name: [model.version] for model in reversed(list(plan.models))},
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        tmp=str(tmp),
-        max_request_bytes=limit,
-        speedups=plan.speedups,
-    )
+    return _record(plan, pid, exporter, tmp)
 
 
 def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
@@ -115,6 +96,28 @@ def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
     listens = (plan.access.metrics_host, str(plan.ports.metrics))
     exporter = [sys.executable, "-m", process.EXPORTER, str(state), *listens, str(pid)]
     return pid, process.spawn(exporter, environment, state, state / LOGS / "exporter.log")
+
+
+def _record(plan: Plan, pid: int, exporter: int, tmp: Path) -> Server:
+    access, ports = plan.access, plan.ports
+    return Server(
+        pid=pid,
+        url=f"{access.scheme}://{reachable(access.host)}:{ports.inference}",
+        management_url=f"http://{LOOPBACK}:{ports.management}",
+        exporter=exporter,
+        metrics_url=f"http://{reachable(access.metrics_host)}:{ports.metrics}/metrics",
+        torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
+        models=tuple(dict.fromkeys(model.name for model in plan.models)),
+        gpus=plan.gpus,
+        store=str(plan.store),
+        certificate=str(access.certificate) if access.certificate else None,
+        model_api=access.model_api,
+        history={model.name: [model.version] for model in reversed(list(plan.models))},
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        tmp=str(tmp),
+        max_request_bytes=plan.max_request_bytes,
+        speedups=plan.speedups,
+    )
 
 
 def _torchserve_home() -> Path:
