@@ -10,7 +10,7 @@ so threads may share it.
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -115,7 +115,7 @@ def read_pixels(
     Raises:
         ImageError: if the image is truncated or otherwise broken.
     """
-    with _as_image_errors(opened.kind):
+    with _as_image_errors(opened.kind), closing(opened.picture):  # its place is needed for its neighbours
         return _pixels(opened.picture, opened.orientation, channels, background, wanted)
 
 
