@@ -3,7 +3,7 @@
 A file may hold text, colour profiles, thumbnails and what else a camera or a stranger has put there: some of it
 compressed, some of it in so many parts that reading them takes longer than the pixels. So the chunks of a PNG and the
 segments of a JPEG are walked here, once, and all that an answer does not depend on is left out before Pillow sees it.
-A WebP is one call of its library and stays as it is.
+A WebP is one call of its library and stays as it is; how much of it is coded without loss tells how long that may take.
 """
 
 import re
@@ -35,6 +35,11 @@ EXIF = b"Exif\0\0"
 MAX_TABLES = 64
 
 
+WEBP_HEADER_BYTES = 12
+WEBP_FRAME_BYTES = 24  # before the parts of a frame of an animation
+WEBP_LOSSLESS = (b"VP8L", b"ALPH")  # pixels, and transparency beside lossy ones
+
+
 @dataclass(frozen=True)
 class Essentials:
     """What is left of a file.
@@ -44,12 +49,14 @@ class Essentials:
         exif: its EXIF data, empty if there are none or if they are still in `data`.
         depth: bits of a sample of a PNG; other types have 8.
         scans: how often a decoder of a JPEG goes over the whole image.
+        lossless_bytes: of a WebP.
     """
 
     data: bytes
     exif: bytes = b""
     depth: int = 8
     scans: int = 1
+    lossless_bytes: int = 0
 
 
 def essentials(data: bytes, kind: str) -> Essentials:
@@ -66,7 +73,7 @@ def essentials(data: bytes, kind: str) -> Essentials:
     """
     if kind == "PNG":
         return _of_png(data)
-    return _of_jpeg(data) if kind == "JPEG" else Essentials(data)
+    return _of_jpeg(data) if kind == "JPEG" else _of_webp(data)
 
 
 def _of_png(data: bytes) -> Essentials:
@@ -138,6 +145,18 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         start = found.start()
         at = start + 2 + max(2, int.from_bytes(data[start + 2 : start + 4]))
         yield data[start + 1], start, at
+    raise _too_many_parts(data)
+
+
+def _of_webp(data: bytes) -> Essentials:
+    at, lossless = WEBP_HEADER_BYTES, 0
+    for _ in range(_most_parts(data)):
+        kind, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if at >= len(data):
+            return Essentials(data, lossless_bytes=lossless)
+        if kind in WEBP_LOSSLESS:
+            lossless += min(size, len(data) - at)
+        at += WEBP_FRAME_BYTES if kind == b"ANMF" else 8 + size + size % 2
     raise _too_many_parts(data)
 
 

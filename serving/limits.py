@@ -15,7 +15,8 @@ class Limits(BaseModel):
         max_side: height of one image, and its width.
         max_instances: images in one request.
         max_request_pixels: of all images of one request together. They count as decoding takes: half for a JPEG, a
-            third more where they may be transparent, twice or more at 16 bits or for a JPEG of very many scans.
+            third more where they may be transparent, twice or more at 16 bits or for a JPEG of very many scans, and up
+            to eleven times for a WebP without loss.
         max_request_bytes: size of one request.
     """
 
