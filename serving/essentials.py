@@ -34,7 +34,6 @@ MARKED = {0xE0: b"JFIF", 0xEE: b"Adobe"}  # what they say of the colours
 EXIF = b"Exif\0\0"
 MAX_TABLES = 64
 
-
 WEBP_HEADER_BYTES = 12
 WEBP_FRAME_BYTES = 24  # before the parts of a frame of an animation
 WEBP_LOSSLESS = (b"VP8L", b"ALPH")  # pixels, and transparency beside lossy ones
