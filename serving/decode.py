@@ -10,7 +10,7 @@ so threads may share it.
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
-from serving.essentials import PNG_START, essentials
+from serving.essentials import PNG_START, Essentials, essentials
 from serving.limits import DEFAULT_LIMITS, Limits
 
 SERVED_TYPES = "PNG, JPEG or WebP"
@@ -41,6 +41,8 @@ TURNED = (5, 6, 7, 8)  # the orientations of an image that lies on its side
 DRAFT_MARGIN = 2  # a draft this many times as large leaves the antialiasing to the resize
 PIXEL_BYTES, RGBA_BYTES = 3, 4  # a pixel of more than the first counts for more; the latter is what transparency takes
 JPEG_SCANS = 10  # as many as a progressive JPEG has; its pixels count half, and more if there are more scans
+CODE_PIXELS, CODE_BYTES = 16, 2.5  # a lossless WebP may have a Huffman code for so many pixels, or bytes,
+COUNTED_PER_CODE = 160  # which takes as long as so many pixels
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> OpenImage:
         picture = Image.open(BytesIO(kept.data), formats=[kind.upper()])
         _check_size(picture.size, limits)
         orientation = _orientation(kept.exif or picture.info.get("exif", b""))
-        return OpenImage(kind, picture, orientation, _counted_pixels(picture, kept.depth, kept.scans))
+        return OpenImage(kind, picture, orientation, _counted_pixels(picture, kept))
 
 
 def read_pixels(
@@ -115,7 +117,7 @@ def read_pixels(
     Raises:
         ImageError: if the image is truncated or otherwise broken.
     """
-    with _as_image_errors(opened.kind):
+    with _as_image_errors(opened.kind), closing(opened.picture):  # its place is needed for its neighbours
         return _pixels(opened.picture, opened.orientation, channels, background, wanted)
 
 
@@ -151,12 +153,14 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
         raise ImageTooLarge(f"image must be at most {limits.max_side} pixels high and wide, got {width} x {height}")
 
 
-def _counted_pixels(picture: Image.Image, depth: int, scans: int) -> int:
+def _counted_pixels(picture: Image.Image, kept: Essentials) -> int:
     pixels = picture.width * picture.height
     if picture.format == "JPEG":
-        return pixels * max(JPEG_SCANS, scans) // (2 * JPEG_SCANS)
-    size = len(picture.getbands()) * (2 if depth > 8 else 1)
-    return pixels * max(PIXEL_BYTES, size, RGBA_BYTES if picture.has_transparency_data else 0) // PIXEL_BYTES
+        return pixels * max(JPEG_SCANS, kept.scans) // (2 * JPEG_SCANS)
+    size = len(picture.getbands()) * (2 if kept.depth > 8 else 1)
+    codes = min(pixels // CODE_PIXELS, int(kept.lossless_bytes / CODE_BYTES))
+    size = max(PIXEL_BYTES, size, RGBA_BYTES if picture.has_transparency_data else 0)
+    return pixels * size // PIXEL_BYTES + codes * COUNTED_PER_CODE
 
 
 def _orientation(exif: bytes) -> int:

@@ -1,6 +1,7 @@
 """What one request may ask for, so that no stranger keeps a worker busy for long.
 
-With the defaults a request of the largest size takes a worker less than two seconds on two cores, whatever is in it.
+With the defaults no request takes a worker longer than two seconds on two cores, whatever is in it, before what the
+graph itself takes for as many images.
 """
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +16,8 @@ class Limits(BaseModel):
         max_side: height of one image, and its width.
         max_instances: images in one request.
         max_request_pixels: of all images of one request together. They count as decoding takes: half for a JPEG, a
-            third more where they may be transparent, twice or more at 16 bits or for a JPEG of very many scans.
+            third more where they may be transparent, twice or more at 16 bits or for a JPEG of very many scans, and up
+            to eleven times for a WebP without loss.
         max_request_bytes: size of one request.
     """
 

@@ -16,7 +16,7 @@ a worker dies of every error that it answers there.
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -98,7 +98,7 @@ def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
         BadRequest: if it breaks the protocol, or asks for a part of it that is not supported.
     """
     _check_keys("request", body, KEYS)
-    _check_parameters("request", body, ("binary_data_output",))
+    _check_parameters("request", body, {"binary_data_output": bool})
     inputs = body["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise BadRequest(f"inputs must be a list of one tensor, {INPUT}, got {shown(inputs)}")
@@ -115,12 +115,15 @@ def _check_keys(what: str, found: dict[str, Any], allowed: Sequence[str]) -> Non
         raise BadRequest(f"{what} must have no keys but {', '.join(allowed)}, got {shown(unknown)}")
 
 
-def _check_parameters(what: str, owner: dict[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
+def _check_parameters(what: str, owner: dict[str, Any], allowed: Mapping[str, type]) -> dict[str, Any]:
     parameters = owner.get("parameters", {})
     if not isinstance(parameters, dict):
         raise BadRequest(f"parameters of the {what} must be an object, got {shown(parameters)}")
-    if unknown := [name for name in parameters if name not in allowed]:
-        raise BadRequest(f"parameters of the {what} must be none but {', '.join(allowed)}, got {shown(unknown)}")
+    for name, value in parameters.items():
+        if name not in allowed:
+            raise BadRequest(f"parameters of the {what} must be none but {', '.join(allowed)}, got {shown(name)}")
+        if type(value) is not allowed[name]:
+            raise BadRequest(f"{name} must be {allowed[name].__name__}, got {shown(value)}")
     return parameters
 
 
@@ -129,7 +132,7 @@ def _images(tensor: dict[str, Any], binary: bytes) -> Sequence[str] | Sequence[b
     shape = tensor.get("shape")
     if not _is_shape(shape):
         raise BadRequest(f"shape must be a list of 1 to {MAX_DIMENSIONS} whole numbers, got {shown(shape)}")
-    parameters = _check_parameters("tensor", tensor, ("binary_data_size",))
+    parameters = _check_parameters("tensor", tensor, {"binary_data_size": int})
     if "binary_data_size" in parameters and "data" in tensor:
         raise BadRequest("the tensor must be in JSON or in binary, got both")
     if "binary_data_size" not in parameters and binary:
@@ -147,10 +150,10 @@ def _is_shape(value: Any) -> TypeGuard[list[int]]:
     return all(type(side) is int and side >= 0 for side in value)
 
 
-def _split(binary: bytes, size: Any) -> list[bytes]:
+def _split(binary: bytes, size: int) -> list[bytes]:
     """The elements of a BYTES tensor in binary."""
-    if type(size) is not int or size != len(binary):
-        raise BadRequest(f"binary_data_size must be the bytes behind the JSON, {len(binary)}, got {shown(size)}")
+    if size != len(binary):
+        raise BadRequest(f"binary_data_size must be the bytes behind the JSON, {len(binary)}, got {size}")
     parts, start = [], 0
     while start < len(binary):
         if start + LENGTH.size > len(binary):
@@ -178,7 +181,7 @@ def _wanted(outputs: Any) -> tuple[str, ...] | None:
     names: list[str] = []
     for output in outputs:
         _check_keys("an output", output, OUTPUT_KEYS)
-        _check_parameters("output", output, ("binary_data",))
+        _check_parameters("output", output, {"binary_data": bool})
         name = output.get("name")
         if not isinstance(name, str) or name not in _OUTPUTS or name in names:
             raise BadRequest(f"outputs must name tensors of {', '.join(_OUTPUTS)}, each once, got {shown(name)}")

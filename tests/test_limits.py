@@ -1,5 +1,7 @@
 """What one request may ask for, refused by the headers alone; and what of a file is never read."""
 
+import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -78,7 +80,6 @@ def test_a_side_that_is_too_long_is_refused_by_the_header_alone(size: tuple[int,
         (png(600, 50, depth=16, colour=RGBA), 80_000),
         (encoded(np.full((50, 600), 7, dtype=np.uint8), "PNG", transparency=7), 40_000),
         (encoded(PIXELS, "WebP"), 24 * 31),
-        (encoded(np.full((8, 8, 4), 7, dtype=np.uint8), "WebP"), 85),
         (encoded(PIXELS, "JPEG"), 12 * 31),
         (encoded(PIXELS, "JPEG", progressive=True), 12 * 31),
         (with_scans(10, 64), 64 * 64 // 2),
@@ -87,6 +88,27 @@ def test_a_side_that_is_too_long_is_refused_by_the_header_alone(size: tuple[int,
 )
 def test_what_takes_long_to_decode_counts_for_more(data: bytes, counted: int) -> None:
     assert open_image(data).counted_pixels == counted
+
+
+@pytest.mark.parametrize(("part", "options"), [(b"VP8L", {"lossless": True}), (b"ALPH", {"lossless": False})])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_webp_without_loss_counts_for_the_codes_that_it_may_hold(
+    part: bytes, options: dict[str, bool], frames: int
+) -> None:
+    stream = io.BytesIO()
+    flat = [Image.new("RGBA", (64, 64), (level, 0, 0, level)) for level in (0, 99, 200)[:frames]]
+    flat[0].save(stream, "WebP", save_all=frames > 1, append_images=flat[1:], **options)
+    data = stream.getvalue()
+
+    sizes = [struct.unpack_from("<I", data, found.end())[0] for found in re.finditer(part, data)]
+    assert len(sizes) == frames
+    assert open_image(data).counted_pixels == 64 * 64 * 4 // 3 + 160 * int(sum(sizes) / 2.5)
+
+
+def test_which_are_no_more_than_its_pixels_allow() -> None:
+    noise = encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), "WebP", lossless=True)
+
+    assert open_image(noise).counted_pixels == 64 * 64 + 160 * (64 * 64 // 16)
 
 
 def test_the_jpeg_of_many_scans_is_a_whole_image() -> None:

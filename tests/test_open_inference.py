@@ -124,11 +124,11 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
         (tensors(["x"], parameters=[]), "parameters of the request must be an object, got []"),
         (
             tensors(["x"], parameters={"top_k": 1}),
-            "parameters of the request must be none but binary_data_output, got ['top_k']",
+            "parameters of the request must be none but binary_data_output, got 'top_k'",
         ),
         (
             {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": {"shared_memory_region": "a"}}]},
-            "parameters of the tensor must be none but binary_data_size, got ['shared_memory_region']",
+            "parameters of the tensor must be none but binary_data_size, got 'shared_memory_region'",
         ),
         (
             {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": {"binary_data_size": 0}}]},
@@ -149,7 +149,11 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
         ),
         (
             tensors(["x"], outputs=[{"name": "label", "parameters": {"classification": 3}}]),
-            "parameters of the output must be none but binary_data, got ['classification']",
+            "parameters of the output must be none but binary_data, got 'classification'",
+        ),
+        (
+            tensors(["x"], outputs=[{"name": "label", "parameters": {"binary_data": 1}}]),
+            "binary_data must be bool, got 1",
         ),
         (
             tensors(["x"], outputs=[{"name": "label", "x": 1}]),
@@ -176,10 +180,10 @@ def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: s
         (b"\1\0", 2, "each binary element must follow its length in 4 bytes, got a part of a length"),
         (b"\5\0\0\0abc", 7, "a binary element must be there whole, got 3 of 5 bytes"),
         (b"\1\0\0\0a", 4, "binary_data_size must be the bytes behind the JSON, 5, got 4"),
-        (b"\1\0\0\0a", 5.0, "binary_data_size must be the bytes behind the JSON, 5, got 5.0"),
-        (b"a", True, "binary_data_size must be the bytes behind the JSON, 1, got True"),
-        (b"a", [], "binary_data_size must be the bytes behind the JSON, 1, got []"),
-        (b"a", None, "binary_data_size must be the bytes behind the JSON, 1, got None"),
+        (b"\1\0\0\0a", 5.0, "binary_data_size must be int, got 5.0"),
+        (b"a", True, "binary_data_size must be int, got True"),
+        (b"a", [], "binary_data_size must be int, got []"),
+        (b"a", None, "binary_data_size must be int, got None"),
     ],
 )
 def test_broken_binary_tensors(binary: bytes, size: Any, message: str) -> None:
