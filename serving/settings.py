@@ -8,8 +8,8 @@ Every server takes its settings from here, so that a limit means the same in all
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.bundle import Precision
-from serving.decode import DEFAULT_LIMITS, Limits
 from serving.errors import ServerError
+from serving.limits import DEFAULT_LIMITS, Limits
 from serving.runtimes import RuntimeName
 
 

@@ -75,39 +75,6 @@ def test_the_phrase_goes_with_the_status(handler: ImageHandler, bundle_dir: Path
     assert batch.context.get_response_status(0) == (415, "Unsupported Media Type")
 
 
-def test_an_unexpected_failure_is_a_500_for_its_own_request_only(
-    handler: ImageHandler,
-    bundle_dir: Path,
-    images: list[bytes],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    poison = handler.predictor.decode(images[1])
-    infer = handler.predictor.infer
-
-    def fail_on_poison(batch: np.ndarray) -> Any:
-        if any(np.array_equal(image, poison) for image in batch):
-            raise RuntimeError("out of order")
-        return infer(batch)
-
-    monkeypatch.setattr(handler.predictor, "infer", fail_on_poison)
-
-    first, second, third = Batch(bundle_dir, *({"body": image} for image in images[:3])).answers(handler)
-    message = "the server failed to answer this request; its log says why"
-    assert (first[0], third[0]) == (200, 200)
-    assert second == (500, {"error": {"code": "internal_error", "message": message}})
-    assert "out of order" in caplog.text
-
-
-def test_a_request_that_cannot_even_be_read_is_a_500_of_its_own(
-    handler: ImageHandler, bundle_dir: Path, images: list[bytes]
-) -> None:
-    assert [status for status, _ in Batch(bundle_dir, {"body": object()}, {"body": images[0]}).answers(handler)] == [
-        500,
-        200,
-    ]
-
-
 def test_a_header_that_is_called_body_does_no_harm(
     handler: ImageHandler, bundle_dir: Path, images: list[bytes]
 ) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from serving.decode import Limits
 from serving.errors import ServerError
+from serving.limits import Limits
 from serving.settings import WorkerSettings, changed
 
 

@@ -22,15 +22,17 @@ from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from serving.decode import Limits
 from serving.errors import ImageError
-from serving.preprocess import fit, read_image
+from serving.limits import Limits
+from serving.preprocess import read_image, to_input
 from training.progress import track
 from training.recipe import DataSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-TRUSTED = Limits(max_bytes=1 << 30, max_pixels=1 << 28)  # the user's own files, not strangers' requests
+TRUSTED = Limits(
+    max_bytes=1 << 30, max_pixels=1 << 28, max_side=1 << 28
+)  # the user's own files, not strangers' requests
 
 
 class DataError(ValueError):
@@ -175,7 +177,7 @@ def as_served(images: Tensor, spec: InputSpec) -> Tensor:
         return images
     if images.shape[1] == 1:
         images = images.expand(-1, spec.channels, -1, -1)
-    return torch.from_numpy(np.stack([fit(image.permute(1, 2, 0).numpy(), spec) for image in images]))
+    return torch.from_numpy(np.stack([to_input(image.permute(1, 2, 0).numpy(), spec) for image in images]))
 
 
 def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list[Path]:
