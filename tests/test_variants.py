@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = [ROOT / "model_store" / name / "1" for name in ("cifar100-lda-best", "fashion-mnist-mda-best", "mnist-mda")]
 VARIANTS: tuple[VariantPrecision, ...] = ("float16", "int8")
 RECIPE: dict[str, Any] = {
-    "data": {"name": "digits"},
-    "encoder": {"kind": "six-conv", "dim": 4},
+    "data": {"name": "digits", "test": 0.6},
+    "encoder": {"kind": "six-conv", "dim": 4, "width": 32},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
-    "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3},
+    "fit": {"epochs": 6, "batch_size": 64, "lr": 3e-3},
     "refit": {"head": "mda", "components": 2, "features": "pooled", "dim": 8, "covariance": "diagonal"},
 }
 
