@@ -233,8 +233,8 @@ def test_graphs_do_not_tell_where_they_were_made(pair: tuple[Bundle, Classifier]
 def test_graph_that_computes_something_else_is_refused(lda: Bundle, tmp_path: Path) -> None:
     folder = copied(lda, tmp_path)
     model = onnx.load(folder / "model.onnx")
-    means = next(tensor for tensor in model.graph.initializer if tensor.name == "means")
-    means.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(means) + np.float32(0.01), "means"))
+    means = next(tensor for tensor in model.graph.initializer if tensor.name == "served_head.means")
+    means.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(means) + np.float32(0.01), means.name))
     onnx.save(model, folder / "model.onnx")
 
     check_parity(lda)
@@ -258,8 +258,8 @@ def test_torchscript_that_computes_something_else_is_refused(lda: Bundle, tmp_pa
 def test_graph_that_answers_no_numbers_is_refused(lda: Bundle, tmp_path: Path) -> None:
     folder = copied(lda, tmp_path)
     model = onnx.load(folder / "model.onnx")
-    means = next(tensor for tensor in model.graph.initializer if tensor.name == "means")
-    means.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(means) * np.float32(np.nan), "means"))
+    means = next(tensor for tensor in model.graph.initializer if tensor.name == "served_head.means")
+    means.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(means) * np.float32(np.nan), means.name))
     onnx.save(model, folder / "model.onnx")
 
     with pytest.raises(ParityError, match="got nan apart"):

@@ -223,7 +223,7 @@ def test_schema_names_the_key_the_rule_and_the_value(file: Path, override: str, 
         (["head.kind=svm", "loss.kind=nll"], "loss.kind nll must go with the head lda or mda, got svm"),
         (["head.kind=svm", "loss.kind=lda"], "loss.kind lda must go with the head lda or mda, got svm"),
         (["head.kind=svm", "loss.kind=poisson-nll"], "loss.kind poisson-nll must go with the head lda or mda, got svm"),
-        (["loss.kind=hinge"], "loss.kind hinge must go with the head svm or softmax, got lda"),
+        (["loss.kind=hinge"], "loss.kind hinge must go with the head softmax or svm, got lda"),
         (["encoder.kind=mlp"], "encoder.hidden must name at least one layer for the encoder mlp, got none"),
         (
             ["encoder.kind=linear", "fit.scales=[0.5, 1]"],

@@ -7,25 +7,41 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from training.backbones import BACKBONES, SIDE
 from training.encoders import EncoderKind
-from training.heads import Covariance
+from training.gaussians import Covariance
+from training.heads import HEADS
 
 RECIPES = Path(__file__).parent / "recipes"
 
-HeadKind = Literal["lda", "mda", "softmax", "svm"]
 LossKind = Literal["cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"]
+LOSSES_OF_COMPONENTS, LOSSES_OF_DENSITIES = ("em-dnll",), ("nll", "dnll", "poisson-nll", "lda")
+LOSSES_OF_MARGINS = ("hinge",)
 DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _one_of(choices: Mapping[str, Any]) -> AfterValidator:
+    """A key of a table, which says so as a Literal would."""
+
+    def check(value: str) -> str:
+        if value not in choices:
+            *most, last = map(repr, choices)
+            expected = f"{', '.join(most)} or {last}"
+            raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+        return value
+
+    return AfterValidator(check)
 
 
 class _Section(BaseModel):
@@ -55,9 +71,9 @@ class EncoderSpec(_Section):
 
 
 class HeadSpec(_Section):
-    """Features to log-joints; see training/heads.py. Covariance and simplex concern lda and mda."""
+    """Features to log-joints: one of `HEADS` of training/heads.py. Covariance and simplex concern lda and mda."""
 
-    kind: HeadKind
+    kind: Annotated[str, _one_of(HEADS)]
     components: Annotated[int, Field(ge=1, le=64)] = 1
     covariance: Covariance = "spherical"
     simplex: bool = False
@@ -131,16 +147,10 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> "Recipe":
+        self._require_loss_of_head()
         head, loss = self.head.kind, self.loss.kind
-        generative = head in ("lda", "mda")
-        if self.head.components > 1 and head != "mda":
+        if self.head.components > 1 and not HEADS[head].has_components:
             raise ValueError(f"head.components must be 1 for the head {head}, got {self.head.components}")
-        if loss == "em-dnll" and head != "mda":
-            raise ValueError(f"loss.kind em-dnll must go with the head mda, got {head}")
-        if loss in ("nll", "dnll", "poisson-nll", "lda") and not generative:
-            raise ValueError(f"loss.kind {loss} must go with the head lda or mda, got {head}")
-        if loss == "hinge" and generative:
-            raise ValueError(f"loss.kind hinge must go with the head svm or softmax, got {head}")
         if loss == "fisher" and self.refit is None:
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
         if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
@@ -150,6 +160,18 @@ class Recipe(_Section):
         if self.encoder.kind == "mlp" and not self.encoder.hidden:
             raise ValueError("encoder.hidden must name at least one layer for the encoder mlp, got none")
         return self
+
+    def _require_loss_of_head(self) -> None:
+        loss, head = self.loss.kind, HEADS[self.head.kind]
+        if loss in LOSSES_OF_COMPONENTS and not head.has_components:
+            fitting = [name for name, kind in HEADS.items() if kind.has_components]
+        elif loss in LOSSES_OF_DENSITIES and not head.has_density:
+            fitting = [name for name, kind in HEADS.items() if kind.has_density]
+        elif loss in LOSSES_OF_MARGINS and head.has_density:
+            fitting = [name for name, kind in HEADS.items() if not kind.has_density]
+        else:
+            return
+        raise ValueError(f"loss.kind {loss} must go with the head {' or '.join(fitting)}, got {self.head.kind}")
 
     @property
     def learns_features(self) -> bool:

@@ -41,7 +41,6 @@ from training.analysis.evidence import (
 from training.analysis.linear import linear_readout
 from training.classifier import Classifier
 from training.data import DataError, Dataset, Sources, load_dataset
-from training.heads import DiscriminantHead
 from training.recipe import DataSpec
 from training.run import Run
 
@@ -145,7 +144,7 @@ def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis)
 def omitted(evidence: Evidence) -> dict[str, str]:
     """Why a score is not there, by its name."""
     head = evidence.classifier.head
-    return {} if isinstance(head, DiscriminantHead) else {"log_density": f"a {head.kind} head has no density"}
+    return {} if "log_density" in head.outputs else {"log_density": f"a {head.kind} head has no density"}
 
 
 def _logits(classifier: Classifier, features: FloatArray) -> FloatArray:
