@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.bundle import InputSpec
+from serving.runtimes import Outputs
 from training.classifier import Classifier
 from training.data import Dataset, Sources
-from training.evaluate import Outputs, eager, measure, run_graph
+from training.evaluate import eager, measure, run_graph
 from training.run import Run
 from training.train import images_of
 
