@@ -21,9 +21,10 @@ from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
 from training.evaluate import measure, run_graph
 from training.export import ParityError, check_parity, export, golden_images, write_bundle, write_graphs
+from training.images import load_images
 from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run, RunError
-from training.train import load_images, train
+from training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from serving.predictor import Predictor
 from serving.runtimes import open_runtime
 from training.data import Sources
 from training.evaluate import measure, run_graph
+from training.images import load_images
 from training.recipe import load_recipe, parse_recipe
 from training.results import load_results
-from training.train import load_images
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ("cifar100-lda-best", "fashion-mnist-mda-best", "mnist-mda")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from serving.bundle import InputSpec
-from training import train as train_module
+from training import images as images_module
 from training.backbones import BACKBONES
 from training.data import Dataset, Sources, load_dataset
 from training.evaluate import eager, measure, run_graph
 from training.recipe import DataSpec, load_recipe, recipe_names
 from training.run import Run
+from training.train import train
 
 SHAPES = {"fashion-mnist": (10, 1, 28), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32), "folder": (10, 3, 64)}
 TRAINED_HERE = [name for name in recipe_names() if load_recipe(name)[1].encoder.kind not in BACKBONES]
@@ -36,13 +37,13 @@ def slice_of(spec: DataSpec, sources: Sources) -> Dataset:
 
 @pytest.mark.parametrize("name", TRAINED_HERE)
 def test_recipe_trains_and_answers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "load_dataset", slice_of)
+    monkeypatch.setattr(images_module, "load_dataset", slice_of)
     share = "data.validation=0.25" if load_recipe(name)[1].data.validation else "data.validation=0.0"
     run = Run.create(*load_recipe(name, ["fit.epochs=1", "fit.scales=[1.0]", "data.test=0.25", share]), None, tmp_path)
 
-    classifier = train_module.train(run, Sources(), torch.device("cpu"))
+    classifier = train(run, Sources(), torch.device("cpu"))
 
-    test = train_module.load_images(run.recipe, Sources()).part("test", torch.device("cpu"))
+    test = images_module.load_images(run.recipe, Sources()).part("test", torch.device("cpu"))
     metrics = measure(run_graph(eager(classifier, torch.device("cpu")), test.images), test.labels)
     assert math.isfinite(run.epochs()[0]["loss"])
     assert metrics["images"] >= 100

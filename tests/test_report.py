@@ -135,7 +135,7 @@ def test_page_says_what_was_trained_and_how_good_it_is(page: Path, run: Run) -> 
 
 
 def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: Sources) -> None:
-    from training.train import load_images
+    from training.images import load_images
 
     test = load_images(run.recipe, sources).part("test", CPU)
     expected = measure(run_graph(eager(run.load_classifier(), CPU), test.images), test.labels)
@@ -153,7 +153,7 @@ def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: So
 
 
 def test_calibration_before_is_that_at_temperature_one(page: Path, run: Run, sources: Sources) -> None:
-    from training.train import load_images
+    from training.images import load_images
 
     test = load_images(run.recipe, sources).part("test", CPU)
     classifier = run.load_classifier()

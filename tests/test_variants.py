@@ -15,9 +15,10 @@ from serving.torchserve.archive import package
 from training import variants
 from training.data import Sources
 from training.export import export
+from training.images import images_of
 from training.recipe import parse_recipe
 from training.run import Run
-from training.train import images_of, train
+from training.train import train
 from training.variants import VariantError, assignments_that_agree
 
 VARIANTS: tuple[VariantPrecision, ...] = ("float16", "int8")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from training.data import Dataset, Sources, load_dataset
-from training.fit import Labelled
+from training.images import Labelled
 from training.recipe import DataSpec, Recipe, parse_recipe
 from training.tables import END, START
 
@@ -18,7 +18,7 @@ TREE: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "six-conv", "dim": 3, "width": 4},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
-    "fit": {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 0.01},
+    "fit": {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 0.01, "precision": "float32"},
 }
 
 

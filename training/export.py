@@ -22,9 +22,8 @@ from serving.runtimes import onnxruntime, open_runtime
 from training.classifier import Architecture, Classifier, ServedGraph
 from training.data import Sources
 from training.evaluate import Outputs, measure, run_graph
-from training.fit import Labelled
+from training.images import Labelled, images_of
 from training.run import Run
-from training.train import images_of
 from training.variants import add_variant
 
 # Largest difference to float64. log_density and features have no bound: above 1 theirs is relative. The whitening of a
