@@ -16,6 +16,8 @@ import pytest
 import torch
 from training_samples import (
     FOLDER_DATA,
+    PRECISION,
+    begun,
     digits,
     logged_epochs,
     same_weights,
@@ -27,7 +29,7 @@ from training import data as data_module
 from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Sources, split
-from training.devices import PrecisionChoice, describe_device
+from training.devices import describe_device
 from training.fit import DivergedError
 from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
@@ -36,7 +38,6 @@ from training.run import Run, RunError
 from training.train import architecture_of, train
 
 CPU = torch.device("cpu")
-PRECISION = PrecisionChoice("float32", "the recipe names it")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -56,12 +57,6 @@ def recipe_for_folder(**sections: dict) -> Recipe:
 
 def new_run(runs: Path, recipe: Recipe | None = None, run_id: str = "one") -> Run:
     return Run.create("small", recipe or recipe_for_folder(), run_id, runs)
-
-
-def begun(run: Run) -> Run:
-    """A run that has begun on all the digits."""
-    run.begin(digits(), split(digits(), validation=0.1, test=0.2, seed=0), Sources(), CPU, PRECISION)
-    return run
 
 
 # Creating and opening

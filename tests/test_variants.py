@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
     "encoder": {"kind": "six-conv", "dim": 4},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
-    "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3},
+    "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "precision": "float32"},
     "refit": {"head": "mda", "components": 2, "features": "pooled", "dim": 8, "covariance": "diagonal"},
 }
 

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from training.benchmark import SMALL, run_benchmark, table_of_speeds
 from training.commands.options import DataRootOption, DeviceOption, FolderOption, RecordOption
 from training.data import Sources
-from training.devices import choose_device
+from training.devices import choose_device, choose_precision
 from training.files import replace_text
-from training.progress import console, say, steps
+from training.progress import console, say, steps, warn
+from training.recipe import Recipe, load_recipe
 from training.results import record as record_figures
 from training.results import stamp
 from training.run import RUNS
@@ -60,6 +62,7 @@ def sweep(
     wanted = _sweep_of(recipe, settings, over or [], None if grid else trials, preset)
     folder = wanted.folder(sweep_id)
     images = Images(Sources(data_root, data), choose_device(device))
+    _warn_of_emulation(wanted.base(), images.device)
     say(f"sweeping {wanted.name} over {', '.join(p.key for p in wanted.space)}: {wanted.total} trials in {folder}")
     done = _with_bar(wanted, images, folder)
     console.print(table_of_trials(wanted, done))
@@ -119,8 +122,10 @@ def benchmark(
 
     Example: python -m training benchmark cifar10-mlp cifar10-cnn --rounds 7
     """
-    sources = Sources(data_root) if real else None
-    speeds = run_benchmark(recipes or SMALL, sources, images=images, rounds=rounds, device=choose_device(device))
+    sources, chosen, names = Sources(data_root) if real else None, choose_device(device), recipes or SMALL
+    for name in names:
+        _warn_of_emulation(load_recipe(name)[1], chosen)
+    speeds = run_benchmark(names, sources, images=images, rounds=rounds, device=chosen)
     console.print(table_of_speeds(speeds))
     figures = {speed.recipe: {**speed.figures(), "real_images": real} for speed in speeds}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +145,11 @@ def _sweep_of(recipe: str, settings: list[str], over: list[str], trials: int | N
         raise ValueError(f"--preset must come without --over, got both {preset} and {over[0]}")
     chosen = PRESETS[preset]
     return Sweep(recipe, (*chosen.settings, *settings), parse_space(chosen.over))
+
+
+def _warn_of_emulation(recipe: Recipe, device: torch.device) -> None:
+    if warning := choose_precision(recipe.fit.precision, device).warning:
+        warn(warning)
 
 
 def _with_bar(wanted: Sweep, images: Images, folder: Path) -> list[Trial]:
