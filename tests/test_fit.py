@@ -11,7 +11,7 @@ from training_samples import digits_from, same_weights, small_recipe
 
 from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
-from training.fit import DivergedError, State, build_optimizer, build_schedule, fit, validation_metrics
+from training.fit import DivergedError, TrainingState, build_optimizer, build_schedule, fit, validation_metrics
 from training.images import Labelled
 from training.recipe import FitSpec, Recipe
 
@@ -120,12 +120,12 @@ def test_training_goes_on_from_a_saved_state_to_the_same_weights(sections: dict)
     assert [timeless(line) for line in rest] == [timeless(line) for line in metrics[2:]]
 
 
-def saved(state: State) -> State:
+def saved(state: TrainingState) -> TrainingState:
     """What a checkpoint gives back."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    back: State = torch.load(file, weights_only=True)
+    back: TrainingState = torch.load(file, weights_only=True)
     return back
 
 

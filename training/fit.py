@@ -28,7 +28,7 @@ from training.recipe import FitSpec, Recipe
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look waits for the device
 
-State = dict[str, Any]
+TrainingState = dict[str, Any]
 
 
 class DivergedError(RuntimeError):
@@ -45,7 +45,7 @@ class Epoch:
     """
 
     metrics: dict[str, Any]
-    state: State
+    state: TrainingState
 
 
 def fit(
@@ -53,7 +53,7 @@ def fit(
     recipe: Recipe,
     train: Labelled,
     validation: Labelled,
-    state: State | None = None,
+    state: TrainingState | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Epoch]:
     """Train `classifier` in place, an epoch whenever the next one is asked for.
@@ -146,7 +146,7 @@ class _Loop:
         spec = self.recipe.loss
         return build_loss(spec.kind, spec.weight)(scores, labels), scores.log_joints.detach()
 
-    def state(self, epoch: int) -> State:
+    def state(self, epoch: int) -> TrainingState:
         """What `restore` takes."""
         return {
             "epoch": epoch,
@@ -155,7 +155,7 @@ class _Loop:
             "schedule": self.schedule.state_dict(),
         }
 
-    def restore(self, state: State) -> int:
+    def restore(self, state: TrainingState) -> int:
         """Take the state after an epoch; the next epoch."""
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -98,13 +98,7 @@ class Run:
         """
         self._require_new()
         description = {
-            "dataset": {
-                "name": dataset.name,
-                "splits": {name: len(positions) for name, positions in splits.items()},
-                "fingerprint": dataset.fingerprint(),
-            },
-            "classes": dataset.classes,
-            "input": dataset.input.model_dump(),
+            **_contents(dataset, splits),
             "weights": self._weights(sources),
             **_places(sources),
             **_circumstances(device, precision),
@@ -237,6 +231,16 @@ def _now() -> str:
 
 def _as_json(description: dict[str, Any]) -> str:
     return json.dumps(description, indent=2) + "\n"
+
+
+def _contents(dataset: Dataset, splits: Splits) -> dict[str, Any]:
+    """What the images are."""
+    counts = {name: len(positions) for name, positions in splits.items()}
+    return {
+        "dataset": {"name": dataset.name, "splits": counts, "fingerprint": dataset.fingerprint()},
+        "classes": dataset.classes,
+        "input": dataset.input.model_dump(),
+    }
 
 
 def _places(sources: Sources) -> dict[str, str | None]:
