@@ -38,9 +38,10 @@ from training.data import Sources, as_served
 from training.evaluate import eager, measure, run_graph
 from training.export import export, golden_images, write_graphs
 from training.features import cache_key, features_of
+from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
 from training.run import Run, RunError
-from training.train import architecture_of, load_images, sources_of, train
+from training.train import architecture_of, train
 
 CPU = torch.device("cpu")
 CLASSES = ("red", "green", "blue")

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from training_samples import FOLDER_DATA, digits, digits_from, small_recipe, write_digit_folder
+from training_samples import FOLDER_DATA, begun, digits, digits_from, small_recipe, write_digit_folder
 
 from serving.bundle import MANIFEST, Bundle, write_manifest
 from serving.errors import BundleError
@@ -21,9 +21,10 @@ from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
 from training.evaluate import measure, run_graph
 from training.export import ParityError, check_parity, export, golden_images, write_bundle, write_graphs
+from training.images import load_images
 from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run, RunError
-from training.train import load_images, train
+from training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -306,7 +307,7 @@ def test_bundle_that_is_there_is_replaced_only_on_request(softmax: Bundle, lda: 
 
 
 def test_unfinished_run_is_not_exported(tmp_path: Path, folder: Path) -> None:
-    run = Run.create("small", small_recipe(data=FOLDER_DATA), "one", tmp_path)
+    run = begun(Run.create("small", small_recipe(data=FOLDER_DATA), "one", tmp_path))
 
     with pytest.raises(RunError, match=r"^run must be finished"):
         export(run, Sources(folder=folder), tmp_path / "store" / "small" / "1")

@@ -18,12 +18,13 @@ from serving.bundle import InputSpec
 from training.__main__ import app
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
-from training.fit import Labelled
+from training.devices import choose_device
+from training.images import Labelled
 from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run, RunError
 from training.studies import STUDIES, box_regression, boxes, parameter_growth, shift_invariance
 from training.studies.study import Setting, newest
-from training.train import choose_device, train
+from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,9 +15,10 @@ from serving.torchserve.archive import package
 from training import variants
 from training.data import Sources
 from training.export import export
+from training.images import images_of
 from training.recipe import parse_recipe
 from training.run import Run
-from training.train import images_of, train
+from training.train import train
 from training.variants import VariantError, assignments_that_agree
 
 VARIANTS: tuple[VariantPrecision, ...] = ("float16", "int8")
@@ -26,7 +27,7 @@ RECIPE: dict[str, Any] = {
     "encoder": {"kind": "six-conv", "dim": 4},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
-    "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3},
+    "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "precision": "float32"},
     "refit": {"head": "mda", "components": 2, "features": "pooled", "dim": 8, "covariance": "diagonal"},
 }
 

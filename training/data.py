@@ -118,11 +118,15 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int) -> Spl
     return splits
 
 
+def batch_count(count: int, batch_size: int) -> int:
+    """How many batches an epoch has; a last one of a single image, which batch norm refuses, is left out."""
+    full, rest = divmod(count, batch_size)
+    return full + (rest > 1 or count == 1)
+
+
 def batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled positions 0..count-1 in batches; a last one of a single image, which batch norm refuses, is left out."""
-    for batch in torch.randperm(count, generator=generator).split(batch_size):
-        if len(batch) > 1 or count == 1:
-            yield batch
+    """Shuffled positions 0..count-1 in `batch_count` batches."""
+    yield from torch.randperm(count, generator=generator).split(batch_size)[: batch_count(count, batch_size)]
 
 
 def augment(images: Tensor, *, crop_padding: int, flip: bool, cutout: int = 0, generator: torch.Generator) -> Tensor:

@@ -28,9 +28,8 @@ from training.classifier import Architecture, Classifier, ServedGraph
 from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
-from training.fit import Labelled
+from training.images import Labelled, images_of
 from training.run import Run
-from training.train import images_of
 from training.variants import add_variant
 
 OF_TOLERANCE = 0.5  # how much of what servers allow a graph may be off by

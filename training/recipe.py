@@ -101,7 +101,7 @@ class FitSpec(_Section):
     cutout: Annotated[int, Field(ge=0)] = 0  # pixels; side of a square of zeros at a random place
     scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1, strict=False)
     """Sides of the images as shares of their own, in as many equal parts of the training: small ones are quick."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the encoder; auto: bfloat16 where it is quick
     compile: bool = False
 
 

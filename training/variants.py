@@ -20,7 +20,7 @@ from serving.bundle import Bundle, Variant, VariantPrecision, graph_files
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
-from training.fit import Labelled
+from training.images import Labelled
 
 CALIBRATION_IMAGES = 1024
 PERCENTILE = 99.999

@@ -194,13 +194,29 @@ def _facts(run: Figures, log_density: float | None) -> list[list[str]]:
         ["data", f"{run['data']}: {splits}; {len(run['classes'])} classes"],
         ["network", f"{run['encoder']}, {run['dim']} features, {run['parameters']:,} parameters"],
         ["head", f"{run['head']}{covariance}{of_class}"],
-        ["training", f"{run['epochs']} epochs in {run['seconds']:,.1f} s on {run['device']}, begun {run['started']}"],
+        ["training", _history(run)],
         ["versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
         ["temperature", f"{run['temperature']:.4g}"],
         ["training images in the statistics", f"{run['sample']:,}"],
         ["fingerprint of the data", run["fingerprint"]],
     ]
     return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
+
+
+def _history(run: Figures) -> str:
+    """When and on what the run was begun and resumed, and whose epochs it took."""
+    begun = f"{run['epochs']} epochs in {run['seconds']:,.1f} s"
+    if run.get("epochs_from"):
+        begun += f", taken over from {run['epochs_from']}"
+    parts = [f"{begun}; begun {run['started']} on {_circumstances(run)}"]
+    for resumed in run.get("resumed", []):
+        parts.append(f"resumed {resumed['at']} after epoch {resumed['after_epoch']} on {_circumstances(resumed)}")
+    return "; ".join(parts)
+
+
+def _circumstances(run: Figures) -> str:
+    precision = run.get("precision")
+    return f"{run['device']} in {precision['chosen']}" if precision else str(run["device"])
 
 
 def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:

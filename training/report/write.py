@@ -110,7 +110,10 @@ def report_figures(evidence: Evidence, sources: Sources, device: torch.device) -
 
 
 def run_facts(evidence: Evidence) -> dict[str, Any]:
-    """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit."""
+    """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit.
+
+    With `epochs_from` if another run trained the first of them, and `resumed` if the run was interrupted.
+    """
     run, head = evidence.run, evidence.classifier.head
     description, epochs = run.description(), run.epochs()
     generative = isinstance(head, DiscriminantHead)
@@ -132,6 +135,7 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
         "device": description["device"],
         "versions": description["versions"],
         "started": description["started"],
+        **{key: description[key] for key in ("precision", "epochs_from", "resumed") if key in description},
         "temperature": evidence.classifier.temperature,
         "sample": len(evidence.train.labels),
     }
