@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from training import data
-from training.data import DataError, Dataset, Sources, augment, batches, load_dataset, shrink, split, write_samples
+from training.data import DataError, Dataset, Sources, augment, batches, shrink, split, write_samples
+from training.datasets import DATASETS, load_dataset
 from training.recipe import DataSpec
 
 FOLDER = DataSpec(name="folder", size=8)
@@ -80,6 +80,21 @@ def test_mnist_is_70000_images_with_the_official_test_split(mnist: Dataset) -> N
     assert mnist.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert mnist.labels[60_000:].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert mnist.images[:60_000].double().mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_table_says_what_the_images_are(name: str, request: pytest.FixtureRequest) -> None:
+    dataset: Dataset = request.getfixturevalue(name)
+
+    assert DATASETS[name].shape == dataset.images.shape[1:]
+    assert DATASETS[name].classes == len(dataset.classes)
+
+
+def test_strangers_have_images_of_the_same_shape() -> None:
+    pairs = [(entry, DATASETS[entry.strangers]) for entry in DATASETS.values() if entry.strangers]
+
+    assert len(pairs) == 4
+    assert all(known.shape == strangers.shape for known, strangers in pairs)
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +440,7 @@ def test_fashion_mnist_is_read_from_its_folder(tmp_path: Path) -> None:
 def test_cifar_is_read_from_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets
 
-    kind = getattr(datasets, data.TORCHVISION[name])
+    kind = getattr(datasets, name.upper())
     key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
     classes = ["cat", "dog"]
     parts = {"train": (4, [0, 1, 1, 0]), "test": (2, [1, 0])}

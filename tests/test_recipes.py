@@ -9,7 +9,8 @@ import torch
 from serving.bundle import InputSpec
 from training import images as images_module
 from training.backbones import BACKBONES
-from training.data import Dataset, Sources, load_dataset
+from training.data import Dataset, Sources
+from training.datasets import load_dataset
 from training.evaluate import eager, measure, run_graph
 from training.recipe import DataSpec, load_recipe, recipe_names
 from training.run import Run

@@ -21,6 +21,7 @@ from training.__main__ import main
 from training.analysis import ood
 from training.analysis.evidence import gather
 from training.data import Dataset, Sources
+from training.datasets import DATASETS
 from training.devices import PrecisionChoice, describe_device
 from training.evaluate import eager, measure, run_graph
 from training.recipe import Recipe
@@ -218,7 +219,7 @@ def test_strangers_and_a_collapse_are_shown(tmp_path: Path, monkeypatch: pytest.
     recipe = small_recipe(head={"kind": "mda", "components": 2}, loss={"kind": "em-dnll", "weight": 0.1})
     run = finished(tmp_path, recipe, Sources())
     monkeypatch.setattr(ood, "load_dataset", negatives)
-    monkeypatch.setattr(ood, "STRANGERS", {"digits": "mnist"})
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(strangers="mnist"))
 
     page = write_report(run, Sources(), sample=800)
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training.data import Dataset, Sources, load_dataset, split
+from training.data import Dataset, Sources, split
+from training.datasets import load_dataset
 from training.devices import PrecisionChoice
 from training.images import Labelled
 from training.recipe import DataSpec, Recipe, parse_recipe

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -19,14 +19,15 @@ from training import recipe as recipes
 from training.backbones import require_weights
 from training.commands import experiments, reports
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
-from training.data import DataError, Sources, load_dataset, write_samples
+from training.data import DataError, Sources, write_samples
+from training.datasets import PUBLIC, load_dataset
 from training.devices import choose_device
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
 from training.images import load_images, sources_of
 from training.progress import console, say, warn
-from training.recipe import DatasetName, DataSpec, Recipe, parse_recipe
+from training.recipe import DataSpec, Recipe, parse_recipe
 from training.run import Run
 from training.train import train
 
@@ -164,7 +165,7 @@ def export_command(
 
 @app.command("samples")
 def samples_command(
-    dataset: Annotated[str, typer.Argument(help="digits, mnist, fashion-mnist, cifar10 or cifar100.")],
+    dataset: Annotated[str, typer.Argument(help=f"{', '.join(PUBLIC[:-1])} or {PUBLIC[-1]}.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 10,
     seed: Annotated[int, typer.Option(help="Which images.")] = 0,
@@ -174,10 +175,9 @@ def samples_command(
 
     Where the data set has a test split of its own, they are from there.
     """
-    known = [name for name in get_args(DatasetName) if name != "folder"]
-    if dataset not in known:
-        raise DataError(f"dataset must be one of {', '.join(known)}, got {dataset!r}")
-    images = load_dataset(DataSpec.model_validate({"name": dataset}), Sources(data_root))
+    if dataset not in PUBLIC:
+        raise DataError(f"dataset must be one of {', '.join(PUBLIC)}, got {dataset!r}")
+    images = load_dataset(DataSpec(name=dataset), Sources(data_root))
     for file in write_samples(images, out, count, seed):
         say(str(file))
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from training.backbones import BACKBONES
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
+from training.datasets import DATASETS
 from training.fit import build_optimizer, fit
 from training.images import Labelled, load_images
 from training.losses import build_loss
@@ -176,15 +177,10 @@ def table_of_speeds(speeds: Sequence[Speed]) -> Table:
     return table
 
 
-SHAPES = {
-    "digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "fashion-mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100),
-}  # fmt: skip
-
-
 def noise(recipe: Recipe, count: int) -> tuple[Labelled, int]:
     """Random images in the shape of the recipe's data set, random labels, and the number of classes."""
-    shape, classes = SHAPES.get(recipe.data.name, ((recipe.data.channels, recipe.data.size, recipe.data.size), 10))
+    data, entry = recipe.data, DATASETS[recipe.data.name]
+    shape, classes = entry.shape or (data.channels, data.size, data.size), entry.classes or 10
     generator = torch.Generator().manual_seed(recipe.seed)
     pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
     return Labelled(pixels, torch.randint(classes, (count,), generator=generator)), classes

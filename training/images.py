@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from training.backbones import BACKBONES, backbone_input
-from training.data import DataError, Dataset, Sources, Splits, load_dataset, split
+from training.data import DataError, Dataset, Sources, Splits, split
+from training.datasets import load_dataset
 from training.recipe import Recipe
 from training.run import Run
 
