@@ -134,7 +134,7 @@ def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
     return Load(1e6 * requests / microseconds, p50 / 1000, p99 / 1000, failed)
 
 
-def measure(
+def measure_bundle(
     folder: Path,
     precision: Precision,
     device: Device,
@@ -221,7 +221,7 @@ def main(
     counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
     chosen = precision or [cli.Precision.float32]
     try:
-        measured = [measure(bundle, one.value, device, counts, seconds, rounds, **options) for one in chosen]
+        measured = [measure_bundle(bundle, one.value, device, counts, seconds, rounds, **options) for one in chosen]
     except ServingError as error:
         raise SystemExit(f"error: {error}") from error
     for result in measured:

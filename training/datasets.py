@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TRUSTED = Limits(max_bytes=1 << 30, max_pixels=1 << 28)  # the user's own files, not strangers' requests
-DIGITS = tuple("0123456789")
+DIGIT_NAMES = tuple("0123456789")
 
 
 def load_dataset(spec: "DataSpec", sources: Sources) -> Dataset:
@@ -55,7 +55,7 @@ def _digits(_: "DataSpec", __: Sources) -> Dataset:
         [np.loadtxt(folder / f"optdigits.{part}", delimiter=",", dtype=int) for part in ("tra", "tes")]
     )
     pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    return Dataset("digits", torch.from_numpy(pixels), torch.from_numpy(table[:, 64]), DIGITS, _exact(1, 8, 8))
+    return Dataset("digits", torch.from_numpy(pixels), torch.from_numpy(table[:, 64]), DIGIT_NAMES, _exact(1, 8, 8))
 
 
 def _mnist(_: "DataSpec", __: Sources) -> Dataset:
@@ -65,7 +65,7 @@ def _mnist(_: "DataSpec", __: Sources) -> Dataset:
     images = np.concatenate([_idx(folder / f"{part}-images-idx3-ubyte.gz") for part in parts])
     labels = np.concatenate([_idx(folder / f"{part}-labels-idx1-ubyte.gz") for part in parts])
     tensor = torch.from_numpy(images[:, None])
-    return Dataset("mnist", tensor, torch.from_numpy(labels.astype(np.int64)), DIGITS, _exact(1, 28, 28), 60_000)
+    return Dataset("mnist", tensor, torch.from_numpy(labels.astype(np.int64)), DIGIT_NAMES, _exact(1, 28, 28), 60_000)
 
 
 def _idx(file: Path) -> np.ndarray:

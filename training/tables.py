@@ -15,12 +15,12 @@ from training.files import replace_text
 from training.recipe import notes_of
 
 README = Path("README.md")
-PAGE = Path("docs/results.md")
+RESULTS_PAGE = Path("docs/results.md")
 MOST_NUMBERS = 12  # of a list that stands in a line
 START, END = "<!-- results: written by --record -->", "<!-- end of results -->"
 
 
-def write_tables(results: dict[str, Any], readme: Path = README, page: Path = PAGE) -> None:
+def write_tables(results: dict[str, Any], readme: Path = README, page: Path = RESULTS_PAGE) -> None:
     """Write the README's table between its marks, and the page of all tables."""
     text = readme.read_text(encoding="utf-8")
     replace_text(readme, with_table(text, models_table(results)))

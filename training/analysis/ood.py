@@ -54,7 +54,7 @@ SCORE_NAMES = {
 ACCEPTED = 0.95  # of the network's own kind
 VARIANCE_FLOOR = 1e-6  # of the features' mean variance
 
-Scores = dict[str, FloatArray]  # by name, (N,)
+FamiliarityScores = dict[str, FloatArray]  # by name, (N,)
 
 
 class RelativeMahalanobis(NamedTuple):
@@ -133,7 +133,7 @@ def stranger_images(dataset: Dataset, sources: Sources) -> tuple[Tensor, Tensor]
     return strangers.images[strangers.test_start :], strangers.labels[strangers.test_start :]
 
 
-def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis) -> Scores:
+def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis) -> FamiliarityScores:
     """Every score that the network's head has."""
     scores = {"max_probability": answers.outputs["posterior"].max(1).astype(np.float64)}
     if "log_density" in answers.outputs:

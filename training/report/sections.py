@@ -82,7 +82,7 @@ def errors_section(evidence: Evidence, figures: Figures, *, images: bool) -> Sec
     ]
     if pairs:
         first = f"{classes[pairs[0]['truth']]} taken for {classes[pairs[0]['prediction']]}, {pairs[0]['count']} times"
-        figure = plots.confused_pairs(pairs, classes)
+        figure = plots.confused_pairs_bars(pairs, classes)
         pictures.append(Picture("pairs", "The most frequent confusions.", f"Bars; the longest: {first}.", figure))
     pictures.append(_accuracies(figures["class_accuracy"], classes))
     if images and pairs:
@@ -225,7 +225,7 @@ def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:
     if len(classes) > SEVERAL:
         caption = f"The {SEVERAL} classes of {len(classes)} with the lowest accuracy."
     alt = f"Accuracy per class, from {min(accuracy):.1%} ({classes[worst]}) to {max(accuracy):.1%}."
-    return Picture("accuracy", caption, alt, plots.class_accuracy(accuracy, classes))
+    return Picture("accuracy", caption, alt, plots.class_accuracy_bars(accuracy, classes))
 
 
 def _shown_classes(figures: Figures) -> list[int]:
