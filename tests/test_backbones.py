@@ -386,7 +386,7 @@ def test_key_changes_with_weights_images_and_preprocessing(sources: Sources) -> 
 
 
 def test_half_written_cache_is_not_used(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.features.BATCH", 16)
+    monkeypatch.setattr("training.features.IMAGES_AT_ONCE", 16)
     dataset = load_images(recipe_of(), sources).dataset
     with pytest.raises(KeyboardInterrupt):
         features_of(untrained(sources, Counting(fails_in=2)), dataset, tmp_path)

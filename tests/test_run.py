@@ -25,7 +25,7 @@ from training_samples import (
     write_digit_folder,
 )
 
-from training import data as data_module
+from training import datasets as datasets_module
 from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Sources, split
@@ -443,7 +443,7 @@ def test_interruption_while_images_are_read_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data_module, "read_image", interrupt)
+    monkeypatch.setattr(datasets_module, "read_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trained(new_run(tmp_path), folder)
     assert list(tmp_path.iterdir()) == []
