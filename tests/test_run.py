@@ -302,6 +302,7 @@ def trained(run: Run, folder: Path) -> Classifier:
     return train(run, Sources(folder=folder), CPU)
 
 
+@pytest.mark.isa
 def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, folder: Path) -> None:
     run = new_run(tmp_path, recipe_for_folder(fit={"epochs": 15}))
 
@@ -323,6 +324,7 @@ def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, fold
     }  # fmt: skip
 
 
+@pytest.mark.isa
 def test_same_seed_trains_the_same_classifier(tmp_path: Path, folder: Path) -> None:
     first, again = (trained(new_run(tmp_path, run_id=name), folder) for name in ("one", "two"))
     other = trained(new_run(tmp_path, recipe_for_folder().model_copy(update={"seed": 1}), "three"), folder)
@@ -339,6 +341,7 @@ def test_finished_run_may_be_resumed_to_the_same_classifier(tmp_path: Path, fold
     assert logged_epochs(run.path) == [1, 2]
 
 
+@pytest.mark.isa
 def test_run_that_starts_from_another_only_refits(tmp_path: Path, folder: Path) -> None:
     first = new_run(tmp_path)
     before = trained(first, folder)
@@ -449,6 +452,7 @@ def test_interruption_while_images_are_read_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dies_in", ["log_epoch", "save_checkpoint"])
 def test_interrupted_training_goes_on_to_the_same_weights(
     dies_in: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
