@@ -103,7 +103,9 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         Run.open(tmp_path / "none")
 
-    assert str(caught.value) == (f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {tmp_path / 'none'}")
+    assert str(caught.value) == (
+        f"run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {tmp_path / 'none'}"
+    )
 
 
 def test_run_may_be_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,6 +477,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(
     resumed = trained(Run.open(run.path), folder)
 
     assert same_weights(resumed, whole)
+    assert [line["after_epoch"] for line in run.description()["resumed"]] == [2]
     assert logged_epochs(run.path) == [1, 2, 3, 4]
     assert [timeless(line) for line in run.epochs()] == [timeless(line) for line in whole_run.epochs()]
 
