@@ -26,6 +26,8 @@ from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run, RunError
 from training.train import train
 
+pytestmark = pytest.mark.isa
+
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 FIELDS: dict[str, Any] = {

@@ -19,7 +19,7 @@ NOTHING = digits_from(0, 0)
 MLP = {"kind": "mlp", "dim": 3, "hidden": [16]}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.isa, pytest.mark.usefixtures("one_thread")]
 
 
 def fresh(recipe: Recipe, images: torch.Tensor, seed: int = 0) -> Classifier:

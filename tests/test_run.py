@@ -103,7 +103,9 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         Run.open(tmp_path / "none")
 
-    assert str(caught.value) == (f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {tmp_path / 'none'}")
+    assert str(caught.value) == (
+        f"run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {tmp_path / 'none'}"
+    )
 
 
 def test_run_may_be_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +304,7 @@ def trained(run: Run, folder: Path) -> Classifier:
     return train(run, Sources(folder=folder), CPU)
 
 
+@pytest.mark.isa
 def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, folder: Path) -> None:
     run = new_run(tmp_path, recipe_for_folder(fit={"epochs": 15}))
 
@@ -323,6 +326,7 @@ def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, fold
     }  # fmt: skip
 
 
+@pytest.mark.isa
 def test_same_seed_trains_the_same_classifier(tmp_path: Path, folder: Path) -> None:
     first, again = (trained(new_run(tmp_path, run_id=name), folder) for name in ("one", "two"))
     other = trained(new_run(tmp_path, recipe_for_folder().model_copy(update={"seed": 1}), "three"), folder)
@@ -339,6 +343,7 @@ def test_finished_run_may_be_resumed_to_the_same_classifier(tmp_path: Path, fold
     assert logged_epochs(run.path) == [1, 2]
 
 
+@pytest.mark.isa
 def test_run_that_starts_from_another_only_refits(tmp_path: Path, folder: Path) -> None:
     first = new_run(tmp_path)
     before = trained(first, folder)
@@ -449,6 +454,7 @@ def test_interruption_while_images_are_read_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dies_in", ["log_epoch", "save_checkpoint"])
 def test_interrupted_training_goes_on_to_the_same_weights(
     dies_in: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -471,6 +477,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(
     resumed = trained(Run.open(run.path), folder)
 
     assert same_weights(resumed, whole)
+    assert [line["after_epoch"] for line in run.description()["resumed"]] == [2]
     assert logged_epochs(run.path) == [1, 2, 3, 4]
     assert [timeless(line) for line in run.epochs()] == [timeless(line) for line in whole_run.epochs()]
 

@@ -374,4 +374,6 @@ def test_real_process_ends_with_code_one_and_one_line(work: Path) -> None:
     )
 
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == (f"error: run must be a folder runs/<recipe>/<id> with a recipe.toml, got {'x' * 100}\n")
+    assert result.stderr == (
+        f"error: run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {'x' * 100}\n"
+    )

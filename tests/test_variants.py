@@ -24,7 +24,7 @@ from training.variants import VariantError, assignments_that_agree
 VARIANTS: tuple[VariantPrecision, ...] = ("float16", "int8")
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits"},
-    "encoder": {"kind": "six-conv", "dim": 4},
+    "encoder": {"kind": "six-conv", "dim": 4, "width": 24},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
     "fit": {"epochs": 4, "batch_size": 64, "lr": 3e-3, "precision": "float32"},

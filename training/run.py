@@ -77,11 +77,10 @@ class Run:
         Raises:
             RunError: if it is not one.
         """
-        file = path / "recipe.toml"
-        if not file.is_file():
-            raise RunError(f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {path}")
+        if not all((path / file).is_file() for file in ("recipe.toml", "run.json")):
+            raise RunError(f"run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {path}")
         path = path.resolve()
-        return cls(path, load_recipe(str(file))[1])
+        return cls(path, load_recipe(str(path / "recipe.toml"))[1])
 
     @property
     def has_begun(self) -> bool:
@@ -117,8 +116,8 @@ class Run:
 
     def resume(self, sources: Sources, device: torch.device, precision: PrecisionChoice) -> None:
         """Write into run.json that the run goes on, and where its images and weights are now."""
-        description, epochs = self.description(), self.epochs()
-        resumed = {"at": _now(), "after_epoch": epochs[-1]["epoch"] if epochs else 0}
+        description, state = self.description(), self.load_checkpoint()
+        resumed = {"at": _now(), "after_epoch": 0 if state is None else state["epoch"]}
         description["resumed"] = [*description.get("resumed", []), resumed | _circumstances(device, precision)]
         replace_text(self.path / "run.json", _as_json(description | _places(sources)))
 
