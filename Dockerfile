@@ -3,7 +3,12 @@
 #   docker build -t discriminant .                          GPU: docker run --gpus all -p 8080:8080 discriminant
 #   docker build -t discriminant --build-arg DEVICE=cpu .   CPU: docker run -p 8080:8080 discriminant
 #
-# MODELS names the bundles that are packaged into the image.
+# MODELS names the bundles that are packaged into the image. Requests need a key. It is made at the first start, stands in
+# /app/.serving/keys.json (docker exec CONTAINER cat .serving/keys.json) and survives a restart of the container; with a
+# volume at /app/.serving, a new container too. Or it is given, by the variables DISCRIMINANT_INFERENCE_KEY and
+# DISCRIMINANT_MANAGEMENT_KEY (docker run -e DISCRIMINANT_INFERENCE_KEY -e DISCRIMINANT_MANAGEMENT_KEY takes their values
+# from your environment). Port 8082 answers /metrics, /ready and /live without a key: publish it to Prometheus and probes
+# alone. Management stays inside the container.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS environment
 ARG DEVICE=gpu
@@ -29,8 +34,9 @@ COPY --from=environment /opt/venv /opt/venv
 COPY --chown=discriminant serving serving
 COPY --chown=discriminant model_store model_store
 USER discriminant
-RUN python -m serving package ${MODELS}
-EXPOSE 8080
+# The folder of the state is made here, so that a volume there belongs to the user.
+RUN python -m serving package ${MODELS} && install -d -m 700 .serving
+EXPOSE 8080 8082
 # Healthy once every worker of every model can answer.
 HEALTHCHECK --interval=15s --timeout=15s --start-period=120s --retries=2 CMD ["python", "-m", "serving", "status"]
-CMD ["sh", "-c", "exec python -m serving start --foreground --host 0.0.0.0 --device ${DEVICE}"]
+CMD ["sh", "-c", "exec python -m serving start --foreground --host 0.0.0.0 --metrics-host 0.0.0.0 --device ${DEVICE}"]

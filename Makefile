@@ -16,10 +16,10 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test check format load bench-serve gpu-check lock clean
+.PHONY: help env demo stop test test-avx2 check format load bench-serve gpu-check lock clean
 
 help:
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
 
 env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
 
@@ -47,6 +47,9 @@ stop: $(ENV) ## end the server that make demo left up
 
 test: $(ENV) ## run the tests, a real TorchServe included
 	$(VENV)/bin/pytest
+
+test-avx2: $(ENV) ## the tests that depend on the CPU's instructions once more, with torch as on a CPU that has AVX2 only
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(VENV)/bin/pytest -m isa
 
 check: $(ENV) ## ruff format, ruff, mypy --strict
 	$(VENV)/bin/ruff format --check .

@@ -19,9 +19,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import typer
@@ -31,18 +32,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serving import __main__ as cli
 from serving.bundle import Bundle, Precision
+from serving.cores import cores, threads
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
-from serving.torchserve.archive import package, settings
-from serving.torchserve.cores import cores, threads
+from serving.torchserve.archive import package
 from training import results
 from training.files import replace_text
 
-Device = Literal["cpu", "gpu"]
-CONNECTIONS: dict[Device, Sequence[int]] = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
+Processor = Literal["cpu", "gpu"]
+PrecisionChoice = StrEnum("PrecisionChoice", {name: name for name in get_args(Precision)})  # one option, several values
+CONNECTIONS: dict[Processor, Sequence[int]] = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
 _barrier: Any = None
 SCRIPT = """
 wrk.method = "POST"
@@ -88,7 +90,7 @@ def picture(bundle: Bundle) -> NDArray[np.uint8]:
 
 
 def bare(
-    bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: Precision, device: Device
+    bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: Precision, device: Processor
 ) -> tuple[float, float]:
     """The graph alone: images a second of all processes together, and the median time of one call in milliseconds."""
     images = np.repeat(picture(bundle)[None], batch, 0)
@@ -137,13 +139,13 @@ def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
 def measure_bundle(
     folder: Path,
     precision: Precision,
-    device: Device,
+    device: Processor,
     connections: Sequence[int],
     seconds: float,
     rounds: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """Both measurements of one bundle; `options` are those of `package`."""
+    """Both measurements of one bundle; `options` are more of its settings."""
     bundle = Bundle.load(folder)
     measured: dict[int, list[dict[str, Any]]] = {count: [] for count in connections}
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,8 +154,9 @@ def measure_bundle(
         stream = BytesIO()
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
         image.write_bytes(stream.getvalue())
-        chosen = settings(package(folder, model_store=store, precision=precision, **options))
-        of_one = threads(chosen["handler"])
+        chosen = WorkerSettings(precision=precision, **options)
+        package(folder, model_store=store, settings=chosen)
+        of_one = threads(chosen)
         layout = Layout(1 if device == "gpu" else max(1, cores() // of_one), of_one)
         began = time.monotonic()
         server = launch.start(model_store=store, state=state, device=device, port=0)
@@ -199,9 +202,9 @@ def _row(connections: int, load: Load, per_second: float, milliseconds: float) -
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/fashion-mnist-mda-best/1"),
     precision: Annotated[
-        list[cli.Precision] | None, typer.Option(help="Of the graph; repeatable, float32 if unset.")
+        list[PrecisionChoice] | None, typer.Option(help="Of the graph; repeatable, float32 if unset.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the workers compute.")] = "cpu",
+    device: Annotated[Processor, typer.Option(help="Where the workers compute.")] = "cpu",
     connections: Annotated[str, typer.Option(help="How many at once, with commas; 1,8,32, on a GPU also 128.")] = "",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement in a round.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 5,
@@ -219,7 +222,7 @@ def main(
         name: value for name, value in (("workers", workers), ("threads", inference_threads)) if value is not None
     }
     counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
-    chosen = precision or [cli.Precision.float32]
+    chosen = precision or [PrecisionChoice("float32")]
     try:
         measured = [measure_bundle(bundle, one.value, device, counts, seconds, rounds, **options) for one in chosen]
     except ServingError as error:

@@ -19,11 +19,11 @@ from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 from PIL import Image, ImageDraw
 
-TOLERANCE = 1e-4  # of probabilities, between an image answered alone and in a batch
-IMAGES = 16
+MAX_DIFFERENCE = 1e-4  # of probabilities, between an image answered alone and in a batch
+PICTURE_COUNT = 16
 
 
-def draw(seed: int) -> bytes:
+def sketch(seed: int) -> bytes:
     """A PNG, JPEG or WebP with a few strokes, of 28 x 28 pixels or larger; every seed another image."""
     random_ = random.Random(seed)
     side = random_.choice((28, 28, 28, 64, 224))
@@ -36,7 +36,7 @@ def draw(seed: int) -> bytes:
     return out.getvalue()
 
 
-PICTURES = [draw(seed) for seed in range(IMAGES)]
+PICTURES = [sketch(seed) for seed in range(PICTURE_COUNT)]
 CORRUPT = PICTURES[0][: len(PICTURES[0]) // 2]
 expected: list[dict[str, Any]] = []  # the answer to each picture, asked alone
 
@@ -84,7 +84,7 @@ def differs(answer: dict[str, Any], index: int) -> str | None:
     if answer.get("label") != right["label"]:
         return f"label must be {right['label']}, got {answer.get('label')} ({answer.get('error')})"
     apart = max(abs(answer["probabilities"][label] - p) for label, p in right["probabilities"].items())
-    if apart > TOLERANCE:
+    if apart > MAX_DIFFERENCE:
         return f"probabilities must be as asked alone, got a difference of {apart:.2g}"
     return None
 
@@ -98,14 +98,14 @@ class Client(FastHttpUser):
     @task(6)
     def raw_body(self) -> None:
         """One image as the body."""
-        index = random.randrange(IMAGES)
+        index = random.randrange(PICTURE_COUNT)
         with self._post("raw body", data=PICTURES[index]) as response:
             response.failure(problem) if (problem := self._one(response, index)) else response.success()
 
     @task(2)
     def multipart(self) -> None:
         """One image as a form field, with parameters."""
-        index = random.randrange(IMAGES)
+        index = random.randrange(PICTURE_COUNT)
         form = {"parameters": '{"top_k": 1}'}
         with self._post("multipart", files={"data": ("image", PICTURES[index])}, data=form) as response:
             problem = self._one(response, index)
@@ -116,7 +116,7 @@ class Client(FastHttpUser):
     @task(2)
     def json_with_a_corrupt_image(self) -> None:
         """Three images in one request, the one in the middle broken."""
-        first, last = random.randrange(IMAGES), random.randrange(IMAGES)
+        first, last = random.randrange(PICTURE_COUNT), random.randrange(PICTURE_COUNT)
         images = [PICTURES[first], CORRUPT, PICTURES[last]]
         body = {"instances": [{"b64": base64.b64encode(image).decode()} for image in images]}
         headers = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""The command line of serving: package, start, deploy, rollback, stop, status, classify, score.
+"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score.
 
 python -m serving package model_store/mnist-mda/1
 python -m serving start
@@ -6,26 +6,32 @@ python -m serving classify seven.png
 python -m serving stop
 """
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import orjson
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from serving import client
-from serving.client import Answer
+from serving.answer_table import print_answers
+from serving.bundle import Precision
 from serving.errors import ServerError, ServingError
-from serving.torchserve import archive, launch, readiness, versions
-from serving.torchserve.readiness import ModelStatus
+from serving.keys import client_key
+from serving.options import HELP, takes_settings
+from serving.runtimes import RuntimeName
+from serving.settings import DEFAULT_SETTINGS, changed
+from serving.status_table import print_speedup, print_status
+from serving.torchserve import launch, versions
+from serving.torchserve.archive import package as package_bundle
+from serving.torchserve.gpus import DeviceChoice
+from serving.torchserve.management import inference_key
+from serving.torchserve.ports import LOOPBACK
 from serving.torchserve.state import Server, load
 
 app = typer.Typer(
@@ -36,71 +42,36 @@ app = typer.Typer(
 )
 
 
-class Runtime(StrEnum):
-    """Which of a bundle's graphs to run."""
-
-    onnx = "onnx"
-    torchscript = "torchscript"
-
-
-class Precision(StrEnum):
-    """In what numbers a graph computes."""
-
-    float32 = "float32"
-    float16 = "float16"
-    int8 = "int8"
-
-
-class Device(StrEnum):
-    """Where the workers compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    gpu = "gpu"
-
-
-RuntimeOption = Annotated[Runtime, typer.Option(help="The graph to run, and the library that runs it.")]
-PrecisionOption = Annotated[
-    Precision, typer.Option(help="int8: several times as fast on a CPU; float16: for GPUs. If the bundle has it.")
-]
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]
 
 
 @app.command()
+@takes_settings()
 def package(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, <name>/<version>.", metavar="BUNDLE...")],
-    runtime: RuntimeOption = Runtime.onnx,
     model_store: StoreOption = launch.MODEL_STORE,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests that a worker gets at once, at most.")] = 32,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that serve the model; by default from the server's cores.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; likewise.")] = None,
-    precision: PrecisionOption = Precision.float32,
+    **settings: object,
 ) -> None:
     """Make bundles into the archives that `start` serves."""
     for bundle in bundles:
-        made = archive.package(
-            bundle,
-            model_store=model_store,
-            runtime=runtime.value,
-            batch_size=batch_size,
-            workers=workers,
-            threads=threads,
-            precision=precision.value,
-        )
+        made = package_bundle(bundle, model_store=model_store, settings=changed(DEFAULT_SETTINGS, **settings))
         print(f"Packaged {bundle} as {made} ({made.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
+@takes_settings("as packaged")
 def start(
     models: Annotated[list[str] | None, typer.Option(help="Models to serve, by name; again, or with commas.")] = None,
-    device: Annotated[Device, typer.Option(help="auto takes the GPUs that there are.")] = Device.auto,
+    device: Annotated[DeviceChoice, typer.Option(help="auto takes the GPUs that there are.")] = "auto",
     port: Annotated[int, typer.Option(min=0, max=65530, help="Takes this port and the next five; 0, any.")] = 8080,
-    host: Annotated[str, typer.Option(help="Address of the inference interface; the others stay local.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address of the inference interface.")] = LOOPBACK,
+    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, /ready and /live, without a key.")] = LOOPBACK,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until SIGTERM or Ctrl-C, then stop.")] = False,
     token_auth: Annotated[bool | None, typer.Option(help="Ask clients for a key; by default beyond localhost.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="JSON file of the keys; made if missing.", show_default="keys.json in --state")
+    ] = None,
     model_api: Annotated[
         bool, typer.Option("--model-api", help="Let `deploy` and `rollback` change versions.")
     ] = False,
@@ -109,6 +80,8 @@ def start(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that the workers may take.")] = launch.START_TIMEOUT_S,
     model_store: StoreOption = launch.MODEL_STORE,
     state: StateOption = launch.STATE,
+    stock: Annotated[bool, typer.Option("--stock", help="Run TorchServe without any of our changes to it.")] = False,
+    **settings: object,
 ) -> None:
     """Start the server and return when every worker can answer."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -119,19 +92,25 @@ def start(
             names,
             model_store=model_store,
             state=state,
-            device=device.value,
+            device=device,
             host=host,
             port=port,
-            timeout_s=timeout,
+            metrics_host=metrics_host,
+            ready_timeout_s=timeout,
             token_auth=token_auth,
+            key_file=key_file,
             model_api=model_api,
             certificate=tls_certificate,
             private_key=tls_key,
+            stock=stock,
+            **settings,
         )
     except Interrupted:
         print("Interrupted; nothing is left running.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
+    for name, speedup in server.speedups.items():
+        print_speedup(name, speedup)
     if foreground:
         _stay(server, state)
     else:
@@ -150,16 +129,21 @@ def stop(
 
 
 @app.command()
+@takes_settings("as now")
 def deploy(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, <name>/<version>.")],
-    runtime: RuntimeOption = Runtime.onnx,
-    precision: PrecisionOption = Precision.float32,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that its workers may take.")] = versions.TIMEOUT_S,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that its workers may take.")
+    ] = versions.DEPLOY_TIMEOUT_S,
     state: StateOption = launch.STATE,
+    **settings: object,
 ) -> None:
     """Serve a new version of a model beside the old one, and make it the default once all of its workers can answer."""
-    new = versions.deploy(bundle, state, timeout, runtime=runtime.value, precision=precision.value)
+    new = versions.deploy(bundle, state, timeout, **settings)
     print(f"{new.name} is version {new.version} now; python -m serving rollback {new.name}  undoes it")
+    server = load(state)
+    if server is not None and str(new) in server.speedups:
+        print_speedup(str(new), server.speedups[str(new)])
 
 
 @app.command()
@@ -174,16 +158,12 @@ def rollback(
 @app.command()
 def status(state: StateOption = launch.STATE) -> None:
     """Show each model's workers; exit code 0: all are ready, 1: some are not, or it drains, 3: no server runs."""
-    statuses = launch.status(state)
-    if statuses is None:
+    statuses, server = launch.status(state), load(state)
+    if statuses is None or server is None:
         print(f"No server runs in {state}.")
         raise typer.Exit(3)
-    table = Table("model", "version", "workers ready", "state")
-    for one in statuses:
-        table.add_row(one.name, one.version, f"{one.ready}/{one.workers}", _state_of(one))
-    Console().print(table)
-    if server := load(state):
-        print(f"The server is at {server.url}, since {server.started}.")
+    print_status(statuses, server, state)
+    print(f"The server is at {server.url}, since {server.started}.")
     if not all(one.is_ready for one in statuses):
         raise typer.Exit(1)
 
@@ -195,11 +175,17 @@ def classify(
     top_k: Annotated[int, typer.Option(min=1, help="Likeliest classes to show of each image.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one a line.")] = False,
     url: Annotated[str | None, typer.Option(help="A server elsewhere.", show_default="the one started here")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="JSON file with the key; needed for a server elsewhere.")
+    ] = None,
     state: StateOption = launch.STATE,
 ) -> None:
-    """Classify images by the running server; exit code 1 if one of them got no answer."""
+    """Classify images by the running server; exit code 1 if one of them got no answer.
+
+    The key of a server elsewhere may also stand in the variable DISCRIMINANT_INFERENCE_KEY.
+    """
     server = None if url else load(state)
-    key = readiness.inference_key(state / "key_file.json") if server else None
+    key = inference_key(state) if server and key_file is None else client_key(key_file, os.environ)
     name = model or _only_model(server)
     address, trusted = (server.url, server.trusted) if server else (url or client.DEFAULT_URL, True)
     with client.connect(address, key, trusted) as connection:
@@ -208,7 +194,7 @@ def classify(
         for answer in answers:
             print(orjson.dumps(answer).decode())
     else:
-        _print_table(images, answers)
+        print_answers(images, answers)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
@@ -218,24 +204,24 @@ def score(
     folder: Annotated[Path, typer.Argument(help="Folder of images, subfolders included.")],
     bundle: Annotated[Path, typer.Option(help="Bundle folder, <name>/<version>.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    runtime: RuntimeOption = Runtime.onnx,
+    runtime: Annotated[RuntimeName, typer.Option(help=HELP["runtime"])] = "onnx",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = 64,
     decode_workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core if unset.")] = None,
-    precision: PrecisionOption = Precision.float32,
+    precision: Annotated[Precision, typer.Option(help=HELP["precision"])] = "float32",
 ) -> None:
     """Score every file of a folder without a server, into a Parquet file."""
-    from serving.batch.score import score as score_folder
+    from serving.batch.score import score_folder
 
     summary = score_folder(
         folder,
         bundle,
         out,
-        runtime=runtime.value,
+        runtime=runtime,
         device=device,
         batch_size=batch_size,
         decode_workers=decode_workers,
-        precision=precision.value,
+        precision=precision,
     )
     print(f"{out}: {summary}")
 
@@ -269,12 +255,6 @@ def _stay(server: Server, state: Path) -> None:
         print(done, flush=True)
 
 
-def _state_of(status: ModelStatus) -> str:
-    if status.draining:
-        return "draining"
-    return "ready" if status.is_ready else "not ready"
-
-
 def _print_next(server: Server, state: Path) -> None:
     option = "" if state == launch.STATE else f" --state {state}"
     print(f"  try   curl -T IMAGE {server.url}/predictions/{server.models[0]}")
@@ -295,42 +275,6 @@ def _read(image: Path) -> bytes:
         return image.read_bytes()
     except OSError as exc:
         raise ServingError(f"{image} must be a readable file, got {exc.strerror}") from exc
-
-
-def _print_table(images: list[Path], answers: list[Answer]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("image", overflow="fold", min_width=12)
-    table.add_column("label", overflow="fold")
-    for name in ("probability", "component", "p(component)", "log-density"):
-        table.add_column(name, no_wrap=True, justify="right")
-    shown = [image.name for image in images]
-    if len(set(shown)) < len(shown):
-        shown = [str(image) for image in images]
-    for name, answer in zip(shown, answers, strict=True):
-        for index, cells in enumerate(_rows(answer)):
-            table.add_row("" if index else escape(name), *cells)
-    Console().print(table)
-    for image, answer in zip(images, answers, strict=True):
-        if "error" in answer:
-            reason = escape(f"{answer['error']['code']}: {answer['error']['message']}")
-            Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {reason}")
-
-
-def _rows(answer: Answer) -> Iterator[list[str]]:
-    """The cells of one image: a row for each of its likeliest classes, the log-density in the first."""
-    if "error" in answer:
-        yield ["[red]error[/red]"]  # its code and message stand below the table, which is narrow
-        return
-    density = answer.get("log_density")
-    for index, candidate in enumerate(answer["top_k"]):
-        component, share = candidate.get("component", "-"), candidate.get("component_probability")
-        yield [
-            escape(candidate["label"]),
-            f"{candidate['probability']:.4f}",
-            str(component),
-            "-" if share is None else f"{share:.4f}",
-            ("-" if density is None else f"{density:.2f}") if index == 0 else "",
-        ]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
 VariantPrecision = Literal["float16", "int8"]
-Precision = Literal["float32"] | VariantPrecision
+Precision = Literal["float32", VariantPrecision]
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
 OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
 OPTIONAL_OUTPUTS: tuple[OutputName, ...] = ("responsibilities", "log_density")

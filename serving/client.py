@@ -11,7 +11,7 @@ from serving.errors import ServerError
 DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 
-Answer = dict[str, Any]
+JsonAnswer = dict[str, Any]
 
 
 def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = True) -> httpx.Client:
@@ -26,7 +26,7 @@ def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = T
     return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, verify=trusted, trust_env=False)
 
 
-def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answer:
+def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> JsonAnswer:
     """Send one image.
 
     Returns:
@@ -47,7 +47,7 @@ def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answ
     return _answer(response)
 
 
-def _answer(response: httpx.Response) -> Answer:
+def _answer(response: httpx.Response) -> JsonAnswer:
     """Our answer or error; TorchServe's own refusals look different, and that of too large a body is empty."""
     try:
         body = response.json()

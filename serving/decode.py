@@ -1,10 +1,16 @@
 """Decoding: the bytes of one PNG, JPEG or WebP image → uint8 (H, W, C), gray or RGB.
 
-Bytes come from strangers. Limits are checked before a pixel is decoded, only the three plugins above are reachable,
-and whatever goes wrong inside Pillow becomes an `ImageError`. Nothing here keeps state, so threads may share it.
+    opened = open_image(data, limits)                 the header alone: type, size, orientation
+    pixels = read_pixels(opened, channels=3)
+
+Bytes come from strangers. Limits are checked before a pixel is decoded, only the three plugins above are reachable and
+see only what the pixels need, and whatever goes wrong inside Pillow becomes an `ImageError`. Nothing here keeps state,
+so threads may share it.
 """
 
-import zlib
+import struct
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -14,9 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
+from serving.essentials import PNG_START, Essentials, essentials
+from serving.limits import DEFAULT_LIMITS, Limits
 
 SERVED_TYPES = "PNG, JPEG or WebP"
 EXIF_ORIENTATION = 0x0112
+EXIF_TYPES = {3: "H", 4: "I"}  # the formats of the two whole numbers that it may be
+EXIF_START = b"Exif\0\0"
+MAX_EXIF_TAGS = 512  # are looked at for the orientation, which is among the first
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,24 +39,27 @@ UPRIGHT = {
 }
 TURNED = (5, 6, 7, 8)  # the orientations of an image that lies on its side
 DRAFT_MARGIN = 2  # a draft this many times as large leaves the antialiasing to the resize
+PIXEL_BYTES, RGBA_BYTES = 3, 4  # a pixel of more than the first counts for more; the latter is what transparency takes
+JPEG_SCANS = 10  # as many as a progressive JPEG has; its pixels count half, and more if there are more scans
+CODE_PIXELS, CODE_BYTES = 16, 2.5  # a lossless WebP may have a Huffman code for so many pixels, or bytes,
+COUNTED_PER_CODE = 160  # which takes as long as so many pixels
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one request may ask for.
+class OpenImage:
+    """An image whose header is read and whose pixels are not.
 
     Attributes:
-        max_bytes: size of one encoded image.
-        max_pixels: height times width of one image.
-        max_instances: images in one request.
+        kind: `PNG`, `JPEG` or `WebP`.
+        picture: Pillow's side of it.
+        orientation: as in EXIF, 1 to 8.
+        counted_pixels: what it takes of a request's budget: height times width, and less or more as decoding does.
     """
 
-    max_bytes: int = 10 * 1024 * 1024
-    max_pixels: int = 40_000_000
-    max_instances: int = 256
-
-
-DEFAULT_LIMITS = Limits()
+    kind: str
+    picture: Image.Image
+    orientation: int
+    counted_pixels: int
 
 
 def decode(
@@ -56,13 +70,44 @@ def decode(
     limits: Limits = DEFAULT_LIMITS,
     wanted: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode one image, upright as its EXIF orientation says; of an animation, the first frame.
+    """Open one image and read its pixels; see the two functions below."""
+    return read_pixels(open_image(data, limits), channels=channels, background=background, wanted=wanted)
+
+
+def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> OpenImage:
+    """Read one image's header.
 
     Args:
         data: the encoded image.
+        limits: bytes, pixels and side allowed.
+
+    Raises:
+        UnsupportedImage: if the bytes start like no type that is served.
+        ImageTooLarge: if the image has more bytes, pixels or parts than allowed.
+        ImageError: if the image is empty, or broken in a way that shows already.
+    """
+    if not data:
+        raise ImageError("image must not be empty, got 0 bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"image must have at most {limits.max_bytes} bytes, got {len(data)}")
+    kind = _kind(data)
+    with _as_image_errors(kind, limits):
+        kept = essentials(data, kind)
+        picture = Image.open(BytesIO(kept.data), formats=[kind.upper()])
+        _check_size(picture.size, limits)
+        orientation = _orientation(kept.exif or picture.info.get("exif", b""))
+        return OpenImage(kind, picture, orientation, _counted_pixels(picture, kept))
+
+
+def read_pixels(
+    opened: OpenImage, *, channels: Literal[1, 3], background: int = 0, wanted: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image, upright as its EXIF orientation says; of an animation, the first frame. It can be read once.
+
+    Args:
+        opened: the image.
         channels: 1 for gray, 3 for RGB.
         background: gray level, 0 to 255, that shows through transparent pixels.
-        limits: bytes and pixels allowed.
         wanted: the height and width that the image is made into afterwards. A large JPEG is then decoded at a half,
             a quarter or an eighth of its size, which is many times faster, but at no less than twice what is wanted.
 
@@ -70,20 +115,16 @@ def decode(
         The pixels, (H, W, channels).
 
     Raises:
-        UnsupportedImage: if the bytes start like no type that is served.
-        ImageTooLarge: if the image has more bytes or pixels than allowed.
-        ImageError: if the image is empty, truncated or otherwise broken.
+        ImageError: if the image is truncated or otherwise broken.
     """
-    if not data:
-        raise ImageError("image must not be empty, got 0 bytes")
-    if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"image must have at most {limits.max_bytes} bytes, got {len(data)}")
-    kind = _kind(data)
+    with _as_image_errors(opened.kind), closing(opened.picture):  # its place is needed for its neighbours
+        return _pixels(opened.picture, opened.orientation, channels, background, wanted)
+
+
+@contextmanager
+def _as_image_errors(kind: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[None]:
     try:
-        image = _open(data, kind, limits)
-        if kind == "PNG":
-            _check_png(data)
-        return _pixels(image, channels, background, wanted)
+        yield
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -95,7 +136,7 @@ def decode(
 
 
 def _kind(data: bytes) -> str:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(PNG_START):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -104,31 +145,43 @@ def _kind(data: bytes) -> str:
     raise UnsupportedImage(f"image must be {SERVED_TYPES}, got bytes that start with {data[:8]!r}")
 
 
-def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
-    image = Image.open(BytesIO(data), formats=[kind.upper()])
-    width, height = image.size
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
     if width * height > limits.max_pixels:
         raise ImageTooLarge(f"image must have at most {limits.max_pixels} pixels, got {width} x {height}")
-    return image
+    if max(size) > limits.max_side:
+        raise ImageTooLarge(f"image must be at most {limits.max_side} pixels high and wide, got {width} x {height}")
 
 
-def _check_png(data: bytes) -> None:
-    """Check the CRC of every chunk; Pillow does not for the pixels', and would answer for damaged ones."""
-    view, start, kind = memoryview(data), 8, b""
-    while kind != b"IEND":
-        end = start + 8 + int.from_bytes(view[start : start + 4])
-        if end + 4 > len(data):
-            raise ValueError("truncated")
-        kind = bytes(view[start + 4 : start + 8])
-        if int.from_bytes(view[end : end + 4]) != zlib.crc32(view[start + 4 : end]):
-            raise ValueError(f"wrong CRC in {kind.decode('latin-1')}")
-        start = end + 4
+def _counted_pixels(picture: Image.Image, kept: Essentials) -> int:
+    pixels = picture.width * picture.height
+    if picture.format == "JPEG":
+        return pixels * max(JPEG_SCANS, kept.scans) // (2 * JPEG_SCANS)
+    size = len(picture.getbands()) * (2 if kept.depth > 8 else 1)
+    codes = min(pixels // CODE_PIXELS, int(kept.lossless_bytes / CODE_BYTES))
+    size = max(PIXEL_BYTES, size, RGBA_BYTES if picture.has_transparency_data else 0)
+    return pixels * size // PIXEL_BYTES + codes * COUNTED_PER_CODE
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in EXIF data; what is broken there leaves the image as it is."""
+    try:
+        start = len(EXIF_START) if exif.startswith(EXIF_START) else 0
+        order = {b"II": "<", b"MM": ">"}[exif[start : start + 2]]
+        (first,) = struct.unpack_from(f"{order}I", exif, start + 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, start + first)
+        for at in range(start + first + 2, start + first + 2 + 12 * min(count, MAX_EXIF_TAGS), 12):
+            tag, format_ = struct.unpack_from(f"{order}HH", exif, at)
+            if tag == EXIF_ORIENTATION:
+                return int(struct.unpack_from(order + EXIF_TYPES[format_], exif, at + 8)[0])
+    except (KeyError, struct.error):
+        pass  # the pixels are worth an answer even if the metadata beside them is broken
+    return 1
 
 
 def _pixels(
-    image: Image.Image, channels: Literal[1, 3], background: int, wanted: tuple[int, int] | None
+    image: Image.Image, orientation: int, channels: Literal[1, 3], background: int, wanted: tuple[int, int] | None
 ) -> NDArray[np.uint8]:
-    orientation = _orientation(image)
     if wanted is not None:
         image = _draft(image, channels, wanted[::-1] if orientation in TURNED else wanted)
     image.load()
@@ -152,23 +205,21 @@ def _draft(image: Image.Image, channels: Literal[1, 3], wanted: tuple[int, int])
     return image.resize(image.size, Image.Resampling.BICUBIC, box=draft[1])
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # the pixels are worth an answer even if the metadata beside them is broken
-        return 1
-
-
 def _gray8(image: Image.Image, background: int) -> Image.Image:
     """Scale 16-bit gray to 8 bits; Pillow's own conversion clips it."""
-    values = np.asarray(image).astype(np.uint32)  # (H, W), 0 to 65535
-    gray = (values * 255 + 32767) // 65535
+    values = np.asarray(image)  # (H, W), 0 to 65535
+    wide = values.astype(np.uint32)
+    wide *= 255
+    wide += 32895
+    wide >>= 16  # the nearest of values / 257, as (values * 255 + 32767) // 65535 is, and much faster
+    gray = wide.astype(np.uint8)
     if "transparency" in image.info:
         gray[values == image.info["transparency"]] = background
-    return Image.fromarray(gray.astype(np.uint8))
+    return Image.fromarray(gray)
 
 
 def _opaque(image: Image.Image, background: int) -> Image.Image:
     colours = image.convert("RGBA")
-    canvas = Image.new("RGBA", image.size, (background, background, background, 255))
-    return Image.alpha_composite(canvas, colours)
+    canvas = Image.new("RGB", image.size, (background, background, background))
+    canvas.paste(colours, mask=colours)
+    return canvas

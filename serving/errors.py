@@ -12,6 +12,13 @@ ServingError                 500  internal_error
     └── UnsupportedImage     415  unsupported_image_type
 """
 
+import reprlib
+
+SHOWN_CHARACTERS = 60
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = SHOWN_CHARACTERS
+
 
 class ServingError(Exception):
     """Base of all that serving raises on purpose.
@@ -75,7 +82,7 @@ class ImageError(ServingError):
 
 
 class ImageTooLarge(ImageError):
-    """An image has more bytes or pixels than the limits allow."""
+    """An image, or those of one request together, have more bytes or pixels than the limits allow."""
 
     status = 413
     code = "image_too_large"
@@ -86,3 +93,9 @@ class UnsupportedImage(ImageError):
 
     status = 415
     code = "unsupported_image_type"
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut to a readable length, at no cost that grows with it."""
+    text = repr(value[: SHOWN_CHARACTERS + 1]) if isinstance(value, str | bytes) else _REPR.repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

@@ -7,7 +7,8 @@
 The one tensor, `images`, holds encoded images: as base64 in JSON, or in binary behind the JSON, each after its length
 in four bytes, where the header Inference-Header-Content-Length says how long the JSON is. The answer's tensors are
 `label` (N), `posterior` (N, C), `component` (N), `responsibilities` (N, C, K), `log_density` (N) and, only if it is
-named among `outputs`, `features` (N, D). The protocol knows no error per image: the first one is the request's.
+named among `outputs`, `features` (N, D). The protocol knows no error per image: the first one is the request's. The
+answer is JSON, whatever `binary_data` and `binary_data_output` wish; any other parameter is refused.
 
 It is there by HTTP alone. TorchServe can speak it by gRPC, but under a name of its own that no public client calls, and
 a worker dies of every error that it answers there.
@@ -15,15 +16,18 @@ a worker dies of every error that it answers there.
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from serving.errors import BadRequest, ServingError
-from serving.respond import Answer, Options, Result
+from serving.errors import BadRequest, ServingError, shown
+from serving.respond import Answer, Options, Result, StatusAndBody
 
 INPUT = "images"
 KEYS = ("id", "inputs", "model_name", "outputs", "parameters")
+TENSOR_KEYS = ("name", "shape", "datatype", "data", "parameters")
+OUTPUT_KEYS = ("name", "parameters")
+MAX_DIMENSIONS = 4  # of a shape; one is enough for a list of images
 LENGTH = struct.Struct("<I")
 
 
@@ -63,25 +67,24 @@ class TensorRequest:
         wanted = {"probabilities", "components"}
         return Options(1, frozenset(wanted | {"features"} if "features" in (self.outputs or ()) else wanted))
 
-    def reply(self, results: Sequence[Result]) -> tuple[int, Answer]:
+    def respond(self, results: Sequence[Result]) -> StatusAndBody:
         """The HTTP status and body for what the images got."""
         for position, result in enumerate(results):
             if isinstance(result, ServingError):
-                return _refusal(result, f"images[{position}]: ")
+                return refuse_tensors(result, f"images[{position}]: ")
         answers = [result for result in results if not isinstance(result, ServingError)]
         try:
             outputs = [_tensor(name, answers) for name in self.outputs or _names_of(answers[0])]
         except KeyError as exc:
-            return _refusal(BadRequest(f"outputs must be tensors that this model has, got {exc.args[0]!r}"))
+            return refuse_tensors(BadRequest(f"outputs must be tensors that this model has, got {exc.args[0]!r}"))
         model = answers[0]["model"]
         body = {"model_name": model["name"], "model_version": model["version"], "outputs": outputs}
         return 200, body if self.id is None else body | {"id": self.id}
 
 
-def refuse(results: Sequence[Result]) -> tuple[int, Answer]:
-    """The HTTP status and body of a request that could not be read; its error is the only result."""
-    (error,) = results
-    return _refusal(error) if isinstance(error, ServingError) else (200, error)
+def refuse_tensors(error: ServingError, where: str = "") -> StatusAndBody:
+    """The HTTP status and body of a request that is refused; `where` leads the message."""
+    return error.status, {"error": f"{error.code}: {where}{error}"}
 
 
 def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
@@ -92,43 +95,65 @@ def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
         binary: what follows the JSON.
 
     Raises:
-        BadRequest: if it breaks the protocol.
+        BadRequest: if it breaks the protocol, or asks for a part of it that is not supported.
     """
-    if unknown := sorted(set(body) - set(KEYS)):
-        raise BadRequest(f"request must have no keys but {', '.join(KEYS)}, got {unknown}")
+    _check_keys("request", body, KEYS)
+    _check_parameters("request", body, {"binary_data_output": bool})
     inputs = body["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise BadRequest(f"inputs must be a list of one tensor, {INPUT}, got {str(inputs)[:60]}")
+        raise BadRequest(f"inputs must be a list of one tensor, {INPUT}, got {shown(inputs)}")
     name, datatype = inputs[0].get("name"), inputs[0].get("datatype")
     if name != INPUT or datatype != "BYTES":
-        raise BadRequest(f"the tensor must be {INPUT} of datatype BYTES, got {name!r} of {datatype!r}")
+        raise BadRequest(f"the tensor must be {INPUT} of datatype BYTES, got {shown(name)} of {shown(datatype)}")
     images = _images(inputs[0], binary)
-    return TensorRequest(images, _id(body.get("id")), _wanted(body.get("outputs")))
+    _text("model_name", body.get("model_name"))
+    return TensorRequest(images, _text("id", body.get("id")), _wanted(body.get("outputs")))
 
 
-def _refusal(error: ServingError, where: str = "") -> tuple[int, Answer]:
-    return error.status, {"error": f"{error.code}: {where}{error}"}
+def _check_keys(what: str, found: dict[str, Any], allowed: Sequence[str]) -> None:
+    if unknown := [key for key in found if key not in allowed]:
+        raise BadRequest(f"{what} must have no keys but {', '.join(allowed)}, got {shown(unknown)}")
+
+
+def _check_parameters(what: str, owner: dict[str, Any], allowed: Mapping[str, type]) -> dict[str, Any]:
+    parameters = owner.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadRequest(f"parameters of the {what} must be an object, got {shown(parameters)}")
+    for name, value in parameters.items():
+        if name not in allowed:
+            raise BadRequest(f"parameters of the {what} must be none but {', '.join(allowed)}, got {shown(name)}")
+        if type(value) is not allowed[name]:
+            raise BadRequest(f"{name} must be {allowed[name].__name__}, got {shown(value)}")
+    return parameters
 
 
 def _images(tensor: dict[str, Any], binary: bytes) -> Sequence[str] | Sequence[bytes]:
+    _check_keys("the tensor", tensor, TENSOR_KEYS)
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
-        raise BadRequest(f"shape must be a list of whole numbers, got {str(shape)[:60]}")
-    parameters = tensor.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise BadRequest(f"parameters of a tensor must be an object, got {str(parameters)[:60]}")
-    size = parameters.get("binary_data_size")
-    images = tensor.get("data") if size is None else _split(binary, size)
+    if not _is_shape(shape):
+        raise BadRequest(f"shape must be a list of 1 to {MAX_DIMENSIONS} whole numbers, got {shown(shape)}")
+    parameters = _check_parameters("tensor", tensor, {"binary_data_size": int})
+    if "binary_data_size" in parameters and "data" in tensor:
+        raise BadRequest("the tensor must be in JSON or in binary, got both")
+    if "binary_data_size" not in parameters and binary:
+        raise BadRequest(f"binary_data_size must be the bytes behind the JSON, {len(binary)}, got none")
+    images = _split(binary, parameters["binary_data_size"]) if "binary_data_size" in parameters else tensor.get("data")
     if not isinstance(images, list) or len(images) != math.prod(shape):
         count = len(images) if isinstance(images, list) else "none"
         raise BadRequest(f"data must be a list of as many images as the shape {shape} says, got {count}")
     return images
 
 
-def _split(binary: bytes, size: Any) -> list[bytes]:
+def _is_shape(value: Any) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_DIMENSIONS:
+        return False
+    return all(type(side) is int and side >= 0 for side in value)
+
+
+def _split(binary: bytes, size: int) -> list[bytes]:
     """The elements of a BYTES tensor in binary."""
     if size != len(binary):
-        raise BadRequest(f"binary_data_size must be the bytes behind the JSON, {len(binary)}, got {size!r}")
+        raise BadRequest(f"binary_data_size must be the bytes behind the JSON, {len(binary)}, got {size}")
     parts, start = [], 0
     while start < len(binary):
         if start + LENGTH.size > len(binary):
@@ -142,23 +167,32 @@ def _split(binary: bytes, size: Any) -> list[bytes]:
     return parts
 
 
-def _id(value: Any) -> str | None:
+def _text(what: str, value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    raise BadRequest(f"id must be text, got {str(value)[:60]}")
+    raise BadRequest(f"{what} must be text, got {shown(value)}")
 
 
 def _wanted(outputs: Any) -> tuple[str, ...] | None:
     if outputs is None or outputs == []:
         return None
-    if not isinstance(outputs, list) or not all(isinstance(o, dict) and o.get("name") in _OUTPUTS for o in outputs):
-        raise BadRequest(f"outputs must name tensors of {', '.join(_OUTPUTS)}, got {str(outputs)[:60]}")
-    return tuple(output["name"] for output in outputs)
+    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
+        raise BadRequest(f"outputs must be a list of objects, got {shown(outputs)}")
+    names: list[str] = []
+    for output in outputs:
+        _check_keys("an output", output, OUTPUT_KEYS)
+        _check_parameters("output", output, {"binary_data": bool})
+        name = output.get("name")
+        if not isinstance(name, str) or name not in _OUTPUTS or name in names:
+            raise BadRequest(f"outputs must name tensors of {', '.join(_OUTPUTS)}, each once, got {shown(name)}")
+        names.append(name)
+    return tuple(names)
 
 
 def _names_of(answer: Answer) -> list[str]:
-    generative = ["component", "responsibilities", "log_density"] if "log_density" in answer else []
-    return ["label", "posterior", *generative]
+    """The tensors that a model has, less the features."""
+    of_components = ["component", "responsibilities"] if "component" in answer else []
+    return ["label", "posterior", *of_components, *(["log_density"] if "log_density" in answer else [])]
 
 
 def _tensor(name: str, answers: Sequence[Answer]) -> dict[str, Any]:

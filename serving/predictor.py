@@ -3,7 +3,8 @@
     predictor = Predictor.open("model_store/mnist-mda/1")
     [answer] = predictor.predict([Path("seven.png").read_bytes()])
 
-Whatever serves a bundle, by HTTP or from a folder of files, does it through this class, so all of them answer the same.
+Servers call `predict_together`; the scorer of folders composes `decode`, `infer` and `encode` in threads of its own. So
+all of them answer the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle, Precision
-from serving.decode import DEFAULT_LIMITS, Limits
-from serving.errors import BundleError, ServingError
-from serving.preprocess import read_image
+from serving.decode import OpenImage, open_image
+from serving.errors import BundleError, ImageTooLarge, ServingError
+from serving.limits import DEFAULT_LIMITS, Limits
+from serving.preprocess import read_image, read_open_image
 from serving.respond import DEFAULT_OPTIONS, Answer, Options, Result, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
@@ -47,12 +49,14 @@ TOLERANCES: dict[Precision, dict[str, tuple[float, float]]] = {
     },
 }
 
-PHOTO_BYTES = 32 * 1024  # from here on an image takes longer to decode than a thread to be told of it
+PHOTO_PIXELS = 64 * 1024  # from here on an image takes longer to decode than a thread to be told of it
 
 Decoded = NDArray[np.uint8] | ServingError
+Opened = OpenImage | ServingError
+Results = list[Result] | ServingError
 Stage = Literal["decode", "inference", "encode"]
 Timer = Callable[[Stage], AbstractContextManager[Any]]
-Work = tuple[Sequence[bytes | ServingError], Options]
+Work = tuple[Sequence[bytes | ServingError] | ServingError, Options]
 
 
 class Predictor:
@@ -76,7 +80,7 @@ class Predictor:
             device: `cpu`, `cuda` or `cuda:N`.
             threads: of one inference on the CPU, and of decoding photos; None leaves the first to the runtime and the
                 second to the caller.
-            limits: bytes and pixels of one image.
+            limits: bytes and pixels of one image, and pixels of those of one request.
             max_batch: images in one call of the graph.
             precision: `float16` and `int8` run the bundle's variants of these names.
 
@@ -122,31 +126,35 @@ class Predictor:
         return encode(outputs, self.bundle.manifest, options)
 
     def predict(self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS) -> list[Result]:
-        """Answer images in order; one that cannot be answered gets its error in its place.
+        """Answer the images of one request in order; one that cannot be answered gets its error in its place.
 
         An error among `images` is passed through, so that a reader can put it where an image should have been.
-        """
-        return self.predict_together([(images, options)])[0]
 
-    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[list[Result]]:
+        Raises:
+            ImageTooLarge: if the images have more pixels together than a request may.
+        """
+        outcome = self.predict_together([(images, options)])[0]
+        if isinstance(outcome, ServingError):
+            raise outcome
+        return outcome
+
+    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[Results]:
         """Answer several requests, each with its own options, by one call of the graph.
 
         Args:
-            work: images and options of each request.
+            work: images and options of each request; an error instead of its images is passed through.
             timer: makes a context manager that each stage runs in.
+
+        Returns:
+            What the images of each request got; or, for a request that asks for too much, its error. None of its
+            images has been decoded then.
         """
         with timer("decode"):
-            decoded = self._decode_all([image for images, _ in work for image in images])
-        chosen = [options for images, options in work for _ in images]
-        good = [(item, one) for item, one in zip(decoded, chosen, strict=True) if not isinstance(item, ServingError)]
-        answers: Iterator[Answer] = iter(())
-        if good:
-            with timer("inference"):
-                outputs = self.infer(np.stack([array for array, _ in good]))
-            with timer("encode"):
-                answers = iter(self.encode(outputs, [options for _, options in good]))
-        results = iter([item if isinstance(item, ServingError) else next(answers) for item in decoded])
-        return [list(islice(results, len(images))) for images, _ in work]
+            opened = [self._open_request(images) for images, _ in work]
+            decoded = self._decode_all([item for items in opened if isinstance(items, list) for item in items])
+        chosen = [one for items, (_, one) in zip(opened, work, strict=True) if isinstance(items, list) for _ in items]
+        results = iter(self._answer(decoded, chosen, timer))
+        return [list(islice(results, len(items))) if isinstance(items, list) else items for items in opened]
 
     def warm_up(self) -> None:
         """Run the bundle's golden inputs, which also makes the first request as fast as the next.
@@ -159,23 +167,54 @@ class Predictor:
         for name in self.bundle.manifest.outputs:
             _check_golden(name, outputs[name], expected[name], TOLERANCES[self._precision][name], file)
 
-    def _decode_all(self, images: Sequence[bytes | ServingError]) -> list[Decoded]:
-        """Decode side by side what takes long: Pillow holds Python's lock for all else than the pixels."""
-        if self._decoders is None or sum(_is_photo(image) for image in images) < 2:
-            return [self._try_decode(image) for image in images]
-        return list(self._decoders.map(self._try_decode, images))
+    def _open_request(self, images: Sequence[bytes | ServingError] | ServingError) -> list[Opened] | ServingError:
+        """Read the headers of a request's images, until there are more pixels than it may have."""
+        if isinstance(images, ServingError):
+            return images
+        opened: list[Opened] = []
+        pixels, most = 0, self.limits.max_request_pixels
+        for image in images:
+            opened.append(self._open(image))
+            pixels += _pixels_of(opened[-1])
+            if pixels > most:
+                return ImageTooLarge(
+                    f"images of one request must count at most {most} pixels together, got {pixels} by "
+                    f"image {len(opened)} of {len(images)}: send fewer or smaller ones at a time"
+                )
+        return opened
 
-    def _try_decode(self, image: bytes | ServingError) -> Decoded:
-        if isinstance(image, ServingError):
-            return image
+    def _decode_all(self, images: Sequence[Opened]) -> list[Decoded]:
+        """Decode side by side what takes long: Pillow holds Python's lock for all else than the pixels."""
+        if self._decoders is None or sum(_pixels_of(image) >= PHOTO_PIXELS for image in images) < 2:
+            return [self._decode(image) for image in images]
+        return list(self._decoders.map(self._decode, images))
+
+    def _open(self, image: bytes | ServingError) -> Opened:
         try:
-            return self.decode(image)
+            return image if isinstance(image, ServingError) else open_image(image, self.limits)
         except ServingError as error:
             return error
 
+    def _decode(self, image: Opened) -> Decoded:
+        try:
+            return image if isinstance(image, ServingError) else read_open_image(image, self.bundle.manifest.input)
+        except ServingError as error:
+            return error
 
-def _is_photo(image: bytes | ServingError) -> bool:
-    return not isinstance(image, ServingError) and len(image) >= PHOTO_BYTES
+    def _answer(self, decoded: Sequence[Decoded], options: Sequence[Options], timer: Timer) -> list[Result]:
+        """Infer and encode what is decoded, each by its options; errors stay in their places."""
+        good = [(item, one) for item, one in zip(decoded, options, strict=True) if not isinstance(item, ServingError)]
+        answers: Iterator[Answer] = iter(())
+        if good:
+            with timer("inference"):
+                outputs = self.infer(np.stack([array for array, _ in good]))
+            with timer("encode"):
+                answers = iter(self.encode(outputs, [one for _, one in good]))
+        return [item if isinstance(item, ServingError) else next(answers) for item in decoded]
+
+
+def _pixels_of(image: Opened) -> int:
+    return 0 if isinstance(image, ServingError) else image.counted_pixels
 
 
 def _check_golden(
@@ -184,7 +223,11 @@ def _check_golden(
     absolute, relative = tolerance
     if actual.shape != expected.shape:
         raise BundleError(f"{name} must have shape {expected.shape} as in {file}, got {actual.shape}")
-    excess = np.abs(actual - expected) - relative * np.abs(expected)
-    if not np.all(excess <= absolute):  # written so that NaN fails
-        worst = float(np.max(np.abs(actual - expected)))
-        raise BundleError(f"{name} must be within {absolute} of {file}, got a difference of {worst:.3g}")
+    difference, allowed = np.abs(actual - expected), absolute + relative * np.abs(expected)
+    excess = difference - allowed
+    if not np.all(excess <= 0):  # written so that NaN fails
+        worst = np.unravel_index(np.argmax(excess), excess.shape)  # NaN, if there is one
+        raise BundleError(
+            f"{name} must be within {allowed[worst]:.3g} of {expected[worst]:.6g} as in {file}, "
+            f"got a difference of {difference[worst]:.3g}"
+        )

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.bundle import InputSpec
-from serving.decode import DEFAULT_LIMITS, Limits, decode
+from serving.decode import OpenImage, open_image, read_pixels
+from serving.limits import DEFAULT_LIMITS, Limits
 
 REDUCING_GAP = 3.0  # images this many times too large are first averaged over whole blocks, which is faster
 
@@ -23,11 +24,16 @@ def read_image(data: bytes, spec: InputSpec, limits: Limits = DEFAULT_LIMITS) ->
     Raises:
         ImageError: or one of its subclasses, if the image cannot be read.
     """
+    return read_open_image(open_image(data, limits), spec)
+
+
+def read_open_image(opened: OpenImage, spec: InputSpec) -> NDArray[np.uint8]:
+    """Likewise, for an image whose header is read."""
     wanted = (spec.height, spec.width)
-    return fit(decode(data, channels=spec.channels, background=spec.background, limits=limits, wanted=wanted), spec)
+    return to_input(read_pixels(opened, channels=spec.channels, background=spec.background, wanted=wanted), spec)
 
 
-def fit(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+def to_input(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     """Bring an image to the model's size by antialiased bilinear sampling.
 
     Args:

@@ -9,7 +9,7 @@ Softmax and SVM models have no components and no log-density, so their answers l
 floats with 7 significant digits: all that float32 holds, and short as JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ RETURNABLE = ("probabilities", "components", "features")
 Answer = dict[str, Any]
 Result = Answer | ServingError
 Arrays = Mapping[str, NDArray[Any]]
+StatusAndBody = tuple[int, Answer]
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ def error_body(error: ServingError) -> Answer:
     return {"error": {"code": error.code, "message": str(error)}}
 
 
-def respond_alone(results: Sequence[Result]) -> tuple[int, Answer]:
+def respond_alone(results: Sequence[Result]) -> StatusAndBody:
     """The HTTP status and body of a request that was one bare image: its answer or error, bare."""
     status, body = respond_each(results)
     return status, body["predictions"][0]
 
 
-def respond_each(results: Sequence[Result]) -> tuple[int, Answer]:
+def respond_each(results: Sequence[Result]) -> StatusAndBody:
     """The HTTP status and body of a request with a list of images: `predictions`, in order.
 
     An error sets the status if its image is alone in the request; among several it only takes its place.
@@ -109,6 +110,27 @@ def respond_each(results: Sequence[Result]) -> tuple[int, Answer]:
     status = results[0].status if len(results) == 1 and isinstance(results[0], ServingError) else 200
     bodies = [error_body(result) if isinstance(result, ServingError) else result for result in results]
     return status, {"predictions": bodies}
+
+
+def refuse(error: ServingError) -> StatusAndBody:
+    """The HTTP status and body of a request that is refused as a whole."""
+    return error.status, error_body(error)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a request is replied to.
+
+    Attributes:
+        respond: makes what its images got into its HTTP status and body.
+        refuse: does so for the error of the request as a whole.
+    """
+
+    respond: Callable[[Sequence[Result]], StatusAndBody]
+    refuse: Callable[[ServingError], StatusAndBody] = refuse
+
+
+ALONE, EACH = Form(respond_alone), Form(respond_each)
 
 
 def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ components over 3 features of an 8 x 8 gray image) and a softmax model. Their go
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ import yaml
 from openapi_schema_validator import OAS31Validator
 from PIL import Image
 
-from serving.bundle import Bundle, staged, write_manifest
+from serving.bundle import Bundle, graph_files, staged, write_manifest
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 
@@ -132,9 +134,13 @@ def model_store(
 ) -> Path:
     """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, `tiny-softmax`."""
     store = tmp_path_factory.mktemp("store")
-    package(bundle_dir, model_store=store, batch_size=8, workers=1, threads=1)
-    package(make_bundle("tiny-mda-ts"), model_store=store, runtime="torchscript", workers=1, threads=1)
-    package(softmax_dir, model_store=store, workers=1, threads=1)
+    package(bundle_dir, model_store=store, settings=WorkerSettings(batch_size=8, workers=1, threads=1))
+    package(
+        make_bundle("tiny-mda-ts"),
+        model_store=store,
+        settings=WorkerSettings(runtime="torchscript", workers=1, threads=1),
+    )
+    package(softmax_dir, model_store=store, settings=WorkerSettings(workers=1, threads=1))
     return store
 
 
@@ -181,6 +187,17 @@ def tampered(bundle_dir: Path, target: Path, **golden: np.ndarray) -> Path:
     return target
 
 
+def with_int8(bundle_dir: Path, target: Path) -> Path:
+    """A copy of the bundle whose graph stands for one in int8 too; its answers are right, its speed is float32's."""
+    shutil.copytree(bundle_dir, target)
+    manifest = Bundle.load(bundle_dir).manifest.model_dump(exclude={"sha256"})
+    (target / "bundle.json").unlink()
+    for source, copy in zip(graph_files("float32"), graph_files("int8"), strict=True):
+        shutil.copy(target / source, target / copy)
+    write_manifest(target, **manifest | {"variants": {"int8": {"accuracy": 1.0}}})
+    return target
+
+
 @cache
 def openapi() -> dict[str, Any]:
     """The description of the HTTP interface."""
@@ -205,10 +222,10 @@ def described(response: httpx.Response) -> None:
     OAS31Validator({**schema, "components": openapi()["components"]}).validate(response.json())
 
 
-def serving(*arguments: object, check: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run `python -m serving ...` from the project's root."""
+def serving(*arguments: object, check: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m serving ...` from the project's root, with these variables beside those of the environment."""
     command = [sys.executable, "-m", "serving", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=300)
     if check and result.returncode != 0:
         raise RuntimeError(f"{command} exited {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from serving.bundle import Bundle, InputSpec
 from serving.decode import decode
 from serving.predictor import Predictor
-from serving.preprocess import fit
+from serving.preprocess import to_input
 from serving.runtimes import onnxruntime
 from training.__main__ import app
 from training.backbones import WeightsError, backbone_input, load_backbone, normalisation_of
@@ -296,7 +296,7 @@ def test_images_are_made_into_what_a_server_makes_of_their_files(channels: int) 
 
     for image, found in zip(images, served, strict=True):
         pixels = image.permute(1, 2, 0).numpy() if channels == 3 else image[0].numpy()
-        assert np.array_equal(found, fit(decode(png(pixels), channels=3), spec))
+        assert np.array_equal(found, to_input(decode(png(pixels), channels=3), spec))
     assert as_served(served, spec) is served
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from serving import cores
 from serving.bundle import Precision
-from serving.torchserve import cores
-from serving.torchserve.archive import model_config
+from serving.settings import WorkerSettings
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_inferences_side_by_side_fill_the_cores(
     found: int, precision: Precision, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "cores", lambda: found)
-    settings = model_config("onnx", 32, None, None, precision)
+    settings = WorkerSettings(precision=precision)
 
-    assert cores.threads(settings["handler"]) == threads
+    assert cores.threads(settings) == threads
     assert cores.workers(settings, gpus=0) == workers
     assert cores.workers(settings, gpus=3) == 6
 
@@ -51,6 +51,6 @@ def test_inferences_side_by_side_fill_the_cores(
 def test_settings_of_an_archive_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "cores", lambda: 2)
 
-    assert cores.threads(model_config("onnx", 32, None, 8)["handler"]) == 8
-    assert cores.workers(model_config("onnx", 32, None, 8), gpus=0) == 1
-    assert cores.workers(model_config("onnx", 32, 3, None), gpus=0) == 3
+    assert cores.threads(WorkerSettings(threads=8)) == 8
+    assert cores.workers(WorkerSettings(threads=8), gpus=0) == 1
+    assert cores.workers(WorkerSettings(workers=3), gpus=0) == 3

@@ -8,8 +8,9 @@ import pytest
 from conftest import encoded
 from PIL import Image
 
-from serving.decode import DEFAULT_LIMITS, Limits, decode
+from serving.decode import decode, open_image, read_pixels
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
+from serving.limits import DEFAULT_LIMITS, Limits
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -128,6 +129,14 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 
     data = saved(frames[0], "WebP", save_all=True, append_images=frames[1:], lossless=True)
     assert decode(data, channels=1).min() == 255
+
+
+def test_an_open_image_is_read_once() -> None:
+    opened = open_image(encoded(GRAY))
+    read_pixels(opened, channels=1)
+
+    with pytest.raises(ImageError, match=r"got a broken one: Operation on closed image$"):
+        read_pixels(opened, channels=1)
 
 
 def test_no_bytes() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import encoded, serving
 
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 from serving.torchserve.door import Door, open_door
@@ -22,6 +23,7 @@ CLIENTS = 16
 NOWHERE = Server(
     pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, gpus=0, metrics_url="",
     torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={}, started="", tmp="",
+    max_request_bytes=1, speedups={},
 )  # fmt: skip
 
 
@@ -107,7 +109,7 @@ class Client(threading.Thread):
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own, whose batches take a while."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", batch_size=4, workers=2, threads=1)
+    package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(batch_size=4, workers=2, threads=1))
     launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)

@@ -9,10 +9,10 @@ import pytest
 from conftest import encoded
 
 from serving.bundle import InputSpec
-from serving.decode import Limits
 from serving.errors import BadRequest, ImageError, ServingError
+from serving.limits import Limits
 from serving.preprocess import read_image
-from serving.request import read
+from serving.request import Message, read
 
 IMAGES, REQUESTS = 10_000, 5_000
 LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
@@ -99,15 +99,16 @@ def test_damaged_requests_are_read_or_refused(json_length: str | None) -> None:
         if random_.random() < 0.5:
             at = random_.randrange(len(body) + 1)
             body = body[:at] + random_.choice(WORDS) + body[at + random_.randrange(8) :]
-        fields = {"body": body} if random_.random() < 0.8 else {"data": b"", "parameters": body}
+        kind = random_.choice(("", "application/json"))
+        in_form = Message(parts={"data": b"", "parameters": body})
+        message = Message(body, content_type=kind, json_length=json_length) if random_.random() < 0.8 else in_form
         try:
-            request = read(fields, random_.choice(("", "application/json")), json_length=json_length)
+            request = read(message)
         except BadRequest as error:
             ends[error.code] += 1
             continue
-        status, answer = request.reply(
-            [image if isinstance(image, ServingError) else ImageError("x") for image in request.images]
-        )
+        images = request.images
+        status, answer = request.reply(images if isinstance(images, ServingError) else [ImageError("x")] * len(images))
         json.dumps(answer)
         ends[str(status)] += 1
     assert set(ends) <= {"bad_request", "bad_parameter", "200", "400"}

@@ -21,7 +21,7 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from serving.predictor import Predictor
-from serving.torchserve.changes import JAR
+from serving.torchserve.patches.classes import JAR
 from serving.torchserve.state import Server
 
 PROTO = "inference.proto"

@@ -14,6 +14,7 @@ from serving.bundle import Bundle, write_manifest
 from serving.errors import BundleError
 from serving.predictor import Predictor
 from serving.respond import Options
+from serving.settings import WorkerSettings
 from serving.torchserve.archive import model_config
 from serving.torchserve.handler import ImageHandler
 
@@ -25,7 +26,7 @@ class Batch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from ts.context import Context, RequestProcessor
-        config = model_config("onnx", 8, 1, None)
+        config = model_config(WorkerSettings(batch_size=8, workers=1))
         self.context = Context("tiny-mda", str(model_dir), {}, 8, None, "0.12.0", model_yaml_config=config)
         types = content_types or {}
         headers = [{"body": {"content-type": types.get(n, "")}} for n in range(len(rows))]
@@ -72,39 +73,6 @@ def test_the_phrase_goes_with_the_status(handler: ImageHandler, bundle_dir: Path
     batch.answers(handler)
 
     assert batch.context.get_response_status(0) == (415, "Unsupported Media Type")
-
-
-def test_an_unexpected_failure_is_a_500_for_its_own_request_only(
-    handler: ImageHandler,
-    bundle_dir: Path,
-    images: list[bytes],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    poison = handler.predictor.decode(images[1])
-    infer = handler.predictor.infer
-
-    def fail_on_poison(batch: np.ndarray) -> Any:
-        if any(np.array_equal(image, poison) for image in batch):
-            raise RuntimeError("out of order")
-        return infer(batch)
-
-    monkeypatch.setattr(handler.predictor, "infer", fail_on_poison)
-
-    first, second, third = Batch(bundle_dir, *({"body": image} for image in images[:3])).answers(handler)
-    message = "the server failed to answer this request; its log says why"
-    assert (first[0], third[0]) == (200, 200)
-    assert second == (500, {"error": {"code": "internal_error", "message": message}})
-    assert "out of order" in caplog.text
-
-
-def test_a_request_that_cannot_even_be_read_is_a_500_of_its_own(
-    handler: ImageHandler, bundle_dir: Path, images: list[bytes]
-) -> None:
-    assert [status for status, _ in Batch(bundle_dir, {"body": object()}, {"body": images[0]}).answers(handler)] == [
-        500,
-        200,
-    ]
 
 
 def test_a_header_that_is_called_body_does_no_harm(

@@ -17,8 +17,9 @@ import trustme
 from conftest import ROOT, gmm_answers, golden_images, serving, tampered, until
 
 from serving.errors import DeviceUnavailable, ServerError
-from serving.torchserve import config, launch, process, readiness
+from serving.torchserve import config, launch, logs, process
 from serving.torchserve.archive import Archive, package
+from serving.torchserve.management import Management
 from serving.torchserve.ports import Ports, choose_ports, is_loopback
 from serving.torchserve.state import Server, load, locked, save
 
@@ -79,6 +80,8 @@ def record(state: Path, **changes: object) -> Server:
         "history": {"tiny-mda": [1]},
         "started": "2026-01-01T00:00:00+00:00",
         "tmp": str(state / "tmp"),
+        "max_request_bytes": 1,
+        "speedups": {},
         **changes,
     }
     server = Server(**fields)  # type: ignore[arg-type]
@@ -89,7 +92,7 @@ def record(state: Path, **changes: object) -> Server:
 def test_a_server_in_the_foreground_lives_until_sigterm(
     begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes]
 ) -> None:
-    command = begin("--foreground", "--host", "0.0.0.0")
+    command = begin("--foreground", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0")
     line = command.stdout.readline() if command.stdout else ""
     server = load(own_state)
     assert server is not None
@@ -104,6 +107,7 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     without_key = httpx.post(f"{server.url}/predictions/tiny-mda", content=images[0], trust_env=False)
     assert without_key.status_code == 400
     assert serving("status", "--state", own_state).returncode == 0
+    assert httpx.get(server.metrics_url.replace("/metrics", "/ready"), trust_env=False).status_code == 200
     assert json.loads(serving("classify", image, "--json", "--state", own_state, check=True).stdout)["label"]
 
     command.send_signal(signal.SIGTERM)
@@ -176,9 +180,7 @@ def test_a_model_that_fails_to_load_fails_the_start_with_its_reason(
 
     result = serving("start", "--model-store", tmp_path / "store", "--state", own_state, "--port", 0, "--device", "cpu")
     assert result.returncode == 1
-    assert result.stderr.startswith(
-        "error: model tiny-mda must load, got serving.errors.BundleError: posterior must be "
-    )
+    assert result.stderr.startswith("error: tiny-mda:1 must load, got serving.errors.BundleError: posterior must be ")
     assert result.stderr.endswith(f"; see {own_state / 'logs'}\n")
     assert leftovers(own_state) == []
 
@@ -223,8 +225,10 @@ def test_a_file_that_is_no_archive_is_refused(own_state: Path, tmp_path: Path) -
 
 
 def test_a_start_that_takes_too_long_leaves_nothing(own_state: Path, model_store: Path) -> None:
-    with pytest.raises(ServerError, match=r"^all workers must be ready within 1 s, got some that are not; see "):
-        launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0, timeout_s=1)
+    with pytest.raises(
+        ServerError, match=r"^workers of tiny-mda:1 must be ready within 1 s, got some that are not; see "
+    ):
+        launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0, ready_timeout_s=1)
     assert leftovers(own_state) == []
 
 
@@ -319,15 +323,15 @@ def test_a_gpu_that_is_not_there(own_state: Path, model_store: Path) -> None:
 
 
 def test_ports_are_six_in_a_row() -> None:
-    first = choose_ports("127.0.0.1", 0).inference
+    first = choose_ports("127.0.0.1", "127.0.0.2", 0).inference
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=rf"\(0 takes any\), got 127\.0\.0\.1:{port}: Address already in use$"):
-            choose_ports("127.0.0.1", port - 2)
-    assert len({*vars(choose_ports("127.0.0.1", 0)).values()}) == 6
+            choose_ports("127.0.0.1", "127.0.0.1", port - 2)
+    assert len({*vars(choose_ports("127.0.0.1", "127.0.0.2", 0)).values()}) == 6
     assert first > 0
 
 
@@ -339,7 +343,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 def test_the_configuration_is_closed_by_default() -> None:
     models = {Archive("a", 2): 1, Archive("b", 1): 3}
-    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0)
+    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 1000)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
@@ -352,16 +356,19 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 
 def test_a_path_survives_javas_properties() -> None:
-    text = config.properties({}, Path("/mödels\\store"), config.Access("::1", True), Ports(1, 2, 3, 4, 5, 6), 1)
+    text = config.properties(
+        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1
+    )
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
 
 
 def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_server() -> None:
     base = {"PATH": "/bin", "TS_CONFIG_FILE": "/elsewhere", "PYTHONPATH": "/mine", "HOME": "/root"}
+    base |= {"DISCRIMINANT_INFERENCE_KEY": "i" * 20, "DISCRIMINANT_MANAGEMENT_KEY": "m" * 20}
     environment = config.environment(base, Path("/java"), Path("/state"), Path("/tmp/x"))
 
-    assert "TS_CONFIG_FILE" not in environment
+    assert not {"TS_CONFIG_FILE", "DISCRIMINANT_INFERENCE_KEY", "DISCRIMINANT_MANAGEMENT_KEY"} & set(environment)
     assert environment["PATH"] == "/java/bin:/bin"
     assert environment["PYTHONPATH"] == f"{ROOT}:/mine"
     assert (environment["LOG_LOCATION"], environment["TMPDIR"]) == ("/state/logs", "/tmp/x")
@@ -384,7 +391,7 @@ def test_java_compiles_little_where_cores_are_few(cores: int, frugal: bool) -> N
 
 def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path: Path) -> None:
     log = tmp_path / "model_log.log"
-    assert readiness.failure(tmp_path) is None
+    assert logs.failure(tmp_path, ["a-b:1"], {}) is None
     lines = [
         ("a-b_1", "Torch worker started."),
         ("a-b_1", "Backend worker process died."),
@@ -398,7 +405,11 @@ def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path
     ]
     log.write_text("".join(f"2026-01-01T00:00:00,000 INFO  W-9000-{who}-stdout - {what}\n" for who, what in lines))
 
-    assert readiness.failure(tmp_path) == ("a-b", "serving.errors.BundleError: model.pt must have SHA-256 1, got 2")
+    assert logs.failure(tmp_path, ["c:2"], {}) is None
+    assert logs.failure(tmp_path, ["c:2", "a-b:1"], {}) == (
+        "a-b:1",
+        "serving.errors.BundleError: model.pt must have SHA-256 1, got 2",
+    )
 
 
 @pytest.mark.parametrize(
@@ -411,7 +422,12 @@ def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path
 def test_a_worker_that_died_without_a_word(log: str, line: str, tmp_path: Path) -> None:
     (tmp_path / log).write_text(line + "\n")
 
-    assert readiness.failure(tmp_path) == ("a", "a worker that died without a word (killed, or out of memory)")
+    assert logs.failure(tmp_path, ["a:1"], {}) == (
+        "a:1",
+        "a worker that died without a word (killed, or out of memory)",
+    )
+    assert logs.failure(tmp_path, ["a:1"], logs.sizes(tmp_path)) is None
+    assert logs.failure(tmp_path, ["a:2"], {}) is None
 
 
 def test_a_management_interface_that_does_not_answer(own_state: Path) -> None:
@@ -420,7 +436,7 @@ def test_a_management_interface_that_does_not_answer(own_state: Path) -> None:
     with pytest.raises(
         ServerError, match=r"^http://127.0.0.1:1/models/x/all must answer with the state of the model, got "
     ):
-        readiness.Management(server.management_url).describe("x")
+        Management(server.management_url).describe("x")
     assert launch.status(own_state) is None
 
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from serving.bundle import Bundle, Manifest
 from serving.errors import ImageError
-from serving.torchserve.metrics import Metrics
+from serving.metrics import Metrics
 
 LABELS = {"model": "tiny-mda", "version": "1"}
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from conftest import LABELS, gmm_answers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serving.errors import ServingError
+from serving.errors import BadRequest, ServingError
 from serving.predictor import Predictor
-from serving.request import Request, read
+from serving.request import Message, Request, read
 
 
 def tensors(data: Any, shape: Any = None, **changes: Any) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def b64(image: bytes) -> str:
 
 
 def asked(body: Any) -> Request:
-    return read({"body": json.dumps(body).encode()}, "application/json")
+    return read(Message(json.dumps(body).encode(), content_type="application/json"))
 
 
 def in_binary(images: list[bytes], size: int | None = None) -> Request:
@@ -34,7 +37,7 @@ def in_binary(images: list[bytes], size: int | None = None) -> Request:
     del body["inputs"][0]["data"]
     body["inputs"][0] |= {"shape": [len(images)], "parameters": {"binary_data_size": size or len(binary)}}
     text = json.dumps(body).encode()
-    return read({"body": text + binary}, "", json_length=str(len(text)))
+    return read(Message(text + binary, json_length=str(len(text))))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,8 @@ def predictor(bundle_dir: Path) -> Predictor:
 
 
 def answer(predictor: Predictor, request: Request) -> tuple[int, dict[str, Any]]:
-    return request.reply(predictor.predict(request.images, request.options))
+    [outcome] = predictor.predict_together([(request.images, request.options)])
+    return request.reply(outcome)
 
 
 def test_the_tensors_are_the_graphs_outputs(predictor: Predictor, images: list[bytes]) -> None:
@@ -107,12 +111,54 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
     [
         (tensors(["x"], other=1), "request must have no keys but id, inputs, "),
         ({"inputs": []}, "inputs must be a list of one tensor, images, got []"),
-        ({"inputs": [tensors(["x"])["inputs"][0] | {"parameters": []}]}, "parameters of a tensor must be an object"),
+        (
+            {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": []}]},
+            "parameters of the tensor must be an object, got []",
+        ),
         ({"inputs": [{"name": "pixels", "datatype": "FP32"}]}, "the tensor must be images of datatype BYTES, got 'pi"),
         (tensors(["x"], [2]), "data must be a list of as many images as the shape [2] says, got 1"),
         (tensors("x", [1]), "data must be a list of as many images as the shape [1] says, got none"),
-        (tensors(["x"], [True]), "shape must be a list of whole numbers, got [True]"),
-        (tensors(["x"], [-1, -1]), "shape must be a list of whole numbers, got [-1, -1]"),
+        (tensors(["x"], [True]), "shape must be a list of 1 to 4 whole numbers, got [True]"),
+        (tensors(["x"], [-1, -1]), "shape must be a list of 1 to 4 whole numbers, got [-1, -1]"),
+        (tensors(["x"], [1] * 5), "shape must be a list of 1 to 4 whole numbers, got [1, 1, 1, 1, 1]"),
+        (tensors(["x"], parameters=[]), "parameters of the request must be an object, got []"),
+        (
+            tensors(["x"], parameters={"top_k": 1}),
+            "parameters of the request must be none but binary_data_output, got 'top_k'",
+        ),
+        (
+            {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": {"shared_memory_region": "a"}}]},
+            "parameters of the tensor must be none but binary_data_size, got 'shared_memory_region'",
+        ),
+        (
+            {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": {"binary_data_size": 0}}]},
+            "the tensor must be in JSON or in binary, got both",
+        ),
+        (
+            {"inputs": [tensors(["x"])["inputs"][0] | {"other": 1}]},
+            "the tensor must have no keys but name, shape, datatype, data, parameters, got ['other']",
+        ),
+        (tensors(["x"], model_name=[]), "model_name must be text, got []"),
+        (tensors(["x"], outputs={}), "outputs must be a list of objects, got {}"),
+        (tensors(["x"], outputs=[7]), "outputs must be a list of objects, got [7]"),
+        (tensors(["x"], outputs=[{"name": []}]), "outputs must name tensors of label, posterior, component, "),
+        (
+            tensors(["x"], outputs=[{"name": "label"}] * 2),
+            "outputs must name tensors of label, posterior, component, responsibilities, log_density, features, each "
+            "once, got 'label'",
+        ),
+        (
+            tensors(["x"], outputs=[{"name": "label", "parameters": {"classification": 3}}]),
+            "parameters of the output must be none but binary_data, got 'classification'",
+        ),
+        (
+            tensors(["x"], outputs=[{"name": "label", "parameters": {"binary_data": 1}}]),
+            "binary_data must be bool, got 1",
+        ),
+        (
+            tensors(["x"], outputs=[{"name": "label", "x": 1}]),
+            "an output must have no keys but name, parameters, got ['x']",
+        ),
         (tensors(["x"], id=7), "id must be text, got 7"),
         (tensors(["x"], outputs=[{"name": "logits"}]), "outputs must name tensors of label, posterior, "),
         (tensors([""] * 257), "images must hold 1 to 256 images, got 257"),
@@ -121,9 +167,8 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
 )
 def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: str) -> None:
     request = asked(body)
-    (error,) = request.images
-    assert isinstance(error, ServingError)
-    status, answered = request.reply([error])
+    assert isinstance(request.images, ServingError)
+    status, answered = request.reply(request.images)
 
     assert status == 400
     assert answered["error"].startswith(f"bad_request: {message}")
@@ -135,25 +180,98 @@ def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: s
         (b"\1\0", 2, "each binary element must follow its length in 4 bytes, got a part of a length"),
         (b"\5\0\0\0abc", 7, "a binary element must be there whole, got 3 of 5 bytes"),
         (b"\1\0\0\0a", 4, "binary_data_size must be the bytes behind the JSON, 5, got 4"),
+        (b"\1\0\0\0a", 5.0, "binary_data_size must be int, got 5.0"),
+        (b"a", True, "binary_data_size must be int, got True"),
+        (b"a", [], "binary_data_size must be int, got []"),
+        (b"a", None, "binary_data_size must be int, got None"),
     ],
 )
-def test_broken_binary_tensors(binary: bytes, size: int, message: str) -> None:
+def test_broken_binary_tensors(binary: bytes, size: Any, message: str) -> None:
     tensor = {"name": "images", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     text = json.dumps({"inputs": [tensor]}).encode()
-    request = read({"body": text + binary}, json_length=str(len(text)))
-    (error,) = request.images
+    request = read(Message(text + binary, json_length=str(len(text))))
 
-    assert isinstance(error, ServingError)
-    assert str(error) == message
+    assert isinstance(request.images, ServingError)
+    assert str(request.images) == message
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "99999"])
 def test_a_wrong_length_of_the_json(length: str) -> None:
     with pytest.raises(ServingError, match=r"^Inference-Header-Content-Length must be at most 2, got "):
-        read({"body": b"{}"}, json_length=length)
+        read(Message(b"{}", json_length=length))
 
 
 def test_text_that_is_no_base64(images: list[bytes]) -> None:
     request = asked(tensors(["?", 7, b64(images[0])]))
 
     assert [type(image).__name__ for image in request.images] == ["ImageError", "ImageError", "bytes"]
+
+
+def test_bytes_behind_the_json_that_belong_to_no_tensor(images: list[bytes]) -> None:
+    text = json.dumps(tensors([b64(images[0])])).encode()
+    request = read(Message(text + b"abc", json_length=str(len(text))))
+
+    assert isinstance(request.images, ServingError)
+    assert str(request.images) == "binary_data_size must be the bytes behind the JSON, 3, got none"
+
+
+def test_wishes_for_binary_answers_and_empty_parameters_do_no_harm(predictor: Predictor, images: list[bytes]) -> None:
+    plain = tensors([b64(images[0])], outputs=[{"name": "label"}])
+    wishes = {"parameters": {"binary_data_output": True}, "model_name": "tiny-mda"}
+    wished = plain | wishes | {"outputs": [{"name": "label", "parameters": {"binary_data": True}}]}
+
+    expected = answer(predictor, asked(plain))
+    assert expected[0] == 200
+    assert answer(predictor, asked(plain | {"parameters": {}})) == answer(predictor, asked(wished)) == expected
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+PLACES: list[tuple[str | int, ...]] = [
+    (),
+    *((key,) for key in ("id", "model_name", "parameters", "inputs", "outputs", "other")),
+    ("parameters", "binary_data_output"),
+    ("inputs", 0),
+    *(("inputs", 0, key) for key in ("name", "shape", "datatype", "data", "parameters", "other")),
+    *(("inputs", 0, key, 0) for key in ("shape", "data")),
+    ("inputs", 0, "parameters", "binary_data_size"),
+    ("outputs", 0),
+    *(("outputs", 0, key) for key in ("name", "parameters", "other")),
+    ("outputs", 0, "parameters", "binary_data"),
+]
+
+
+@settings(max_examples=400, derandomize=True, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3), st.binary(max_size=9))
+def test_whatever_stands_anywhere_is_answered_or_refused(
+    predictor: Predictor, images: list[bytes], changes: list[tuple[tuple[str | int, ...], Any]], binary: bytes
+) -> None:
+    body: Any = tensors([b64(images[0])], parameters={}, outputs=[{"name": "label", "parameters": {}}], id="7")
+    body["inputs"][0]["parameters"] = {}
+    for place, value in changes:
+        body = changed(body, place, value)
+    text = orjson.dumps(body)
+    message = Message(text + binary, content_type="application/json", json_length=str(len(text)) if binary else None)
+
+    try:
+        request = read(message)
+    except BadRequest:
+        return  # of another form
+    status, answered = answer(predictor, request)
+    assert status in (200, 400, 413, 415, 422)
+    assert orjson.dumps(answered)
+
+
+def changed(tree: Any, place: tuple[str | int, ...], value: Any) -> Any:
+    """The tree with another value at a place, if the place is still there."""
+    if not place:
+        return value
+    first, *rest = place
+    if isinstance(tree, dict) and isinstance(first, str):
+        return tree | {first: changed(tree.get(first), tuple(rest), value)}
+    if isinstance(tree, list) and tree and first == 0:
+        return [changed(tree[0], tuple(rest), value), *tree[1:]]
+    return tree

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from conftest import encoded, until, workers_of
 
+from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 from serving.torchserve.state import Server
@@ -43,7 +44,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(bundle_dir: Path, state: Path) -> Iterator[Server]:
     """A server of its own with two workers."""
     store = state.parent / "store"
-    package(bundle_dir, model_store=store, batch_size=BATCH, workers=WORKERS, threads=1)
+    package(bundle_dir, model_store=store, settings=WorkerSettings(batch_size=BATCH, workers=WORKERS, threads=1))
     yield launch.start(model_store=store, state=state, device="cpu", port=0)
     launch.stop(state, grace_s=0, drain_s=0)
 

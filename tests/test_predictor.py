@@ -5,9 +5,9 @@ import pytest
 from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images, tampered
 
 from serving.bundle import Bundle
-from serving.decode import Limits
 from serving.errors import BadRequest, BundleError, ImageError, ImageTooLarge, ServingError, UnsupportedImage
-from serving.predictor import PHOTO_BYTES, Predictor
+from serving.limits import Limits
+from serving.predictor import PHOTO_PIXELS, Predictor
 from serving.respond import Options
 
 
@@ -69,7 +69,7 @@ def test_requests_answered_together_keep_their_own_options(predictor: Predictor,
 def test_photos_are_answered_in_order_though_decoded_side_by_side(bundle_dir: Path, images: list[bytes]) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (4, 300, 300), dtype=np.uint8)
     photos = [encoded(pixels) for pixels in noise]
-    assert min(map(len, photos)) > PHOTO_BYTES
+    assert noise[0].size > PHOTO_PIXELS
     mixed = [photos[0], images[0], photos[1][:-9], photos[2], BadRequest("not even read"), photos[3], b""]
 
     answers = Predictor.open(bundle_dir, threads=2).predict(mixed)
@@ -122,8 +122,23 @@ def test_a_runtime_that_computes_something_else_must_not_serve(bundle_dir: Path,
 def test_not_a_number_is_something_else(bundle_dir: Path, tmp_path: Path) -> None:
     other = tampered(bundle_dir, tmp_path / "1", log_density=np.full(7, np.nan))
 
-    with pytest.raises(BundleError, match=r"^log_density must be within 0\.01 of "):
+    with pytest.raises(BundleError, match=r"^log_density must be within .* got a difference of nan$"):
         Predictor.open(other, threads=1).warm_up()
+
+
+def test_the_difference_that_is_named_is_one_that_is_not_allowed(bundle_dir: Path, tmp_path: Path) -> None:
+    golden = gmm_answers(golden_images())["features"]
+    large, small = np.argmax(np.abs(golden)), np.argmin(np.abs(golden))
+    wrong = golden.copy()
+    wrong.flat[large] *= 1.001  # allowed: a hundredth, and a thousandth of the value
+    wrong.flat[large] += 0.009
+    wrong.flat[small] += 0.0125
+    other = tampered(bundle_dir, tmp_path / "1", features=wrong)
+
+    with pytest.raises(BundleError, match=r", got a difference of 0\.0125$") as info:
+        Predictor.open(other, threads=1).warm_up()
+    allowed = 0.01 + 1e-3 * abs(wrong.flat[small])
+    assert str(info.value).startswith(f"features must be within {allowed:.3g} of {wrong.flat[small]:.6g} as in ")
 
 
 def test_an_answer_of_another_shape_must_not_serve(bundle_dir: Path, tmp_path: Path) -> None:

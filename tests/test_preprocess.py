@@ -5,7 +5,7 @@ from PIL import Image, ImageOps
 
 from serving.bundle import InputSpec
 from serving.decode import decode
-from serving.preprocess import fit, read_image
+from serving.preprocess import read_image, to_input
 
 RNG = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ def spec(height: int, width: int, channels: int = 3, resize: str = "crop") -> In
 def test_the_right_size_keeps_every_pixel() -> None:
     image = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
-    fitted = fit(image, spec(6, 9))
+    fitted = to_input(image, spec(6, 9))
     assert np.array_equal(fitted, image.transpose(2, 0, 1))
     assert fitted.flags.c_contiguous
 
@@ -27,14 +27,14 @@ def test_crop_is_what_imageops_fit_does(size: tuple[int, int]) -> None:
     image = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
 
     expected = ImageOps.fit(Image.fromarray(image), (16, 12), Image.Resampling.BILINEAR)
-    assert np.abs(fit(image, spec(12, 16)).transpose(1, 2, 0).astype(int) - np.asarray(expected)).max() <= 1
+    assert np.abs(to_input(image, spec(12, 16)).transpose(1, 2, 0).astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_crop_cuts_the_centre() -> None:
     image = np.zeros((4, 12, 1), dtype=np.uint8)
     image[:, 4:8] = 200
 
-    assert (fit(image, spec(4, 4, 1)) == 200).all()
+    assert (to_input(image, spec(4, 4, 1)) == 200).all()
 
 
 def test_stretch_keeps_the_whole() -> None:
@@ -42,19 +42,19 @@ def test_stretch_keeps_the_whole() -> None:
     image[:, 4:8] = 200
 
     # A triangle of half-width 4 over the pixels, by hand: 200 * 0.5 / 3.5 at the sides, 200 * 3 / 4 in the middle.
-    assert fit(image, spec(4, 3, 1, "stretch"))[0, 0].tolist() == [29, 150, 29]
+    assert to_input(image, spec(4, 3, 1, "stretch"))[0, 0].tolist() == [29, 150, 29]
 
 
 def test_downscaling_averages() -> None:
     checkers = np.indices((64, 64)).sum(0)[:, :, None] % 2 * 255
 
-    assert np.abs(fit(checkers.astype(np.uint8), spec(8, 8, 1)).astype(int) - 127.5).max() < 8
+    assert np.abs(to_input(checkers.astype(np.uint8), spec(8, 8, 1)).astype(int) - 127.5).max() < 8
 
 
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1)])
 def test_extreme_shapes(size: tuple[int, int], resize: str) -> None:
-    fitted = fit(np.full((*size, 3), 90, dtype=np.uint8), spec(8, 16, resize=resize))
+    fitted = to_input(np.full((*size, 3), 90, dtype=np.uint8), spec(8, 16, resize=resize))
 
     assert fitted.shape == (3, 8, 16)
     assert (fitted == 90).all()
@@ -63,7 +63,7 @@ def test_extreme_shapes(size: tuple[int, int], resize: str) -> None:
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((4, 4), dtype=np.uint8)])
 def test_other_arrays_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"^image must be uint8 \(H, W, 3\), got "):
-        fit(image, spec(4, 4))
+        to_input(image, spec(4, 4))
 
 
 def photo(height: int, width: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_a_large_jpeg_is_read_as_if_all_of_it_were_decoded(size: tuple[int, int]
     data = encoded(photo(*size), "JPEG", quality=90)
     assert max(decode(data, channels=channels, wanted=(64, 64)).shape) < max(size) / 2
 
-    difference = read_image(data, wanted).astype(int) - fit(decode(data, channels=channels), wanted)
+    difference = read_image(data, wanted).astype(int) - to_input(decode(data, channels=channels), wanted)
     assert np.abs(difference).mean() < 1.5  # of 255 gray levels
     assert np.abs(difference).max() <= 12
 

@@ -4,29 +4,33 @@ from typing import Any
 import orjson
 import pytest
 
-from serving.decode import Limits
-from serving.errors import BadParameter, BadRequest, ImageError
-from serving.request import FORMS, read
-from serving.respond import Options, respond_alone, respond_each
+from serving.errors import BadParameter, BadRequest, ImageError, ImageTooLarge
+from serving.limits import Limits
+from serving.request import FORMS, Message, Request, read
+from serving.respond import ALONE, EACH, Options
 
 IMAGE = b"\x89PNG..."
 B64 = base64.b64encode(IMAGE).decode()
 
 
-def read_json(body: Any, **kwargs: Any) -> Any:
-    return read({"body": orjson.dumps(body)}, "application/json", **kwargs)
+def read_json(body: Any, **limits: int) -> Any:
+    return read(Message(orjson.dumps(body), content_type="application/json"), Limits(**limits))
+
+
+def read_form(**parts: bytes) -> Request:
+    return read(Message(parts=parts))
 
 
 def test_a_raw_body_is_one_image() -> None:
-    request = read({"body": bytearray(IMAGE)})
+    request = read(Message(bytearray(IMAGE)))
 
-    assert (request.images, request.options, request.reply) == ([IMAGE], Options(), respond_alone)
+    assert (request.images, request.options, request.form) == ([IMAGE], Options(), ALONE)
 
 
 def test_a_form_may_carry_parameters() -> None:
-    request = read({"data": IMAGE, "parameters": b'{"top_k": 5, "return": ["features"]}'})
+    request = read_form(data=IMAGE, parameters=b'{"top_k": 5, "return": ["features"]}')
 
-    assert (request.images, request.reply) == ([IMAGE], respond_alone)
+    assert (request.images, request.form) == ([IMAGE], ALONE)
     assert request.options == Options(5, frozenset({"features"}))
 
 
@@ -34,16 +38,20 @@ def test_a_form_may_carry_parameters() -> None:
 def test_json_is_known_by_its_type_or_its_brace(content_type: str) -> None:
     body = b' {"instances": [{"b64": "' + B64.encode() + b'"}], "parameters": {"top_k": 1}}'
 
-    request = read({"body": body}, content_type)
-    assert (request.images, request.options.top_k, request.reply) == ([IMAGE], 1, respond_each)
+    request = read(Message(body, content_type=content_type))
+    assert (request.images, request.options.top_k, request.form) == ([IMAGE], 1, EACH)
 
 
-def test_json_that_the_server_has_decoded_already_is_read_too() -> None:
-    assert read({"body": {"instances": [{"b64": B64}]}}).images == [IMAGE]
+def test_a_form_may_hold_json_but_no_parameters_beside_it() -> None:
+    json = orjson.dumps({"instances": [{"b64": B64}]})
+
+    assert read_form(data=json).images == [IMAGE]
+    with pytest.raises(BadRequest, match=r"^parameters of JSON must be a key of it, got a form field$"):
+        read_form(data=json, parameters=b'{"top_k": 1}')
 
 
 def test_an_empty_body_is_left_to_the_decoder() -> None:
-    assert read({"body": b""}).images == [b""]
+    assert read(Message(b"")).images == [b""]
 
 
 @pytest.mark.parametrize(
@@ -69,11 +77,16 @@ def test_a_wrong_instance_is_an_error_in_its_own_place(instance: Any, message: s
 
 @pytest.mark.parametrize(
     ("fields", "shown"),
-    [({}, "[]"), ({"image": IMAGE}, "['image']"), ({"data": IMAGE, "extra": b""}, "['data', 'extra']")],
+    [
+        ({}, "[]"),
+        ({"body": IMAGE, "parameters": b""}, "['body', 'parameters']"),
+        ({"image": IMAGE}, "['image']"),
+        ({"data": IMAGE, "extra": b""}, "['data', 'extra']"),
+    ],
 )
 def test_other_forms_are_refused(fields: dict[str, bytes], shown: str) -> None:
     with pytest.raises(BadRequest) as info:
-        read(fields)
+        read(Message(parts=fields))
 
     assert str(info.value) == f"request must be {FORMS}, got form fields {shown}; with curl, send a file by -T"
     assert (info.value.status, info.value.code) == (400, "bad_request")
@@ -96,7 +109,7 @@ def test_other_forms_are_refused(fields: dict[str, bytes], shown: str) -> None:
 )
 def test_json_of_the_wrong_shape(body: bytes, message: str) -> None:
     with pytest.raises(BadRequest) as info:
-        read({"body": body}, "application/json")
+        read(Message(body, content_type="application/json"))
 
     assert str(info.value).startswith(message)
     assert info.value.status == 400
@@ -120,7 +133,7 @@ def test_a_wrong_parameter(parameters: Any, message: str) -> None:
     with pytest.raises(BadParameter) as info:
         read_json({"instances": [{"b64": B64}], "parameters": parameters})
     with pytest.raises(BadParameter) as in_form:
-        read({"data": IMAGE, "parameters": orjson.dumps(parameters)})
+        read_form(data=IMAGE, parameters=orjson.dumps(parameters))
 
     assert str(info.value) == str(in_form.value) == message
     assert (info.value.status, info.value.code) == (422, "bad_parameter")
@@ -128,9 +141,23 @@ def test_a_wrong_parameter(parameters: Any, message: str) -> None:
 
 def test_parameters_of_a_form_that_are_no_json() -> None:
     with pytest.raises(BadParameter, match=r"^parameters must be JSON, got b'top_k=1' \("):
-        read({"data": IMAGE, "parameters": b"top_k=1"})
+        read_form(data=IMAGE, parameters=b"top_k=1")
 
 
 def test_the_number_of_instances_is_limited_as_told() -> None:
     with pytest.raises(BadRequest, match=r"^instances must hold 1 to 2 images, got 3$"):
-        read_json({"instances": [1, 2, 3]}, limits=Limits(max_instances=2))
+        read_json({"instances": [1, 2, 3]}, max_instances=2)
+
+
+@pytest.mark.parametrize("message", [Message(bytes(9)), Message(parts={"data": bytes(5), "parameters": bytes(4)})])
+def test_the_bytes_of_a_request_are_limited_as_told(message: Message) -> None:
+    with pytest.raises(ImageTooLarge, match=r"^request must have at most 8 bytes, got 9$"):
+        read(message, Limits(max_request_bytes=8))
+
+
+@pytest.mark.parametrize("body", [b'{"instances": [' + b"[]," * 10**6 + b"1]}", b"[" + b"1," * 10**6 + b"1]"])
+def test_a_message_shows_little_of_what_it_is_about(body: bytes) -> None:
+    with pytest.raises(BadRequest) as info:
+        read(Message(body, content_type="application/json"))
+
+    assert len(str(info.value)) < 200

@@ -7,7 +7,7 @@ import pytest
 from conftest import LABELS, SIZE, encoded, serving
 
 from serving.batch import score as score_module
-from serving.batch.score import score
+from serving.batch.score import score_folder
 from serving.errors import BundleError, ServingError
 from serving.predictor import Predictor
 
@@ -34,7 +34,7 @@ def folder(images: list[bytes], tmp_path: Path) -> Path:
 def test_rows_are_the_predictors_answers_in_sorted_order(
     runtime: str, folder: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:
-    summary = score(folder, bundle_dir, tmp_path / "out.parquet", runtime=runtime, batch_size=2, progress=False)
+    summary = score_folder(folder, bundle_dir, tmp_path / "out.parquet", runtime=runtime, batch_size=2, progress=False)
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
 
     assert [row["path"] for row in rows] == ["a.png", "b.png", "broken.png", "notes.txt", "sub/c.png"]
@@ -51,7 +51,7 @@ def test_rows_are_the_predictors_answers_in_sorted_order(
 
 
 def test_what_cannot_be_answered_has_its_error_and_nothing_else(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    score(folder, bundle_dir, tmp_path / "out.parquet", progress=False)
+    score_folder(folder, bundle_dir, tmp_path / "out.parquet", progress=False)
     rows = {row["path"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
 
     assert rows["broken.png"]["error_code"] == "undecodable_image"
@@ -62,7 +62,7 @@ def test_what_cannot_be_answered_has_its_error_and_nothing_else(folder: Path, bu
 
 
 def test_the_file_names_its_bundle(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    score(folder, bundle_dir, tmp_path / "new" / "out.parquet", progress=False)
+    score_folder(folder, bundle_dir, tmp_path / "new" / "out.parquet", progress=False)
     metadata = pq.read_schema(tmp_path / "new" / "out.parquet").metadata
 
     assert (metadata[b"bundle"], metadata[b"version"]) == (b"tiny-mda", b"1")
@@ -71,7 +71,7 @@ def test_the_file_names_its_bundle(folder: Path, bundle_dir: Path, tmp_path: Pat
 
 
 def test_a_softmax_bundle_leaves_components_and_density_null(folder: Path, softmax_dir: Path, tmp_path: Path) -> None:
-    score(folder, softmax_dir, tmp_path / "out.parquet", progress=False)
+    score_folder(folder, softmax_dir, tmp_path / "out.parquet", progress=False)
     row = pq.read_table(tmp_path / "out.parquet").to_pylist()[0]
 
     assert row["label"] in LABELS
@@ -84,7 +84,7 @@ def test_many_files_are_written_in_groups(bundle_dir: Path, tmp_path: Path, monk
         (tmp_path / "in" / f"{level:02}.png").write_bytes(encoded(np.full((SIZE, SIZE), level, dtype=np.uint8)))
     monkeypatch.setattr(score_module, "ROWS_PER_GROUP", 10)
 
-    score(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", batch_size=4, decode_workers=3, progress=False)
+    score_folder(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", batch_size=4, decode_workers=3, progress=False)
     file = pq.ParquetFile(tmp_path / "out.parquet")
     assert file.num_row_groups > 3
     assert file.read().column("path").to_pylist() == [f"{level:02}.png" for level in range(50)]
@@ -92,7 +92,7 @@ def test_many_files_are_written_in_groups(bundle_dir: Path, tmp_path: Path, monk
 
 def test_an_output_inside_the_folder_is_not_scored(folder: Path, bundle_dir: Path) -> None:
     for _ in range(2):
-        assert score(folder, bundle_dir, folder / "out.parquet", progress=False).images == 5
+        assert score_folder(folder, bundle_dir, folder / "out.parquet", progress=False).images == 5
 
 
 def test_a_file_that_cannot_be_read_or_is_too_large(bundle_dir: Path, tmp_path: Path, images: list[bytes]) -> None:
@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_read_or_is_too_large(bundle_dir: Path, tmp_path: 
         file.truncate(11 * 2**20)
     (tmp_path / "in" / "ok.png").write_bytes(images[0])
 
-    score(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
+    score_folder(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
     large, ok = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert (large["error_code"], ok["error_code"]) == ("image_too_large", None)
     assert large["error_message"] == "image must have at most 10485760 bytes, got 11534336"
@@ -111,13 +111,13 @@ def test_no_folder_no_files_no_bundle(folder: Path, bundle_dir: Path, tmp_path: 
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(ServingError, match=r"nowhere must be a folder of images, got nothing there$"):
-        score(tmp_path / "nowhere", bundle_dir, tmp_path / "out.parquet")
+        score_folder(tmp_path / "nowhere", bundle_dir, tmp_path / "out.parquet")
     with pytest.raises(ServingError, match=r"a.png must be a folder of images, got a file$"):
-        score(folder / "a.png", bundle_dir, tmp_path / "out.parquet")
+        score_folder(folder / "a.png", bundle_dir, tmp_path / "out.parquet")
     with pytest.raises(ServingError, match=r"empty must hold at least one file, got none$"):
-        score(tmp_path / "empty", bundle_dir, tmp_path / "out.parquet")
+        score_folder(tmp_path / "empty", bundle_dir, tmp_path / "out.parquet")
     with pytest.raises(BundleError, match=r"bundle\.json must exist"):
-        score(folder, tmp_path, tmp_path / "out.parquet")
+        score_folder(folder, tmp_path, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -129,7 +129,7 @@ def test_a_failure_leaves_no_partial_file(
 
     monkeypatch.setattr(Predictor, "encode", fail)
     with pytest.raises(RuntimeError, match="half way"):
-        score(folder, bundle_dir, tmp_path / "new" / "out.parquet", progress=False)
+        score_folder(folder, bundle_dir, tmp_path / "new" / "out.parquet", progress=False)
     assert list((tmp_path / "new").iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from conftest import described, encoded, openapi
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.batch.score import score
+from serving.batch.score import score_folder
 from serving.predictor import Predictor
 from serving.respond import Options
 from serving.torchserve.state import Server
@@ -237,7 +237,7 @@ def test_the_server_answers_as_scoring_does(
     (tmp_path / "in").mkdir()
     for n, image in enumerate([*images, images[0][:50]]):
         (tmp_path / "in" / f"{n}.png").write_bytes(image)
-    score(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
+    score_folder(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
 
     for row in pq.read_table(tmp_path / "out.parquet").to_pylist():
         answer = post(http, content=(tmp_path / "in" / row["path"]).read_bytes()).json()

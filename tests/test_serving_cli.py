@@ -6,11 +6,13 @@ import socket
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import serving
 
+from load_tests import bench_serve
 from serving.torchserve.state import Server
 
-COMMANDS = ["package", "start", "stop", "status", "classify", "score"]
+COMMANDS = ["package", "start", "stop", "status", "deploy", "rollback", "classify", "score"]
 
 
 @pytest.fixture
@@ -29,6 +31,15 @@ def test_help_lists_the_commands_and_describes_each_option() -> None:
     start = serving("start", "--help", check=True).stdout
     for option in ("--models", "--device", "--port", "--host", "--foreground", "--state", "--timeout"):
         assert option in start
+
+
+def test_the_benchmark_takes_several_precisions() -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(bench_serve.main)
+    command = typer.main.get_command(app)
+
+    context = command.make_context("bench_serve", ["--precision", "float32", "--precision", "int8", "--device", "gpu"])
+    assert [choice.value for choice in context.params["precision"]] == ["float32", "int8"]
 
 
 def test_package_says_what_it_made(bundle_dir: Path, softmax_dir: Path, tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ BROKEN_PNG = "image must be a whole PNG image, got a broken one: "
     [
         (PNG[:-12], (400, "undecodable_image", f"{BROKEN_PNG}truncated")),
         (PNG[: len(PNG) // 2], (400, "undecodable_image", f"{BROKEN_PNG}truncated")),
-        (PNG[:8], (400, "undecodable_image", f"{BROKEN_PNG}unreadable header")),
+        (PNG[:8], (400, "undecodable_image", f"{BROKEN_PNG}truncated")),
         (wrong_pixel_crc(), (400, "undecodable_image", f"{BROKEN_PNG}wrong CRC in IDAT")),
-        (wrong_comment_crc(), (400, "undecodable_image", f"{BROKEN_PNG}unreadable header")),
+        (wrong_comment_crc(), (400, "undecodable_image", f"{BROKEN_PNG}wrong CRC in tEXt")),
         (
             PNG[:-12] + chunk(b"tEXt", b"Comment\0hello", wrong=1) + PNG[-12:],
             (400, "undecodable_image", f"{BROKEN_PNG}wrong CRC in tEXt"),
@@ -160,6 +160,31 @@ def test_of_an_animation_the_first_frame_is_answered(http: httpx.Client, predict
     assert b"ANMF" in stream.getvalue()
     first = encoded(np.asarray(frames[0]), "WebP", lossless=True)
     assert_same(post(http, content=stream.getvalue()).json(), predictor.predict([first])[0])
+
+
+def test_more_pixels_than_a_request_may_have(http: httpx.Client) -> None:
+    huge = encoded(np.zeros((5000, 8000), dtype=np.uint8))
+    many = post(http, json={"instances": [b64(huge)] * 256})
+    narrow = post(http, content=encoded(np.zeros((40_000_000, 1), dtype=np.uint8)))
+
+    described(many)
+    described(narrow)
+    assert len(many.request.content) > 12e6
+    assert error_of(many) == (
+        413,
+        "image_too_large",
+        "images of one request must count at most 32000000 pixels together, got 40000000 by image 1 of 256: "
+        "send fewer or smaller ones at a time",
+    )
+    message = "image must be at most 32768 pixels high and wide, got 1 x 40000000"
+    assert error_of(narrow) == (413, "image_too_large", message)
+
+
+def test_whole_numbers_beyond_all_bounds(http: httpx.Client) -> None:
+    body = b'{"instances": [{"b64": "?"}], "parameters": {"top_k": ' + b"9" * 40 + b"}}"
+    response = post(http, content=body, headers={"Content-Type": "application/json"})
+
+    assert error_of(response) == (422, "bad_parameter", "top_k must be an integer of at least 1, got 1e+40")
 
 
 @pytest.mark.parametrize("content_type", ["application/octet-stream", "application/json"])

@@ -1,8 +1,8 @@
 """A new version under load, and back."""
 
 import json
+import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,24 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import gmm_answers, golden_images, serving, tampered
+from conftest import gmm_answers, golden_images, serving, tampered, until, with_int8
 
-from serving.errors import ServerError
+from serving.errors import BundleError, ServerError
+from serving.settings import WorkerSettings, changed
 from serving.torchserve import launch, versions
-from serving.torchserve.archive import archives, package
+from serving.torchserve.archive import Archive, package, read_settings
 from serving.torchserve.state import Server, load
+from serving.torchserve.store import archives
+
+SETTINGS = WorkerSettings(workers=1, threads=1, batch_size=5)
 
 
 @pytest.fixture
 def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """The state folder of a server of its own that takes new versions."""
     state = tmp_path / "state"
-    package(bundle_dir, model_store=tmp_path / "store", workers=1, threads=1)
-    launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
+    package(bundle_dir, model_store=tmp_path / "store", settings=SETTINGS)
+    launch.start(None, model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)
 
@@ -56,23 +60,30 @@ class Asker(threading.Thread):
 
 
 def test_a_version_is_deployed_and_rolled_back_without_a_failed_request(
-    served: Path, make_bundle: Callable[..., Path], images: list[bytes]
+    served: Path, make_bundle: Callable[..., Path], images: list[bytes], tmp_path: Path
 ) -> None:
     server = running(served)
-    second = make_bundle(version=2)
+    second = with_int8(make_bundle(version=2), tmp_path / "tiny-mda" / "2")
     asker = Asker(server.url, images[0])
     asker.start()
-    deployed = serving("deploy", second, "--state", served, check=True)
-    time.sleep(1)
+    deployed = serving("deploy", second, "--precision", "int8", "--state", served, check=True)
+    shown = serving("status", "--state", served, check=True).stdout
     both = [httpx.post(f"{server.url}/predictions/tiny-mda/{v}", content=images[0], trust_env=False) for v in (1, 2)]
     back = serving("rollback", "tiny-mda", "--state", served, check=True)
-    time.sleep(1)
+    seen = len(asker.answers)
+    until(lambda: len(asker.answers) > seen + 1)
     answers = asker.stop()
 
     assert "tiny-mda is version 2 now" in deployed.stdout
     assert [answer.json()["model"]["version"] for answer in both] == ["1", "2"]
     assert back.stdout == "tiny-mda is version 1 again; version 2 is gone\n"
     assert {status for status, _ in answers} == {200}
+    assert read_settings(Path(server.store, "tiny-mda-2.mar.rolled-back")) == changed(SETTINGS, precision="int8")
+    assert re.search(r"tiny-mda │ 1 +│ float32 +│ 1/1 .*\n.*tiny-mda │ 2 +│ int8, \d+\.\d x float32 │ 1/1", shown), (
+        shown
+    )
+    assert re.search(r"^int8 (computes tiny-mda|brings nothing on this CPU) .*float32", deployed.stdout, re.MULTILINE)
+    assert [file.name for file in (served / "models").iterdir()] == ["tiny-mda-1.mar"]
     changes = [version for n, (_, version) in enumerate(answers) if n == 0 or answers[n - 1][1] != version]
     assert changes == ["1", "2", "1"]
     gone = httpx.post(f"{server.url}/predictions/tiny-mda/2", content=images[0], trust_env=False)
@@ -86,7 +97,7 @@ def test_a_version_is_deployed_and_rolled_back_without_a_failed_request(
         versions.rollback("tiny-mda", served)
 
 
-def test_a_version_that_cannot_load_changes_nothing(
+def test_a_version_that_cannot_load_changes_nothing_and_the_next_one_is_none_the_worse(
     served: Path, make_bundle: Callable[..., Path], images: list[bytes], tmp_path: Path
 ) -> None:
     posterior: Any = gmm_answers(golden_images())["posterior"]
@@ -99,6 +110,18 @@ def test_a_version_that_cannot_load_changes_nothing(
     assert answer.json()["model"]["version"] == "1"
     assert [one.version for one in launch.status(served) or []] == ["1"]
     assert [archive.version for archive in archives(Path(running(served).store))] == [1]  # so the next start serves it
+    assert versions.deploy(make_bundle(version=2), served) == Archive("tiny-mda", 2)
+    with pytest.raises(
+        BundleError, match=r"^precision of .* must be float32, got int8: export the bundle with --int8$"
+    ):
+        versions.deploy(make_bundle(version=3), served, precision="int8")
+    versions.deploy(make_bundle("another"), served, batch_size=2)
+    assert read_settings(served / "models" / "another-1.mar") == WorkerSettings(batch_size=2)
+    most = 16 * 1024 * 1024
+    with pytest.raises(
+        ServerError, match=rf"^max_request_bytes must be at most the server's {most}, got {most + 1}: start it anew$"
+    ):
+        versions.deploy(make_bundle(version=3), served, max_request_bytes=most + 1)
 
 
 def test_a_version_that_is_served_already_is_refused_and_its_archive_stays(served: Path, make_bundle: Any) -> None:

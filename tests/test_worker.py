@@ -8,9 +8,9 @@ import psutil
 import pytest
 from conftest import workers_of
 
-from serving.torchserve import config
+from serving.torchserve.patches import folder
+from serving.torchserve.patches.worker import Deferred
 from serving.torchserve.state import Server
-from serving.torchserve.worker import Deferred
 
 
 @pytest.mark.parametrize(("model", "has_torch"), [("tiny-mda", False), ("tiny-mda-ts", True)])
@@ -26,7 +26,7 @@ def test_only_a_worker_that_computes_with_torch_loads_it(server: Server, model: 
 def test_a_deferred_module_is_the_real_one_once_it_is_looked_into() -> None:
     script = """
 import sys
-from serving.torchserve.worker import Deferred
+from serving.torchserve.patches.worker import Deferred
 sys.modules["colorsys"] = Deferred("colorsys")
 import colorsys as held
 del sys.modules["colorsys"]
@@ -46,8 +46,8 @@ def test_the_script_hands_its_arguments_on_as_they_are(tmp_path: Path) -> None:
     executable.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     executable.chmod(0o700)
     script = tmp_path / "python"
-    script.write_text(config.python(str(executable)))
+    script.write_text(folder.worker_script(str(executable)))
 
     result = subprocess.run(["sh", script, "a b", "$HOME", "'"], capture_output=True, text=True, check=True)
 
-    assert result.stdout.splitlines() == ["-P", "-m", config.WORKER, "a b", "$HOME", "'"]
+    assert result.stdout.splitlines() == ["-P", "-m", folder.WORKER, "a b", "$HOME", "'"]

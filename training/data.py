@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from serving.preprocess import fit
+from serving.preprocess import to_input
 
 
 class DataError(ValueError):
@@ -151,7 +151,7 @@ def as_served(images: Tensor, spec: InputSpec) -> Tensor:
         return images
     if images.shape[1] == 1:
         images = images.expand(-1, spec.channels, -1, -1)
-    return torch.from_numpy(np.stack([fit(image.permute(1, 2, 0).numpy(), spec) for image in images]))
+    return torch.from_numpy(np.stack([to_input(image.permute(1, 2, 0).numpy(), spec) for image in images]))
 
 
 def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list[Path]:

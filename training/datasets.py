@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from serving.bundle import InputSpec
-from serving.decode import Limits
 from serving.errors import ImageError
+from serving.limits import Limits
 from serving.preprocess import read_image
 from training.data import DataError, Dataset, Sources
 from training.progress import track
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from training.recipe import DataSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-TRUSTED = Limits(max_bytes=1 << 30, max_pixels=1 << 28)  # the user's own files, not strangers' requests
+TRUSTED = Limits(max_bytes=1 << 30, max_pixels=1 << 28, max_side=1 << 28)  # the user's files, not a stranger's
 DIGIT_NAMES = tuple("0123456789")
 
 

@@ -1,30 +1,25 @@
 """A bundle's variants: its ONNX graph in other precisions, where that costs next to nothing.
 
-int8: static quantisation of the convolutions by ONNX Runtime, with symmetric weights per output channel, and
-activations by the range that all but one in 100,000 of them take on training images; the few beyond would make every
-step coarser. float16: all that leads to the features. The head stays in float32 in both, for a density does not survive
-less.
+int8: the convolutions in 8 bits, the same on every CPU (`int8.py`). float16: all that leads to the features. The head
+stays in float32 in both, for a density does not survive less.
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+import torch
 
-from serving.bundle import Bundle, Variant, VariantPrecision, graph_files
+from serving.bundle import MANIFEST, Bundle, Variant, VariantPrecision, graph_files, staged, write_manifest
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
 from training.images import Labelled
+from training.int8 import write_int8
 
 CALIBRATION_IMAGES = 1024
-PERCENTILE = 99.999
-BATCH = 32
 MOST_ACCURACY_LOST = 0.002
 LEAST_AGREEMENT = 0.99
 
@@ -55,7 +50,7 @@ def add_variant(
     elif calibration is None:
         raise ValueError("int8 must have training images to calibrate it, got none")
     else:
-        _write_int8(bundle.onnx(), target, as_served(calibration.images[:CALIBRATION_IMAGES], spec))
+        write_int8(bundle.onnx(), target, as_served(_sample(calibration), spec))
     graph = open_onnx(target, bundle.manifest.outputs)
     golden, _ = bundle.read_golden()
     answers: dict[str, Any] = graph(golden)
@@ -75,6 +70,35 @@ def add_variant(
             f"export without --{precision}"
         )
     return Variant(accuracy=round(after, 6), agreement=None if agreement is None else round(agreement, 6))
+
+
+def renew_variants(
+    folder: Path, precisions: Collection[VariantPrecision], test: Labelled, calibration: Labelled
+) -> Bundle:
+    """Make the variants of a finished bundle anew; the rest of its folder stays as it is.
+
+    Args:
+        folder: of the bundle.
+        precisions: variants to add to those that it has.
+        test: the test split.
+        calibration: training images.
+
+    Raises:
+        VariantError: if one of them loses too much; the bundle is left as it was.
+    """
+    old = Bundle.load(folder)
+    wanted = sorted({*old.manifest.variants, *precisions})
+    fields = old.manifest.model_dump(exclude={"sha256", "variants"})
+    of_variants = [name for precision in old.manifest.variants for name in graph_files(precision)]
+    with staged(folder, replace=True) as stage:
+        shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(MANIFEST, *of_variants), dirs_exist_ok=True)
+        write_manifest(stage, **fields)
+        plain = Bundle.load(stage)
+        exact = run_graph(open_onnx(plain.onnx(), plain.manifest.outputs), test.images, plain.manifest.input)
+        variants = {precision: add_variant(plain, precision, test, exact, calibration) for precision in wanted}
+        (stage / MANIFEST).unlink()
+        write_manifest(stage, variants=variants, **fields)
+    return Bundle.load(folder)
 
 
 def assignments_that_agree(first: Outputs, second: Outputs) -> float | None:
@@ -109,37 +133,7 @@ def _write_float16(source: Path, target: Path) -> None:
     onnx.save(onnx.compose.merge_models(encoder, head, [("features", "features")], outputs=outputs), target)
 
 
-def _write_int8(source: Path, target: Path, images: Tensor) -> None:
-    """Convolutions in 8 bits; `images` calibrate the ranges, as the graph takes them."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(images.split(BATCH))
-
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch.numpy()}
-
-    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(None):  # it counts its histograms aloud
-        prepared = Path(scratch, source.name)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(target),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": PERCENTILE},
-        )
+def _sample(images: Labelled) -> torch.Tensor:
+    """Training images of all classes in their shares, for a folder's lie class by class."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images.images[order[:CALIBRATION_IMAGES]]

@@ -1,6 +1,6 @@
 """Scoring a folder: every file in it → one row of a Parquet file, by the predictor that the server uses.
 
-    summary = score("photos", "model_store/mnist-mda/1", "answers.parquet")
+    summary = score_folder("photos", "model_store/mnist-mda/1", "answers.parquet")
 
 Every file that is not hidden gets a row, in sorted order; one that is no readable image gets its error there. Rows are
 `path` (relative to the folder), `label`, `probability`, `component`, `component_probability`, `log_density`,
@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from serving.bundle import Bundle, Precision
 from serving.errors import ImageError, ImageTooLarge, ServingError
-from serving.predictor import Predictor
+from serving.predictor import Decoded, Predictor
 from serving.respond import Answer, Options
 from serving.runtimes import RuntimeName
 
@@ -49,7 +48,6 @@ SCHEMA = pa.schema(
 )
 
 Row = dict[str, Any]
-Decoded = NDArray[np.uint8] | ServingError
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Summary:
         return f"{self.images:,} images, {self.errors:,} without an answer, {rate:,.0f} images/s"
 
 
-def score(
+def score_folder(
     folder: str | Path,
     bundle: str | Path,
     out: str | Path,

@@ -3,24 +3,23 @@
 import json
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.keys import KEY_VARIABLES
 from serving.torchserve.archive import Archive
+from serving.torchserve.patches.folder import CLASS_FOLDER, PYTHON
 from serving.torchserve.ports import LOOPBACK, Ports
-from serving.torchserve.state import LOGS, METRICS, METRICS_VARIABLE, STATE_VARIABLE
+from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STATE_VARIABLE
 
+FILE_NAME = "config.properties"
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
-MAX_REQUEST_BYTES = 16 * 1024 * 1024  # the largest image that is served, in base64, and room for a form around it
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
-CLASSES = "classes"
-PYTHON = "python"
-WORKER = "serving.torchserve.worker"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
+MIN_RESPONSE_BYTES = 16 * 1024 * 1024  # is always let through, as an answer may be larger than its request
 FEW_CORES = 4
-TOKEN_LIFETIME_MIN = 365 * 24 * 60
+TOKEN_LIFETIME_MIN = 500 * 10**12  # 950 million years; Java's clock ends soon after
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,13 +29,15 @@ class Access:
 
     Attributes:
         host: address of the inference listener.
-        token_auth: whether inference and management ask for the keys in `key_file.json`.
+        metrics_host: address of the exporter.
+        token_auth: whether inference and management ask for keys.
         model_api: whether models can be added and removed while the server runs, from this machine.
         certificate: PEM file; with `private_key`, inference is by TLS.
         private_key: PEM file.
     """
 
     host: str = LOOPBACK
+    metrics_host: str = LOOPBACK
     token_auth: bool = False
     model_api: bool = False
     certificate: Path | None = None
@@ -48,16 +49,19 @@ class Access:
         return "https" if self.certificate else "http"
 
 
-def properties(models: Mapping[Archive, int], model_store: Path, access: Access, ports: Ports, gpus: int) -> str:
+def properties(
+    models: Mapping[Archive, int], folder: Path, access: Access, ports: Ports, gpus: int, max_request_bytes: int
+) -> str:
     """The text of `config.properties`.
 
     Args:
         models: the archives to load and the workers of each; of several versions of a model the first one answers where
             none is named.
-        model_store: the only folder that archives may come from.
+        folder: the only one that archives may come from.
         access: who reaches the server.
         ports: of all listeners.
         gpus: how many to use.
+        max_request_bytes: the largest request that is read.
     """
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for model, workers in models.items():
@@ -70,9 +74,9 @@ def properties(models: Mapping[Archive, int], model_store: Path, access: Access,
         "grpc_inference_port": ports.grpc_inference,
         "grpc_management_address": LOOPBACK,
         "grpc_management_port": ports.grpc_management,
-        "model_store": model_store,
+        "model_store": folder,
         "load_models": ",".join(f"{model.name}={model.file}" for model in models),
-        "allowed_urls": f"file://{re.escape(str(model_store))}/.*",
+        "allowed_urls": f"file://{re.escape(str(folder))}/.*",
         "enable_model_api": str(access.model_api).lower(),
         "disable_token_authorization": str(not access.token_auth).lower(),
         "token_expiration_min": TOKEN_LIFETIME_MIN,
@@ -80,8 +84,8 @@ def properties(models: Mapping[Archive, int], model_store: Path, access: Access,
         "install_py_dep_per_model": "false",
         "models": json.dumps(counts),
         "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
-        "max_request_size": MAX_REQUEST_BYTES,
-        "max_response_size": MAX_REQUEST_BYTES,
+        "max_request_size": max_request_bytes,
+        "max_response_size": max(max_request_bytes, MIN_RESPONSE_BYTES),
         "metrics_mode": "prometheus",
         "metrics_config": METRICS_CONFIG,
         "disable_system_metrics": "true",
@@ -93,7 +97,14 @@ def properties(models: Mapping[Archive, int], model_store: Path, access: Access,
 
 
 def command(
-    java: Path, java_version: tuple[int, ...], torchserve_home: Path, config: Path, log4j2: Path, tmp: Path, cores: int
+    java: Path,
+    java_version: tuple[int, ...],
+    torchserve_home: Path,
+    config: Path,
+    log4j2: Path,
+    tmp: Path,
+    cores: int,
+    stock_python: str | None = None,
 ) -> list[str]:
     """The command line that runs TorchServe's Java part, which starts the workers.
 
@@ -103,11 +114,13 @@ def command(
         torchserve_home: folder that holds the package `ts`.
         config: `config.properties`.
         log4j2: the logging configuration.
-        tmp: folder for extracted archives and the workers' sockets; in it, classes that go before TorchServe's own, and
-            what starts a worker.
+        tmp: folder for extracted archives and the workers' sockets, and of what is changed of TorchServe.
         cores: how many there are. On a few, Java's optimising compiler takes a tenth of the answers from the first
             minute of full load; afterwards it would give back a twentieth at one connection and nothing at many.
+        stock_python: the Python that runs the workers of a TorchServe of which nothing is changed; None has changes.
     """
+    of_torchserve = str(torchserve_home / "ts" / "frontend" / "*")
+    class_path = [of_torchserve] if stock_python else [str(tmp / CLASS_FOLDER), of_torchserve]
     quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
     frugal = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     return [
@@ -119,19 +132,14 @@ def command(
         f"-Dmodel_server_home={torchserve_home}",
         f"-Dlog4j.configurationFile={log4j2.as_uri()}",
         "-cp",
-        os.pathsep.join([str(tmp / CLASSES), str(torchserve_home / "ts" / "frontend" / "*")]),
+        os.pathsep.join(class_path),
         SERVER_CLASS,
         "--python",
-        str(tmp / PYTHON),
+        stock_python or str(tmp / PYTHON),
         "--ts-config-file",
         str(config),
         "--no-config-snapshot",
     ]
-
-
-def python(executable: str) -> str:
-    """A script that TorchServe takes for Python: it runs a worker as `worker.py` does, by the Python `executable`."""
-    return f'#!/bin/sh\nexec {shlex.quote(executable)} -P -m {WORKER} "$@"\n'
 
 
 def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path) -> dict[str, str]:
@@ -145,7 +153,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
     """
     logs = str(state / LOGS)
     paths = [str(PROJECT_ROOT), *filter(None, [base.get("PYTHONPATH")])]
-    ours = {name: value for name, value in base.items() if not name.startswith("TS_")}
+    ours = {name: value for name, value in base.items() if not name.startswith("TS_") and name not in KEY_VARIABLES}
     return ours | {
         "JAVA_HOME": str(java_home),
         "PATH": os.pathsep.join([str(java_home / "bin"), base.get("PATH", os.defpath)]),
@@ -153,7 +161,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
         "LOG_LOCATION": logs,
         "METRICS_LOCATION": logs,
         STATE_VARIABLE: str(state),
-        METRICS_VARIABLE: str(state / METRICS),
+        METRICS_VARIABLE: str(state / METRICS_FOLDER),
         "TMPDIR": str(tmp),
         "TEMP": str(tmp),
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-POLL_S = 0.01
+_POLL_S = 0.01
 
 
 class Door:
@@ -59,7 +59,7 @@ def left_door(state: Path, deadline: float) -> bool:
             except OSError:
                 if time.monotonic() > deadline:
                     return False
-                time.sleep(POLL_S)
+                time.sleep(_POLL_S)
             else:
                 return True
 

@@ -18,7 +18,7 @@ import httpx
 from serving.torchserve.door import close_door, left_door
 from serving.torchserve.state import Server
 
-POLL_S = 0.01
+_POLL_S = 0.01
 ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
 TICKET = "drain"
 
@@ -62,5 +62,5 @@ def stand_in_line(server: Server, model: str, key: str | None, deadline: float) 
             return False
         if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
             return True
-        time.sleep(POLL_S)
+        time.sleep(_POLL_S)
     return False

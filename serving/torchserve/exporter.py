@@ -23,13 +23,13 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from serving.metrics import PREFIX
 from serving.torchserve import launch, process
-from serving.torchserve.metrics import PREFIX
-from serving.torchserve.readiness import ModelStatus
-from serving.torchserve.state import METRICS, load
+from serving.torchserve.management import ModelStatus
+from serving.torchserve.state import METRICS_FOLDER, load
 
-POLL_S = 1.0
-TIMEOUT_S = 5.0
+_POLL_S = 1.0
+_TIMEOUT_S = 5.0  # of TorchServe, and of a client that says nothing
 
 
 class Readiness(Collector):
@@ -51,7 +51,7 @@ class Readiness(Collector):
 def metrics(state: Path) -> bytes:
     """All metrics of the server in `state`, as Prometheus reads them."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(state / METRICS))  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, str(state / METRICS_FOLDER))  # type: ignore[no-untyped-call]
     registry.register(Readiness(launch.status(state) or []))
     return generate_latest(registry) + _of_torchserve(state)
 
@@ -68,6 +68,8 @@ def serve(state: Path, host: str, port: int, pid: int) -> None:
     """Answer until the server whose process is `pid` has ended."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = _TIMEOUT_S
+
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._send(HTTPStatus.OK, metrics(state), CONTENT_TYPE_PLAIN_0_0_4)
@@ -91,7 +93,7 @@ def serve(state: Path, host: str, port: int, pid: int) -> None:
     with ThreadingHTTPServer((host, port), Handler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         while process.is_running(pid):
-            time.sleep(POLL_S)
+            time.sleep(_POLL_S)
         http.shutdown()
 
 
@@ -100,7 +102,7 @@ def _of_torchserve(state: Path) -> bytes:
     if server is None:
         return b""
     try:
-        response = httpx.get(server.torchserve_metrics_url, timeout=TIMEOUT_S, trust_env=False)
+        response = httpx.get(server.torchserve_metrics_url, timeout=_TIMEOUT_S, trust_env=False)
     except httpx.HTTPError:
         return b""  # its workers' metrics are worth more than none
     return response.content if response.status_code == HTTPStatus.OK else b""

@@ -1,4 +1,4 @@
-"""Where a server listens: inference where it is told to, everything else on the loopback address."""
+"""Where a server listens: inference and the exporter where they are told to, the rest on the loopback address."""
 
 import ipaddress
 import socket
@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from serving.errors import ServerError
 
 LOOPBACK = "127.0.0.1"
+ANY = "0.0.0.0"
 
 
 @dataclass(frozen=True)
 class Ports:
-    """One port per listener; all but inference listen on the loopback address only.
+    """One port per listener; all but inference and the exporter listen on the loopback address only.
 
     `metrics` is the exporter's; TorchServe's own metrics, which it passes on, are at `torchserve_metrics`.
     """
@@ -33,19 +34,24 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def choose_ports(host: str, port: int) -> Ports:
+def reachable(host: str) -> str:
+    """The address at which this machine reaches what listens on `host`."""
+    return LOOPBACK if host == ANY else host
+
+
+def choose_ports(host: str, metrics_host: str, port: int) -> Ports:
     """Six ports in a row from `port`, or any free ones for 0.
 
     Raises:
         ServerError: if one of them is in use.
     """
-    wanted = [port + offset if port else 0 for offset in range(len(fields(Ports)))]
+    hosts = {"inference": host, "metrics": metrics_host}
     with ExitStack() as stack:
         found = []
-        for number in wanted:
+        for offset, listens in enumerate(fields(Ports)):
+            address, number = hosts.get(listens.name, LOOPBACK), port + offset if port else 0
             listener = stack.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            address = host if number == port else LOOPBACK
             try:
                 listener.bind((address, number))
             except OSError as exc:

@@ -15,7 +15,7 @@ from serving.torchserve.config import SERVER_CLASS
 
 EXPORTER = "serving.torchserve.exporter"
 CHILDREN = ("model_service_worker.py", "jspawnhelper", EXPORTER)  # a worker, what Java starts on the way to one
-POLL_S = 0.1
+_POLL_S = 0.1
 KILL_TIMEOUT_S = 10.0
 
 
@@ -85,7 +85,7 @@ def _wait(done: Callable[[], bool], timeout_s: float) -> bool:
     while not done():
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_S)
+        time.sleep(_POLL_S)
     return True
 
 

@@ -15,7 +15,9 @@ from serving.errors import ServerError
 STATE_VARIABLE = "DISCRIMINANT_STATE"  # how a worker knows its server's folder
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # how prometheus-client knows where the workers share their values
 LOGS = "logs"  # in the state folder
-METRICS = "metrics"  # likewise: the workers' metrics
+METRICS_FOLDER = "metrics"  # likewise: the workers' metrics
+ARCHIVES = "models"  # likewise: the archives that are served
+KEY_FILE = "key_file.json"  # likewise: TorchServe's own record of the keys, if it asks for them
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Server:
         torchserve_metrics_url: of TorchServe's own part of them.
         models: names of the models.
         gpus: how many its workers may use.
-        store: folder of their archives.
+        store: folder that the archives were taken from.
         certificate: of the inference interface, if it is by TLS.
         model_api: whether versions can be deployed while it runs.
         history: of each model, the versions that were made default, the present one last.
         started: when, UTC, ISO 8601.
-        tmp: folder of its extracted archives and sockets.
+        tmp: folder of its extracted archives and sockets, and of what is changed of TorchServe.
+        max_request_bytes: the largest request that it reads.
+        speedups: how many times as fast as float32 the models in int8 compute on this CPU, by `name:version`.
         draining: whether it is about to stop and should get no more requests.
     """
 
@@ -54,6 +58,8 @@ class Server:
     history: dict[str, list[int]]
     started: str
     tmp: str
+    max_request_bytes: int
+    speedups: dict[str, float]
     draining: bool = False
 
     @property

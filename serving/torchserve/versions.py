@@ -13,43 +13,38 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from serving.bundle import Bundle, Precision
+from serving.bundle import Bundle
+from serving.cores import workers
 from serving.errors import ServerError
-from serving.runtimes import RuntimeName
-from serving.torchserve import process
-from serving.torchserve.archive import Archive, package, settings
-from serving.torchserve.cores import workers
+from serving.settings import DEFAULT_SETTINGS, WorkerSettings, changed
+from serving.torchserve import logs, process
+from serving.torchserve.archive import Archive, package, read_settings, rebuild
 from serving.torchserve.drain import stand_in_line
-from serving.torchserve.launch import STATE
-from serving.torchserve.readiness import Management, failure, inference_key, log_size
-from serving.torchserve.state import LOGS, Server, load, locked, save
+from serving.torchserve.launch import STATE, speedups
+from serving.torchserve.management import Management, inference_key
+from serving.torchserve.readiness import wait_ready
+from serving.torchserve.state import ARCHIVES, LOGS, Server, load, locked, save
+from serving.torchserve.store import set_aside
 
-TIMEOUT_S = 120.0
-POLL_S = 0.2
+DEPLOY_TIMEOUT_S = 120.0
 IN_HAND_S = 2.0  # for the last batch of a version that is taken away
-KEPT = 2  # versions of a model: the default, and the one to go back to
-ASIDE = ".rolled-back"  # behind the name of an archive that no start shall take
+KEPT_VERSIONS = 2  # of a model: the default, and the one to go back to
 
 
 def deploy(
-    bundle_dir: Path,
-    state: Path = STATE,
-    timeout_s: float = TIMEOUT_S,
-    *,
-    runtime: RuntimeName = "onnx",
-    precision: Precision = "float32",
+    bundle_dir: Path, state: Path = STATE, ready_timeout_s: float = DEPLOY_TIMEOUT_S, **changes: object
 ) -> Archive:
     """Make a bundle the default version of its model, without a failed request.
 
     Args:
         bundle_dir: folder of the bundle.
         state: the server's folder.
-        timeout_s: how long its workers may take.
-        runtime: which graph the workers run.
-        precision: of that graph.
+        ready_timeout_s: how long its workers may take.
+        changes: settings that differ from those of the version that is the default now, or, for a model that the
+            server does not have, from the defaults; see `serving.settings.changed`.
 
     Returns:
-        What is served now.
+        What is served now; the model store has it too.
 
     Raises:
         BundleError: if the bundle is not what its digests say, or has no graph in this precision.
@@ -61,17 +56,22 @@ def deploy(
         management, store = Management.of(server, state), Path(server.store)
         if management.status(new.name, new.version) is not None:
             raise ServerError(f"version of {new.name} must be a new one, got {new.version}, which is served already")
-        package(bundle_dir, model_store=store, runtime=runtime, precision=precision)
+        settings = _settings(server, new, state, changes)
+        made = package(bundle_dir, model_store=store, settings=settings)
         try:
-            _register(management, server, new, state, timeout_s)
+            rebuild(made, state / ARCHIVES)
+            measured = speedups({new: settings}, state, server.gpus)
+            _register(management, server, new, settings, state, ready_timeout_s)
         except BaseException:
-            _set_aside(store, new)
+            set_aside(store, new)
+            (state / ARCHIVES / new.file).unlink(missing_ok=True)
             raise
         history = [*server.history.get(new.name, []), new.version]
+        kept = server.history | {new.name: history[-KEPT_VERSIONS:]}
         models = tuple(dict.fromkeys([*server.models, new.name]))
-        save(replace(server, models=models, history={**server.history, new.name: history[-KEPT:]}), state)
-        for old in history[:-KEPT]:
-            _retire(management, server, state, new.name, old)
+        save(replace(server, models=models, history=kept, speedups=server.speedups | measured), state)
+        for old in history[:-KEPT_VERSIONS]:
+            _retire(management, server, state, Archive(new.name, old))
     return new
 
 
@@ -86,14 +86,14 @@ def rollback(name: str, state: Path = STATE) -> tuple[int, int]:
     """
     with _changeable(state) as server:
         history = server.history.get(name, [])
-        if len(history) < KEPT:
+        if len(history) < KEPT_VERSIONS:
             raise ServerError(f"{name} must have had another version while the server ran, got {history or 'no model'}")
         before, present = history
         management = Management.of(server, state)
         management.call("PUT", f"/models/{name}/{before}/set-default")
         save(replace(server, history={**server.history, name: [before]}), state)
-        _retire(management, server, state, name, present)
-        _set_aside(Path(server.store), Archive(name, present))
+        _retire(management, server, state, Archive(name, present))
+        set_aside(Path(server.store), Archive(name, present))
     return before, present
 
 
@@ -112,43 +112,37 @@ def _changeable(state: Path) -> Iterator[Server]:
         yield server
 
 
-def _set_aside(store: Path, archive: Archive) -> None:
-    """Give an archive another name, so that no start takes it for the newest."""
-    file = store / archive.file
-    file.rename(file.with_name(file.name + ASIDE))
+def _settings(server: Server, new: Archive, state: Path, changes: dict[str, object]) -> WorkerSettings:
+    """Those of the model's default version, or the defaults for a model that the server does not have, changed."""
+    history = server.history.get(new.name)
+    present = read_settings(state / ARCHIVES / Archive(new.name, history[-1]).file) if history else DEFAULT_SETTINGS
+    settings = changed(present, **changes)
+    wanted, most = settings.limits.max_request_bytes, server.max_request_bytes
+    if wanted > most:
+        raise ServerError(f"max_request_bytes must be at most the server's {most}, got {wanted}: start it anew")
+    return settings
 
 
-def _register(management: Management, server: Server, found: Archive, state: Path, timeout_s: float) -> None:
+def _register(
+    management: Management, server: Server, new: Archive, settings: WorkerSettings, state: Path, timeout_s: float
+) -> None:
     """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
-    path, log = f"/models/{found.name}/{found.version}", log_size(state / LOGS)
-    count = workers(settings(Path(server.store, found.file)), server.gpus)
-    named = {"url": found.file, "model_name": found.name}
+    path, old = f"/models/{new.name}/{new.version}", logs.sizes(state / LOGS)
+    count = workers(settings, server.gpus)
+    named = {"url": new.file, "model_name": new.name}
     management.call("POST", "/models", initial_workers=str(count), synchronous="false", **named)
     try:
-        _wait_ready(management, found, state, log, timeout_s)
+        wait_ready([new], server, state, timeout_s, old=old)
         management.call("PUT", f"{path}/set-default")
     except BaseException:
         management.call("DELETE", path)
         raise
 
 
-def _wait_ready(management: Management, found: Archive, state: Path, log: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        status = management.status(found.name, found.version)
-        if status is not None and status.is_ready:
-            return
-        dead = failure(state / LOGS, log)
-        if dead is not None and dead[0] == found.name:
-            raise ServerError(f"{found} must load, got {dead[1]}; see {state / LOGS}")
-        if time.monotonic() > deadline:
-            raise ServerError(f"{found} must be ready within {timeout_s:g} s, got one that is not; see {state / LOGS}")
-        time.sleep(POLL_S)
-
-
-def _retire(management: Management, server: Server, state: Path, name: str, version: int) -> None:
+def _retire(management: Management, server: Server, state: Path, old: Archive) -> None:
     """Take a version away when it has answered what was asked of it by its number."""
-    key = inference_key(state / "key_file.json")
-    stand_in_line(server, f"{name}/{version}", key, time.monotonic() + IN_HAND_S)
+    path = f"{old.name}/{old.version}"
+    stand_in_line(server, path, inference_key(state), time.monotonic() + IN_HAND_S)
     time.sleep(IN_HAND_S)
-    management.call("DELETE", f"/models/{name}/{version}")
+    management.call("DELETE", f"/models/{path}")
+    (state / ARCHIVES / old.file).unlink()

@@ -1,14 +1,4 @@
-"""The three changes that are made to TorchServe, in copies of classes that its Java finds before its own.
-
-A worker gets at once whatever has gathered while it was busy. TorchServe waits for a batch to fill in whole
-milliseconds, and told to wait 0 it takes two requests at most. Told to wait 1, which it must be, it has a lone request
-wait for nothing a third of what a small model takes to answer. In the copy, 1 is a microsecond.
-
-How long requests wait in the queue is known in seconds, which are what the buckets of its histograms (`metrics.yaml`)
-are made for. TorchServe counts microseconds, all of which would land in the last bucket.
-
-Whoever meets a full queue is told so. TorchServe's words are that there is no worker, and how to add one.
-"""
+"""Copies of TorchServe's classes in which a few constants are others; why is told in `patches`."""
 
 import hashlib
 import struct
@@ -18,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import ServerError
+from serving.keys import Keys
 
 VERSION = "0.12.0"
 JAR = "ts/frontend/model-server.jar"
@@ -77,26 +68,59 @@ CHANGES = (
 )
 
 
-def changed_classes(torchserve_home: Path) -> dict[str, bytes]:
+KEYS_CLASS = "org/pytorch/serve/util/TokenAuthorization.class"
+KEYS_SHA256 = "e6b5b9cedfb53c962d1c1e85b18e4143605860883395927df36565b76da59af8"
+COUNT = slice(8, 10)  # where a class says how many constants it has, and one more
+KEYS_POOL_END = 5479  # of that class
+DRAW_KEY = bytes.fromhex("b8001d")  # invokestatic generateKey
+KEEP_KEYS = bytes.fromhex("b30087"), bytes.fromhex("b3008e")  # putstatic managementKey, putstatic inferenceKey
+
+
+def changed_classes(torchserve_home: Path, keys: Keys | None = None) -> dict[str, bytes]:
     """The copies, by their places on the class path.
 
     Args:
         torchserve_home: folder that holds the package `ts`.
+        keys: what takes the place of the keys that TorchServe draws; None leaves them to it.
 
     Raises:
         ServerError: if TorchServe has another class there than the version that this was made for.
     """
-    return dict(_changed(torchserve_home / JAR))
+    return dict(_changed(torchserve_home / JAR, keys))
 
 
-def _changed(jar: Path) -> Iterator[tuple[str, bytes]]:
+def _changed(jar: Path, keys: Keys | None) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(jar) as file:
         for change in CHANGES:
-            code = file.read(change.name)
-            if hashlib.sha256(code).hexdigest() != change.sha256:
-                raise ServerError(
-                    f"{jar} must be TorchServe {VERSION}'s, got another {change.name}: install torchserve=={VERSION}"
-                )
+            code = _read(file, change.name, change.sha256)
             for constant, other in change.constants:
                 code = code.replace(constant, other)
             yield change.name, code
+        if keys is not None:
+            yield KEYS_CLASS, _with_keys(_read(file, KEYS_CLASS, KEYS_SHA256), keys)
+
+
+def _read(jar: zipfile.ZipFile, name: str, sha256: str) -> bytes:
+    code = jar.read(name)
+    if hashlib.sha256(code).hexdigest() != sha256:
+        raise ServerError(
+            f"{jar.filename} must be TorchServe {VERSION}'s, got another {name}: install torchserve=={VERSION}"
+        )
+    return code
+
+
+def _with_keys(code: bytes, keys: Keys) -> bytes:
+    """The class with two more constants: where it has drawn its first keys, it loads these.
+
+    Both instructions have three bytes and leave a string on the stack, so no offset and no stack map changes.
+    """
+    count = int.from_bytes(code[COUNT])
+    pool, loads = b"", list[bytes]()
+    for key in (keys.management, keys.inference):
+        text = count + 2 * len(loads)
+        pool += _text(key) + struct.pack(">BH", 8, text)  # a text, and a string made of it
+        loads.append(struct.pack(">BH", 0x13, text + 1))  # ldc_w
+    drawn = b"".join(DRAW_KEY + keep for keep in KEEP_KEYS)
+    given = b"".join(load + keep for load, keep in zip(loads, KEEP_KEYS, strict=True))
+    head = code[: COUNT.start] + struct.pack(">H", count + 4) + code[COUNT.stop : KEYS_POOL_END]
+    return head + pool + code[KEYS_POOL_END:].replace(drawn, given)

@@ -1,11 +1,10 @@
 """How a server shares a machine's cores among its workers."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from serving.bundle import Precision
+from serving.settings import WorkerSettings
 
 MAX_THREADS = 4  # of one inference; beyond, batches of small images are computed faster side by side
 WORKERS_PER_GPU = 2  # while one computes, the other decodes
@@ -22,16 +21,14 @@ def cores() -> int:
         return mine
 
 
-def threads(settings: Mapping[str, Any]) -> int:
-    """Threads of one inference on the CPU, by the `handler` part of an archive's settings or by default."""
-    return settings["threads"] or _default_threads(settings["precision"])
+def threads(settings: WorkerSettings) -> int:
+    """Threads of one inference on the CPU, by a model's settings or by default."""
+    return settings.threads or _default_threads(settings.precision)
 
 
-def workers(settings: Mapping[str, Any], gpus: int) -> int:
-    """Workers of a model, by its archive's settings or by default."""
-    if "minWorkers" in settings:
-        return int(settings["minWorkers"])
-    return WORKERS_PER_GPU * gpus or max(1, cores() // threads(settings["handler"]))
+def workers(settings: WorkerSettings, gpus: int) -> int:
+    """Workers of a model, by its settings or by default."""
+    return settings.workers or WORKERS_PER_GPU * gpus or max(1, cores() // threads(settings))
 
 
 def _default_threads(precision: Precision) -> int:

@@ -1,6 +1,6 @@
 """A worker process: TorchServe's own, started without torch.
 
-    python -m serving.torchserve.worker ts/model_service_worker.py --sock-type unix …
+    python -m serving.torchserve.patches.worker ts/model_service_worker.py --sock-type unix …
 
 TorchServe's worker imports torch only to tell whether an answer is a tensor, which ours never are. That import takes
 two seconds of a core, in which the place of a killed worker stays empty. So it is put off until something looks into

@@ -16,10 +16,10 @@ from serving.predictor import Stage
 from serving.respond import Answer, Result
 
 PREFIX = "discriminant"
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
-NATS = (-1000, -300, -100, -30, -10, 0, 10, 30, 100, 300, 1000)  # for a bundle that does not know its quantiles
+SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+IMAGES_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+NATS_BUCKETS = (-1000, -300, -100, -30, -10, 0, 10, 30, 100, 300, 1000)  # for a bundle that does not know its quantiles
 ATYPICAL = "0.01"  # the quantile of the test split's log-densities below which an image is called atypical
 
 
@@ -52,7 +52,7 @@ class Metrics:
     def __init__(self, manifest: Manifest, registry: CollectorRegistry | None = None) -> None:
         registry = registry or CollectorRegistry()
         quantiles = manifest.metrics.get("log_density_quantiles", {})
-        nats = tuple(sorted(set(quantiles.values()))) or NATS
+        nats = tuple(sorted(set(quantiles.values()))) or NATS_BUCKETS
         self._atypical_below = quantiles.get(ATYPICAL, float("-inf"))
         names = ("model", "version")
         self._labels = (manifest.name, str(manifest.version))
@@ -66,17 +66,17 @@ class Metrics:
         self._requests = counter("requests", "Requests by HTTP status.", "status")
         self._errors = counter("image_errors", "Images, or whole requests, that got an error, by its code.", "code")
         self._components = counter("components", "Images by label and mixture component.", "label", "component")
-        self._stages = histogram("stage_seconds", "Time of one batch in a stage.", SECONDS, "stage")
+        self._stages = histogram("stage_seconds", "Time of one batch in a stage.", SECONDS_BUCKETS, "stage")
         images = counter("images", "Images that were answered.")
         atypical = counter("atypical_images", "Images less dense than 99 % of the test split.")
-        seconds = histogram("batch_seconds", "Time of one batch in the worker.", SECONDS)
-        batch = histogram("batch_images", "Images in one batch.", IMAGES)
-        confidence = histogram("confidence", "Probability of the likeliest class.", CONFIDENCE)
+        seconds = histogram("batch_seconds", "Time of one batch in the worker.", SECONDS_BUCKETS)
+        batch = histogram("batch_images", "Images in one batch.", IMAGES_BUCKETS)
+        confidence = histogram("confidence", "Probability of the likeliest class.", CONFIDENCE_BUCKETS)
         density = histogram("log_density_nats", "Log-density; buckets at the test split's quantiles.", nats)
         self._images, self._atypical_images = images.labels(*self._labels), atypical.labels(*self._labels)
         self._batch, self._confidence = batch.labels(*self._labels), confidence.labels(*self._labels)
         self._seconds = seconds.labels(*self._labels)
-        self._density = density.labels(*self._labels) if manifest.head.kind in ("lda", "mda") else None
+        self._density = density.labels(*self._labels) if "log_density" in manifest.outputs else None
 
     def count_request(self, status: int, results: Sequence[Result]) -> None:
         """Count a request and what each of its images got."""
@@ -99,6 +99,7 @@ class Metrics:
         self._confidence.observe(answer["probability"])
         if self._density is not None:
             self._density.observe(answer["log_density"])
-            self._components.labels(*self._labels, answer["label"], str(answer["component"])).inc()
             if answer["log_density"] < self._atypical_below:
                 self._atypical_images.inc()
+        if "component" in answer:
+            self._components.labels(*self._labels, answer["label"], str(answer["component"])).inc()

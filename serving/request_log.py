@@ -3,12 +3,12 @@
     {"time": "2026-01-01T12:00:00.123+00:00", "level": "INFO", "request_id": "...", "model": "mnist-mda",
      "version": "1", "status": 200, "images": 1, "errors": [], "batch": 4, "seconds": 0.0061}
 
-`request_id` is the client's X-Request-Id, or else the one that TorchServe puts into its answer. Nothing of an image is
+`request_id` is the client's X-Request-Id, or else the one that the server puts into its answer. Nothing of an image is
 logged.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from typing import Any
 import orjson
 from concurrent_log_handler import ConcurrentRotatingFileHandler
 
-FILE = "requests.jsonl"
+REQUESTS_FILE = "requests.jsonl"
 MAX_BYTES = 20 * 1024 * 1024
-KEPT = 10
-ID_HEADER = "x-request-id"
-MAX_CHARACTERS = 128  # of a header
+MAX_OLD_FILES = 10
 
 
 class RequestLog:
@@ -35,7 +33,7 @@ class RequestLog:
     def __init__(self, folder: Path, model: str, version: str) -> None:
         self._model = {"model": model, "version": version}
         self._file = ConcurrentRotatingFileHandler(
-            str(folder / FILE), maxBytes=MAX_BYTES, backupCount=KEPT, encoding="utf-8"
+            str(folder / REQUESTS_FILE), maxBytes=MAX_BYTES, backupCount=MAX_OLD_FILES, encoding="utf-8"
         )
 
     def write(self, entries: Sequence[dict[str, Any]]) -> None:
@@ -45,10 +43,6 @@ class RequestLog:
         text = b"\n".join(orjson.dumps(head | self._model | entry) for entry in entries).decode()
         self._file.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
-
-def header(headers: Mapping[str, Any], wanted: str) -> str | None:
-    """A request's header, whatever the case of its name, cut to a sane length; TorchServe keeps the client's case."""
-    for name, value in headers.items():
-        if name.lower() == wanted and isinstance(value, str):
-            return value[:MAX_CHARACTERS]
-    return None
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,117 @@
+"""The data plane: requests in any transport's shape → replies, without any server in it.
+
+    plane = DataPlane(predictor)
+    [reply] = plane.answer([Message(body=image)])
+    send(reply.status, reply.content_type, reply.body)
+
+A server makes a `Message` of what has arrived and sends the `Reply`; all between the two is here. Nothing is raised:
+what goes wrong with one request is told in its own reply.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import orjson
+
+from serving.errors import ServingError
+from serving.metrics import Metrics, Stopwatch
+from serving.predictor import Predictor, Results, Stage
+from serving.request import Message, Request, read
+from serving.request_log import RequestLog
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a transport sends back."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
+class DataPlane:
+    """Answers the images of all requests of a batch by one call of the predictor, and tells of each.
+
+    Args:
+        predictor: of the model.
+        metrics: what is counted; of its own if None.
+        log: where a line a request goes, if anywhere.
+    """
+
+    def __init__(self, predictor: Predictor, metrics: Metrics | None = None, log: RequestLog | None = None) -> None:
+        self.predictor = predictor
+        self._metrics = metrics or Metrics(predictor.bundle.manifest)
+        self._log = log
+        self._aside = ThreadPoolExecutor(max_workers=1)  # counts and logs while the replies are on their way
+
+    def answer(self, messages: Sequence[Message], refusal: ServingError | None = None) -> list[Reply]:
+        """Answer each request of a batch, in order.
+
+        Args:
+            messages: the requests as they arrived.
+            refusal: the error that all of them get instead, unread.
+        """
+        began, stopwatch = time.perf_counter(), Stopwatch()
+        requests = [Request(refusal) if refusal else self._read(message) for message in messages]
+        outcomes = self._predict(requests, stopwatch)
+        answers = [request.reply(outcome) for request, outcome in zip(requests, outcomes, strict=True)]
+        replies = [Reply(status, orjson.dumps(body)) for status, body in answers]
+        seconds = time.perf_counter() - began
+        names, statuses = [message.request_id for message in messages], [reply.status for reply in replies]
+        self._aside.submit(self._tell, names, statuses, outcomes, seconds, stopwatch.seconds)
+        return replies
+
+    def close(self) -> None:
+        """Finish counting and logging."""
+        self._aside.shutdown()
+
+    def _read(self, message: Message) -> Request:
+        """One request; what is wrong with it as a whole stands in the place of its images."""
+        try:
+            return read(message, self.predictor.limits)
+        except ServingError as error:
+            return Request(error)
+        except Exception:
+            return Request(_unexpected())
+
+    def _predict(self, requests: Sequence[Request], stopwatch: Stopwatch) -> list[Results]:
+        """What each request gets: all by one call, or, if that fails unexpectedly, request by request."""
+        try:
+            work = [(request.images, request.options) for request in requests]
+            return self.predictor.predict_together(work, stopwatch.time)
+        except Exception:
+            error = _unexpected()
+        return [error] if len(requests) == 1 else [self._predict([request], stopwatch)[0] for request in requests]
+
+    def _tell(
+        self,
+        names: Sequence[str],
+        statuses: Sequence[int],
+        outcomes: Sequence[Results],
+        seconds: float,
+        stages: Mapping[Stage, float],
+    ) -> None:
+        """Count and log the requests of a batch."""
+        try:
+            results = [[outcome] if isinstance(outcome, ServingError) else outcome for outcome in outcomes]
+            self._metrics.count_batch(sum(map(len, results)), seconds, stages)
+            entries = []
+            for name, status, images in zip(names, statuses, results, strict=True):
+                self._metrics.count_request(status, images)
+                errors = [image.code for image in images if isinstance(image, ServingError)]
+                entries.append({"request_id": name, "status": status, "images": len(images), "errors": errors})
+            if self._log is not None:
+                together = {"batch": len(results), "seconds": round(seconds, 6)}
+                self._log.write([entry | together for entry in entries])
+        except Exception:
+            logger.exception("A batch could not be counted and logged")
+
+
+def _unexpected() -> ServingError:
+    logger.exception("A request failed unexpectedly")
+    return ServingError("the server failed to answer this request; its log says why")

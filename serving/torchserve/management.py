@@ -1,0 +1,114 @@
+"""TorchServe's management interface: what each worker is doing, and changes of what is served."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving.errors import ServerError
+from serving.torchserve.state import KEY_FILE, Server
+
+_ANSWER_TIMEOUT_S = 5.0
+_CHANGE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One version of one model: its workers, how many of them are ready, and whether all of those are on a GPU.
+
+    While the server drains, nothing of it is ready.
+    """
+
+    name: str
+    version: str
+    workers: int
+    ready: int
+    on_gpu: bool
+    draining: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every worker can answer, and will."""
+        return 0 < self.workers == self.ready and not self.draining
+
+
+@dataclass(frozen=True)
+class Management:
+    """TorchServe's management interface: its address, and its key if it asks for one."""
+
+    url: str
+    key: str | None = None
+
+    @classmethod
+    def of(cls, server: Server, state: Path) -> "Management":
+        """That of a server and its folder."""
+        return cls(server.management_url, management_key(state))
+
+    def describe(self, model: str) -> list[ModelStatus]:
+        """Ask for the state of all versions of a model.
+
+        Returns:
+            One status per version, or nothing if the model is not registered.
+
+        Raises:
+            ServerError: if the server does not answer, or answers something else.
+        """
+        url = f"{self.url}/models/{model}/all"
+        try:
+            response = httpx.get(url, headers=self._headers, timeout=_ANSWER_TIMEOUT_S, trust_env=False)
+            if response.status_code == httpx.codes.NOT_FOUND:
+                return []
+            return [_status(entry) for entry in response.raise_for_status().json()]
+        except (httpx.HTTPError, ValueError) as exc:
+            raise ServerError(f"{url} must answer with the state of the model, got {exc}") from exc
+
+    def status(self, model: str, version: int) -> ModelStatus | None:
+        """The state of one version, or None if it is not registered."""
+        return next((one for one in self.describe(model) if one.version == str(version)), None)
+
+    def call(self, method: str, path: str, **parameters: str) -> None:
+        """Ask for a change.
+
+        Raises:
+            ServerError: if the server refuses it, with its reason.
+        """
+        url = f"{self.url}{path}"
+        try:
+            response = httpx.request(
+                method, url, params=parameters, headers=self._headers, timeout=_CHANGE_TIMEOUT_S, trust_env=False
+            )
+        except httpx.HTTPError as exc:
+            raise ServerError(f"{method} {url} must be answered, got {exc}") from exc
+        if response.is_error:
+            raise ServerError(f"{method} {url} must succeed, got {response.status_code}: {response.text.strip()}")
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+
+def management_key(state: Path) -> str | None:
+    """The key for the management interface of the server in a folder, if it asks for one."""
+    return _key(state, "management")
+
+
+def inference_key(state: Path) -> str | None:
+    """The key for its inference interface, if it asks for one."""
+    return _key(state, "inference")
+
+
+def _status(entry: dict[str, Any]) -> ModelStatus:
+    workers = entry["workers"]
+    ready = [worker for worker in workers if worker["status"] == "READY"]
+    on_gpu = bool(ready) and all(worker["gpu"] for worker in ready)
+    return ModelStatus(entry["modelName"], entry["modelVersion"], len(workers), len(ready), on_gpu)
+
+
+def _key(state: Path, name: str) -> str | None:
+    """What TorchServe says that its key is; it writes the file at each start, if it asks for keys."""
+    try:
+        return str(json.loads((state / KEY_FILE).read_bytes())[name]["key"])
+    except (OSError, ValueError, KeyError):
+        return None

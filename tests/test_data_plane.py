@@ -1,0 +1,132 @@
+"""The data plane, without any server: requests in, replies out."""
+
+import json
+import subprocess
+import sys
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, encoded
+from prometheus_client import CollectorRegistry
+
+from serving.bundle import Bundle
+from serving.data_plane import DataPlane
+from serving.errors import Draining
+from serving.limits import Limits
+from serving.metrics import Metrics
+from serving.predictor import Predictor
+from serving.request import Message
+from serving.request_log import REQUESTS_FILE, RequestLog
+
+LABELS = {"model": "tiny-mda", "version": "1"}
+UNEXPECTED = {"code": "internal_error", "message": "the server failed to answer this request; its log says why"}
+
+
+@pytest.fixture
+def plane(bundle_dir: Path) -> DataPlane:
+    return DataPlane(Predictor(Bundle.load(bundle_dir), threads=1, limits=Limits(max_request_pixels=1000)))
+
+
+def answers(plane: DataPlane, *messages: Message) -> list[tuple[int, Any]]:
+    replies = plane.answer(messages)
+    assert {reply.content_type for reply in replies} <= {"application/json"}
+    return [(reply.status, json.loads(reply.body)) for reply in replies]
+
+
+def instances(*images: bytes) -> Message:
+    body = {"instances": [{"b64": b64encode(image).decode()} for image in images]}
+    return Message(json.dumps(body).encode(), content_type="application/json")
+
+
+def test_it_needs_no_server() -> None:
+    script = (
+        "import sys, serving.data_plane; print([m for m in sys.modules if m.split('.')[0] == 'ts' or 'torch' in m])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_one_batch_of_every_form(plane: DataPlane, images: list[bytes]) -> None:
+    form = Message(parts={"data": images[1], "parameters": b'{"top_k": 1}'})
+    batch = [Message(images[0]), Message(b"{"), form, Message(b"text"), instances(images[2], b"")]
+
+    raw, broken, chosen, unknown, several = answers(plane, *batch)
+    assert [status for status, _ in (raw, broken, chosen, unknown, several)] == [200, 400, 200, 415, 200]
+    assert broken[1]["error"]["code"] == "bad_request"
+    assert unknown[1]["error"]["code"] == "unsupported_image_type"
+    assert len(chosen[1]["top_k"]) == 1
+    assert several[1]["predictions"][1]["error"]["code"] == "undecodable_image"
+    expected = plane.predictor.predict(images[:3])
+    found = [raw[1], chosen[1], several[1]["predictions"][0]]
+    assert [one["label"] for one in found] == [one["label"] for one in expected if isinstance(one, dict)]
+
+
+def test_a_list_of_too_many_pixels_gets_one_error(plane: DataPlane, images: list[bytes]) -> None:
+    large = encoded(np.zeros((30, 40), dtype=np.uint8))
+
+    refused, neighbour = answers(plane, instances(images[0], large, images[1]), Message(images[2]))
+    assert (refused[0], neighbour[0]) == (413, 200)
+    message = "images of one request must count at most 1000 pixels together, got 1264 by image 2 of 3: "
+    assert refused[1]["error"]["code"] == "image_too_large"
+    assert refused[1]["error"]["message"].startswith(message)
+
+
+def test_so_does_a_tensor_in_its_own_form(plane: DataPlane) -> None:
+    large = b64encode(encoded(np.zeros((30, 40), dtype=np.uint8))).decode()
+    body = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [large]}]}
+
+    [(status, answered)] = answers(plane, Message(json.dumps(body).encode()))
+    assert status == 413
+    assert answered["error"].startswith("image_too_large: images of one request must count at most 1000 pixels ")
+
+
+def test_a_failure_of_one_request_is_its_own(
+    plane: DataPlane, images: list[bytes], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison, infer = plane.predictor.decode(images[1]), plane.predictor.infer
+
+    def fail_on_poison(batch: np.ndarray) -> Any:
+        if any(np.array_equal(image, poison) for image in batch):
+            raise RuntimeError("out of order")
+        return infer(batch)
+
+    monkeypatch.setattr(plane.predictor, "infer", fail_on_poison)
+
+    first, second, last = answers(plane, Message(images[0]), instances(images[1]), Message(images[2]))
+    assert (first[0], last[0]) == (200, 200)
+    assert second == (500, {"error": UNEXPECTED})
+    assert "out of order" in caplog.text
+
+
+def test_a_message_that_cannot_even_be_read(plane: DataPlane, images: list[bytes]) -> None:
+    wrong: Any = object()
+
+    assert answers(plane, Message(wrong), Message(images[0]))[0] == (500, {"error": UNEXPECTED})
+
+
+def test_all_of_a_batch_may_be_refused_unread(plane: DataPlane, images: list[bytes]) -> None:
+    replies = plane.answer([Message(images[0]), Message(b"{")], Draining())
+
+    assert [reply.status for reply in replies] == [503, 503]
+    assert {json.loads(reply.body)["error"]["code"] for reply in replies} == {"draining"}
+
+
+def test_each_request_is_counted_and_logged(bundle_dir: Path, images: list[bytes], tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    bundle = Bundle.load(bundle_dir)
+    log = RequestLog(tmp_path, "m", "1")
+    plane = DataPlane(Predictor(bundle, threads=1), Metrics(bundle.manifest, registry), log)
+    plane.answer([Message(images[0], request_id="a"), Message(b"{", request_id="b")])
+    plane.close()
+    log.close()
+
+    lines = [json.loads(line) for line in (tmp_path / REQUESTS_FILE).read_text().splitlines()]
+    seen = [(line["request_id"], line["status"], line["images"], line["errors"], line["batch"]) for line in lines]
+    assert seen == [("a", 200, 1, [], 2), ("b", 400, 1, ["bad_request"], 2)]
+    assert registry.get_sample_value("discriminant_requests_total", {**LABELS, "status": "200"}) == 1
+    assert registry.get_sample_value("discriminant_image_errors_total", {**LABELS, "code": "bad_request"}) == 1
+    assert registry.get_sample_value("discriminant_batch_images_sum", LABELS) == 2

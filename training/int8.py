@@ -1,0 +1,116 @@
+"""A graph's convolutions in 8 bits, by ONNX Runtime's static quantisation, so that every CPU answers the same.
+
+Activations are unsigned, each tensor's range the one that all but one in 100,000 of its values take on training images;
+the few beyond would make every step coarser. They are quantised behind a ReLU, not before it and then once more.
+Weights are signed and symmetric, with a scale per output channel.
+
+CPUs without VNNI multiply by `vpmaddubsw`, which adds the products of two neighbours in 16 bits and saturates. So a
+channel's scale is the least for which 255 (|w1| + |w2|) <= 32,767 for all neighbours: no sum can saturate, and the
+kernels' integers are the same with VNNI and without. Neighbours are those in memory, where input channels lie
+innermost or outermost.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+PERCENTILE = 99.999
+LARGEST = 127  # of a weight
+LARGEST_PAIR = 32_767 // 255  # of the absolute values of two neighbours
+SMALLEST = 1e-4  # of the largest scale: what such a channel adds is less than a step of the outputs, which share one
+COARSER = 1.0005  # how much a scale grows at a time until its rounded weights keep the rule
+CALIBRATION_BATCH = 32
+IN_8_BITS = ("Conv", "Relu", "MaxPool")  # the latter two in the convolutions' own numbers
+
+
+def write_int8(source: Path, target: Path, images: Tensor) -> None:
+    """Write an ONNX graph with its convolutions in 8 bits.
+
+    Args:
+        source: the graph in float32.
+        target: the file to write.
+        images: uint8 (N, channels, H, W), as the graph takes them; they calibrate the activations' ranges.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(None):  # it counts its histograms aloud
+        prepared = Path(scratch, source.name)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(target),
+            _reader(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(IN_8_BITS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": _scales_of(onnx.load(prepared))},
+        )
+
+
+def safe_scales(weights: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The least scale of each output channel whose products cannot saturate.
+
+    Args:
+        weights: of a convolution, (O, I, height, width).
+
+    Returns:
+        (O,), above zero: weights / scale, rounded, keep within 127 and their neighbours' sums within 128.
+    """
+    size = np.abs(weights.astype(np.float64))
+    scales = np.maximum(largest_pairs(size) / LARGEST_PAIR, size.reshape(len(size), -1).max(1) / LARGEST)
+    scales = np.maximum(scales, SMALLEST * scales.max() or 1.0)
+    while True:
+        rounded: NDArray[np.float32] = scales.astype(np.float32)
+        over = largest_pairs(np.rint(size / rounded[:, None, None, None])) > LARGEST_PAIR
+        if not over.any():
+            return rounded
+        scales[over] *= COARSER
+
+
+def largest_pairs(size: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The largest sum of two neighbours in each output channel of absolute weights (O, I, height, width); (O,)."""
+    count = len(size)
+    rows = [size.reshape(count, -1), size.transpose(0, 2, 3, 1).reshape(count, -1)]
+    sums = [(row[:, :-1] + row[:, 1:]).max(1, initial=0) for row in rows]
+    largest: NDArray[np.floating] = np.maximum(*sums)
+    return largest
+
+
+def _scales_of(model: Any) -> dict[str, list[dict[str, Any]]]:
+    """The safe scales of every convolution's weights, as `quantize_static` takes them."""
+    from onnx import numpy_helper
+
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    names = [node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in constants]
+    scales = {name: safe_scales(numpy_helper.to_array(constants[name])) for name in names}
+    zero = np.array(0, np.int8)
+    return {
+        name: [{"axis": 0, "scale": np.array(scale), "zero_point": zero} for scale in of_channels]
+        for name, of_channels in scales.items()
+    }
+
+
+def _reader(images: Tensor) -> Any:
+    """The images in the shape that ONNX Runtime calibrates by."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(images.split(CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    return Reader()
