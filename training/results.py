@@ -20,7 +20,7 @@ from training.run import Run, RunError
 from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
-METRICS_FOLDER = Path("docs/metrics")
+EPOCHS_FOLDER = Path("docs/metrics")
 
 ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving"]
 
@@ -115,6 +115,6 @@ def record(section: ResultsSection, name: str, figures: dict[str, Any], file: Pa
 
 def record_model(run: Run, figures: dict[str, Any]) -> None:
     """Record a run's figures under its recipe's name, and keep the metrics of its epochs in docs/metrics."""
-    METRICS_FOLDER.mkdir(exist_ok=True)
-    replace_text(METRICS_FOLDER / f"{run.name}.jsonl", "".join(json.dumps(line) + "\n" for line in run.epochs()))
+    EPOCHS_FOLDER.mkdir(exist_ok=True)
+    replace_text(EPOCHS_FOLDER / f"{run.name}.jsonl", "".join(json.dumps(line) + "\n" for line in run.epochs()))
     record("models", run.name, figures)

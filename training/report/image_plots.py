@@ -16,7 +16,7 @@ from torch import Tensor
 from training.figures import DPI, INK
 from training.report.plots import shortened
 
-LARGEST = 64  # pixels; larger images are scaled down
+MOST_PIXELS_A_SIDE = 64  # pixels; larger images are scaled down
 TILE_INCHES = 0.46
 CHARACTER_INCHES = 0.075  # of a row's name
 
@@ -108,9 +108,9 @@ def _mosaic(rows: Sequence[GalleryRow], columns: int) -> _Mosaic:
 
 
 def _small(images: Tensor) -> Tensor:
-    """Images with no side above `LARGEST`."""
+    """Images with no side above `MOST_PIXELS_A_SIDE`."""
     longest = max(images.shape[2:])
-    if longest <= LARGEST or not len(images):
+    if longest <= MOST_PIXELS_A_SIDE or not len(images):
         return images
-    size = [max(1, round(side * LARGEST / longest)) for side in images.shape[2:]]
+    size = [max(1, round(side * MOST_PIXELS_A_SIDE / longest)) for side in images.shape[2:]]
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -11,6 +11,7 @@ from training.analysis.linear import pixel_templates
 from training.analysis.ood import SCORE_NAMES
 from training.recipe import dump_recipe
 from training.report import feature_plots, image_plots, plots
+from training.report.facts import facts_in_words
 from training.report.galleries import close_classes, component_members, confused_images
 from training.report.page import Picture, Section, Table
 
@@ -53,7 +54,9 @@ def at_a_glance(figures: Figures) -> Section:
     rows = [_metrics_row(name, calibration[key]) for key, name in names.items()]
     count = calibration["after"]["images"]
     metrics = Table(f"Metrics on the {count:,} images of the test split", header, rows)
-    return Section("glance", "At a glance", tables=[metrics, Table("The run", [], _facts(run, figures["log_density"]))])
+    return Section(
+        "glance", "At a glance", tables=[metrics, Table("The run", [], facts_in_words(run, figures["log_density"]))]
+    )
 
 
 def training_section(evidence: Evidence) -> Section | None:
@@ -183,40 +186,6 @@ def strangers_section(ood: Figures) -> Section:
 def _metrics_row(name: str, metrics: Figures) -> list[str]:
     figures = f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"
     return [name, f"{metrics['accuracy']:.2%}", *figures, f"{metrics['ece']:.2%}"]
-
-
-def _facts(run: Figures, log_density: float | None) -> list[list[str]]:
-    splits = ", ".join(f"{name} {count:,}" for name, count in run["splits"].items())
-    covariance = f", {run['covariance']} covariance" if run["covariance"] else ""
-    of_class = f", {run['components']} components a class" if run["components"] > 1 else ""
-    rows = [
-        ["recipe", run["recipe"]],
-        ["data", f"{run['data']}: {splits}; {len(run['classes'])} classes"],
-        ["network", f"{run['encoder']}, {run['dim']} features, {run['parameters']:,} parameters"],
-        ["head", f"{run['head']}{covariance}{of_class}"],
-        ["training", _history(run)],
-        ["versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
-        ["temperature", f"{run['temperature']:.4g}"],
-        ["training images in the statistics", f"{run['sample']:,}"],
-        ["fingerprint of the data", run["fingerprint"]],
-    ]
-    return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
-
-
-def _history(run: Figures) -> str:
-    """When and on what the run was begun and resumed, and whose epochs it took."""
-    begun = f"{run['epochs']} epochs in {run['seconds']:,.1f} s"
-    if run.get("epochs_from"):
-        begun += f", taken over from {run['epochs_from']}"
-    parts = [f"{begun}; begun {run['started']} on {_circumstances(run)}"]
-    for resumed in run.get("resumed", []):
-        parts.append(f"resumed {resumed['at']} after epoch {resumed['after_epoch']} on {_circumstances(resumed)}")
-    return "; ".join(parts)
-
-
-def _circumstances(run: Figures) -> str:
-    precision = run.get("precision")
-    return f"{run['device']} in {precision['chosen']}" if precision else str(run["device"])
 
 
 def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:
