@@ -13,8 +13,8 @@ and, for each of the manifest's variants, `int8` (convolutions in 8 bits) and `f
     golden.<variant>.npz   what it answered for the same images when it was exported
 
 All graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
-`Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `features` (N, D);
-softmax and SVM heads have neither responsibilities nor a log-density.
+`Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `features` (N, D).
+Not every head has responsibilities and a log-density; a server goes by the outputs, not by the kind of the head.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 VariantPrecision = Literal["float16", "int8"]
 Precision = Literal["float32", VariantPrecision]
 OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
-GENERATIVE_OUTPUTS: tuple[OutputName, ...] = ("posterior", "responsibilities", "log_density", "features")
-LINEAR_OUTPUTS: tuple[OutputName, ...] = ("posterior", "features")
+OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
+OPTIONAL_OUTPUTS: tuple[OutputName, ...] = ("responsibilities", "log_density")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -72,10 +72,10 @@ class InputSpec(_Strict):
     background: int = Field(default=0, ge=0, le=255)
 
 
-class HeadSpec(_Strict):
-    """The shape of the head: C classes, D features, K components a class (1 but for MDA)."""
+class HeadShape(_Strict):
+    """The head's name, for people, and its shape: C classes, D features, K components a class (1 but for mixtures)."""
 
-    kind: Literal["lda", "mda", "softmax", "svm"]
+    kind: str = Field(pattern=NAME_PATTERN, max_length=100)
     classes: int = Field(ge=2)
     dim: int = Field(ge=1)
     components: int = Field(ge=1)
@@ -110,7 +110,7 @@ class Manifest(_Strict):
     version: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
     input: InputSpec
-    head: HeadSpec
+    head: HeadShape
     outputs: tuple[OutputName, ...]
     recipe: dict[str, Any]
     dataset: DatasetInfo
@@ -126,9 +126,11 @@ class Manifest(_Strict):
             raise ValueError(f"labels must be one per class ({self.head.classes}), got {len(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must be unique, got {list(self.labels)}")
-        expected = GENERATIVE_OUTPUTS if self.head.kind in ("lda", "mda") else LINEAR_OUTPUTS
-        if self.outputs != expected:
-            raise ValueError(f"outputs of a {self.head.kind} head must be {expected}, got {self.outputs}")
+        if self.outputs != tuple(name for name in OUTPUTS if name in self.outputs or name not in OPTIONAL_OUTPUTS):
+            raise ValueError(
+                f"outputs must be {', '.join(OUTPUTS)} in this order, of which only {' and '.join(OPTIONAL_OUTPUTS)} "
+                f"may lack, got {', '.join(self.outputs)}"
+            )
         return self
 
 

@@ -38,9 +38,10 @@ from training.data import Sources, as_served
 from training.evaluate import eager, measure, run_graph
 from training.export import export, golden_images, write_graphs
 from training.features import cache_key, features_of
+from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
 from training.run import Run, RunError
-from training.train import architecture_of, load_images, sources_of, train
+from training.train import architecture_of, train
 
 CPU = torch.device("cpu")
 CLASSES = ("red", "green", "blue")
@@ -385,7 +386,7 @@ def test_key_changes_with_weights_images_and_preprocessing(sources: Sources) -> 
 
 
 def test_half_written_cache_is_not_used(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.features.BATCH", 16)
+    monkeypatch.setattr("training.features.IMAGES_AT_ONCE", 16)
     dataset = load_images(recipe_of(), sources).dataset
     with pytest.raises(KeyboardInterrupt):
         features_of(untrained(sources, Counting(fails_in=2)), dataset, tmp_path)

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from training import benchmark
 from training.__main__ import app
-from training.benchmark import Speed, measure_speed, noise, run_benchmark, table_of
+from training.benchmark import Speed, measure_speed, noise, run_benchmark, table_of_speeds
 from training.classifier import Classifier
-from training.fit import Labelled, score
+from training.devices import choose_device
+from training.fit import validation_metrics
+from training.images import Labelled
 from training.recipe import Recipe, load_recipe
-from training.train import choose_device
 
 CPU = choose_device("cpu")
 SOFTMAX = {"encoder": {"kind": "none", "dim": 64}, "head": {"kind": "softmax"}}
@@ -34,7 +35,7 @@ def test_both_loops_learn_the_digits() -> None:
         benchmark.notebook_epoch(other, recipe, benchmark._loader(recipe, data, other, CPU), CPU),
     ]
 
-    accuracies = [score(classifier, unseen)["validation_accuracy"] for classifier in (ours, other)]
+    accuracies = [validation_metrics(classifier, unseen)["validation_accuracy"] for classifier in (ours, other)]
     assert min(speeds) > 0
     assert min(accuracies) > 0.8
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.06)
@@ -97,7 +98,7 @@ def test_figures_are_medians_of_pairs() -> None:
         "rounds": 3,
         "images": 50,
     }
-    assert list(table_of([speed]).columns[3].cells) == ["3.00"]
+    assert list(table_of_speeds([speed]).columns[3].cells) == ["3.00"]
 
 
 def test_first_batch_is_not_on_the_notebooks_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,16 @@ def test_a_file_without_a_digest_is_named(copy: Path) -> None:
         ({"input": {"channels": 2, "height": 8, "width": 8}}, "input.channels: "),
         ({"labels": ["a", "b"]}, r"labels must be one per class \(4\), got 2"),
         ({"labels": ["a", "a", "b", "c"]}, r"labels must be unique, got \['a', 'a', 'b', 'c'\]"),
-        ({"outputs": ["posterior", "features"]}, "outputs of a mda head must be "),
+        (
+            {"outputs": ["posterior", "log_density"]},
+            "outputs must be posterior, responsibilities, log_density, features",
+        ),
+        ({"outputs": ["features", "posterior"]}, "in this order, of which only responsibilities and log_density may"),
+        ({"outputs": ["features"]}, "got features"),
+        (
+            {"head": {"kind": "no name", "classes": 4, "dim": 3, "components": 2}},
+            "head.kind: String should match pattern",
+        ),
         ({"sha256": {"../model.pt": "0" * 64}}, "sha256"),
         ({"sha256": {"model.pt": "0"}}, "sha256.model.pt"),
     ],
@@ -87,6 +96,15 @@ def test_a_manifest_that_breaks_the_schema(copy: Path, changes: dict[str, Any], 
 
     with pytest.raises(BundleError, match=rf"bundle\.json must follow the schema of a bundle, got .*{problem}"):
         Bundle.load(copy)
+
+
+def test_a_head_of_any_name_may_have_a_density_without_responsibilities(copy: Path) -> None:
+    head = {"kind": "student-t", "classes": 4, "dim": 3, "components": 1}
+    edit(copy, head=head, outputs=["posterior", "log_density", "features"])
+
+    manifest = Bundle.load(copy).manifest
+
+    assert (manifest.head.kind, manifest.outputs) == ("student-t", ("posterior", "log_density", "features"))
 
 
 def test_a_manifest_that_is_no_json(copy: Path) -> None:

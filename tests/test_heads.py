@@ -10,15 +10,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from training.classifier import build_head
-from training.heads import (
-    DiscriminantHead,
-    Gaussians,
-    LinearHead,
-    lda_head,
-    mda_head,
-    simplex_vertices,
-)
+from training.gaussians import Gaussians
+from training.heads import DiscriminantHead, LinearHead, build_head, lda_head, mda_head, simplex_vertices
 from training.recipe import HeadSpec
 
 COVARIANCES = ["spherical", "diagonal", "full"]

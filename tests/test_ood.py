@@ -258,7 +258,7 @@ def test_strangers_that_are_not_there_are_an_error(
     def absent(kind: type, name: str, root: Path) -> list[object]:
         raise DataError(f"{name} must lie in {root}")
 
-    monkeypatch.setattr("training.data._download", absent)
+    monkeypatch.setattr("training.datasets._download", absent)
 
     with pytest.raises(DataError, match=rf"^fashion-mnist must lie in {tmp_path}$"):
         ood_of(evidence, Sources(tmp_path), CPU)

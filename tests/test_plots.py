@@ -19,7 +19,7 @@ from training.analysis.diagnostics import class_accuracy, class_distances, confu
 from training.heads import LinearHead, mda_head
 from training.report import feature_plots, plots
 from training.report.feature_plots import GaussianMixtures, gaussians_of, projection_of, widths
-from training.report.image_plots import Row, gallery, weight_templates
+from training.report.image_plots import GalleryRow, gallery, weight_templates
 
 TEN = tuple(f"class {c}" for c in range(10))
 HUNDRED = tuple(f"a class with quite a long name {c}" for c in range(100))
@@ -144,7 +144,7 @@ def test_bars_of_confusions_are_as_long_as_the_counts() -> None:
         {"truth": 0, "prediction": 2, "count": 2, "share": 0.1},
     ]
 
-    figure = plots.confused_pairs(pairs, HUNDRED)
+    figure = plots.confused_pairs_bars(pairs, HUNDRED)
 
     assert [bar.get_width() for bar in figure.axes[0].patches] == [7, 2]
     assert texts(figure) == ["7  (35.0%)", "2  (10.0%)"]
@@ -154,7 +154,7 @@ def test_bars_of_confusions_are_as_long_as_the_counts() -> None:
 def test_of_many_classes_the_least_accurate_are_shown() -> None:
     accuracy = np.linspace(1, 0.01, 100).round(3).tolist()
 
-    figure = plots.class_accuracy(accuracy, HUNDRED)
+    figure = plots.class_accuracy_bars(accuracy, HUNDRED)
 
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), sorted(accuracy)[:20])
     drawn(figure)
@@ -296,7 +296,9 @@ def test_templates_are_red_where_a_pixel_speaks_for_the_class() -> None:
 def test_gallery_shows_its_images_in_order_and_blanks_for_missing_ones() -> None:
     first, second = digits().images[:3], digits().images[3:4]
 
-    figure = gallery([Row("one", [first, second]), Row("none", [first[:0], second])], ["left", "right"], columns=3)
+    figure = gallery(
+        [GalleryRow("one", [first, second]), GalleryRow("none", [first[:0], second])], ["left", "right"], columns=3
+    )
 
     pixels = np.asarray(figure.axes[0].images[0].get_array())
     for position in range(3):
@@ -312,11 +314,11 @@ def test_gallery_shows_its_images_in_order_and_blanks_for_missing_ones() -> None
 def test_large_images_are_scaled_down_and_gray_and_colour_are_shown() -> None:
     large = torch.randint(0, 256, (2, 3, 100, 200), dtype=torch.uint8)
 
-    pixels = np.asarray(gallery([Row("a", [large])], ["all"], columns=2).axes[0].images[0].get_array())
+    pixels = np.asarray(gallery([GalleryRow("a", [large])], ["all"], columns=2).axes[0].images[0].get_array())
 
     assert pixels.shape == (32, 2 * 64 + 4, 3)
 
 
 def test_gallery_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^gallery must have images, got none$"):
-        gallery([Row("a", [digits().images[:0]])], ["all"], columns=2)
+        gallery([GalleryRow("a", [digits().images[:0]])], ["all"], columns=2)

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import Recipe, RecipeError, RefitSpec, dump_recipe, load_recipe, parse_recipe, recipe_names
+from training.recipe import (
+    Notes,
+    Recipe,
+    RecipeError,
+    RefitSpec,
+    dump_recipe,
+    load_recipe,
+    notes_of,
+    parse_recipe,
+    recipe_names,
+)
 
 SMALL = """
 seed = 3
@@ -223,7 +233,7 @@ def test_schema_names_the_key_the_rule_and_the_value(file: Path, override: str, 
         (["head.kind=svm", "loss.kind=nll"], "loss.kind nll must go with the head lda or mda, got svm"),
         (["head.kind=svm", "loss.kind=lda"], "loss.kind lda must go with the head lda or mda, got svm"),
         (["head.kind=svm", "loss.kind=poisson-nll"], "loss.kind poisson-nll must go with the head lda or mda, got svm"),
-        (["loss.kind=hinge"], "loss.kind hinge must go with the head svm or softmax, got lda"),
+        (["loss.kind=hinge"], "loss.kind hinge must go with the head softmax or svm, got lda"),
         (["encoder.kind=mlp"], "encoder.hidden must name at least one layer for the encoder mlp, got none"),
         (
             ["encoder.kind=linear", "fit.scales=[0.5, 1]"],
@@ -279,3 +289,39 @@ def test_recipe_cannot_be_changed(file: Path) -> None:
 
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 4  # type: ignore[misc]
+
+
+# Notes
+
+
+def test_notes_of_a_recipe_are_none_of_its_settings(file: Path) -> None:
+    _, plain = load_recipe(str(file))
+    file.write_text(file.read_text() + '[notes]\npublished = "90.1"\nremark = "No more epochs were tried."\n')
+
+    _, noted = load_recipe(str(file))
+
+    assert noted == plain
+    assert "notes" not in dump_recipe(noted)
+
+
+def test_recipes_of_the_project_have_notes() -> None:
+    assert notes_of("cifar10-lda").published == "90.42"
+    assert notes_of("cifar10-lda").remark.startswith("92.5 % was aimed at. ")
+    assert all("\n" not in notes_of(name).remark for name in recipe_names())
+    assert notes_of("a-recipe-of-mine") == Notes()
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ("[notes]\nremarks = 1", "notes.remarks must be one of the keys published, remark, got an unknown key (did you "
+         "mean 'remark'?) with the value 1"),
+        ("[notes]\npublished = 90.1", "notes.published must be a valid string, got 90.1"),
+    ],
+)  # fmt: skip
+def test_unknown_notes_are_refused(file: Path, notes: str, message: str) -> None:
+    file.write_text(f"{file.read_text()}{notes}\n")
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(file))
+    assert str(caught.value) == message

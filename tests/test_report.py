@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_samples import FOLDER_DATA, digits, small_recipe, write_digit_folder
+from training_samples import FOLDER_DATA, begun, digits, small_recipe, write_digit_folder
 
 from training.__main__ import main
 from training.analysis import ood
 from training.analysis.evidence import gather
 from training.data import Dataset, Sources
+from training.datasets import DATASETS
+from training.devices import PrecisionChoice, describe_device
 from training.evaluate import eager, measure, run_graph
 from training.recipe import Recipe
 from training.report.galleries import component_members
@@ -134,8 +136,26 @@ def test_page_says_what_was_trained_and_how_good_it_is(page: Path, run: Run) -> 
     assert "Not measured: data set must be one of mnist" in words
 
 
+def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "small" / "resumed")
+    resumed = Run.open(tmp_path / "small" / "resumed")
+    begun_as = {"started": "1999-12-31T23:59:59+00:00", "device": "a slide rule", "epochs_from": "/runs/small/first"}
+    (resumed.path / "run.json").write_text(json.dumps(resumed.description() | begun_as))
+    resumed.resume(sources, CPU, PrecisionChoice("bfloat16", "this CPU has AMX"))
+
+    page = write_report(resumed, sources, images=False, sample=50)
+
+    at, facts = resumed.description()["resumed"][0]["at"], figures_of(page)["run"]
+    history = (
+        f"2 epochs in {facts['seconds']:,.1f} s, taken over from /runs/small/first; "
+        "begun 1999-12-31T23:59:59+00:00 on a slide rule in float32; "
+        f"resumed {at} after epoch 2 on {describe_device(CPU)} in bfloat16"
+    )
+    assert history in Outline(page.read_text()).words
+
+
 def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: Sources) -> None:
-    from training.train import load_images
+    from training.images import load_images
 
     test = load_images(run.recipe, sources).part("test", CPU)
     expected = measure(run_graph(eager(run.load_classifier(), CPU), test.images), test.labels)
@@ -153,7 +173,7 @@ def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: So
 
 
 def test_calibration_before_is_that_at_temperature_one(page: Path, run: Run, sources: Sources) -> None:
-    from training.train import load_images
+    from training.images import load_images
 
     test = load_images(run.recipe, sources).part("test", CPU)
     classifier = run.load_classifier()
@@ -199,7 +219,7 @@ def test_strangers_and_a_collapse_are_shown(tmp_path: Path, monkeypatch: pytest.
     recipe = small_recipe(head={"kind": "mda", "components": 2}, loss={"kind": "em-dnll", "weight": 0.1})
     run = finished(tmp_path, recipe, Sources())
     monkeypatch.setattr(ood, "load_dataset", negatives)
-    monkeypatch.setattr(ood, "STRANGERS", {"digits": "mnist"})
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(strangers="mnist"))
 
     page = write_report(run, Sources(), sample=800)
 
@@ -309,7 +329,7 @@ def test_command_says_where_the_page_is(
 def test_unfinished_run_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run.create("small", small_recipe(), "unfinished", tmp_path)
+    run = begun(Run.create("small", small_recipe(), "unfinished", tmp_path))
     monkeypatch.setattr(sys, "argv", ["training", "report", str(run.path)])
 
     with pytest.raises(SystemExit) as ended:

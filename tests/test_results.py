@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.data import Sources
+from training.images import load_images
 from training.recipe import recipe_names
 from training.results import load_results, model_figures, record
 from training.run import Run
 from training.tables import END, START, models_table, results_page, with_table
-from training.train import load_images
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = load_results(ROOT / "docs" / "results.json")

@@ -1,6 +1,8 @@
 """Runs on disk and whole trainings, a killed one among them."""
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +16,8 @@ import pytest
 import torch
 from training_samples import (
     FOLDER_DATA,
+    PRECISION,
+    begun,
     digits,
     logged_epochs,
     same_weights,
@@ -21,13 +25,17 @@ from training_samples import (
     write_digit_folder,
 )
 
-from serving.errors import DeviceUnavailable
+from training import datasets as datasets_module
+from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Sources, split
+from training.devices import describe_device
+from training.fit import DivergedError
+from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
 from training.refit import refit
-from training.run import Run, RunError, describe_device
-from training.train import architecture_of, choose_device, load_images, sources_of, train
+from training.run import Run, RunError
+from training.train import architecture_of, train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,12 +65,19 @@ def new_run(runs: Path, recipe: Recipe | None = None, run_id: str = "one") -> Ru
 def test_run_is_a_folder_with_the_resolved_recipe(tmp_path: Path) -> None:
     recipe = small_recipe(seed=7, fit={"lr": 0.5})
 
-    run = Run.create("small", recipe, "one", tmp_path)
+    run = begun(Run.create("small", recipe, "one", tmp_path))
 
     assert run.path == tmp_path / "small" / "one"
     assert run.name == "small"
     assert load_recipe(str(run.path / "recipe.toml"))[1] == recipe
     assert Run.open(run.path) == Run(run.path, recipe)
+
+
+def test_run_has_no_folder_before_it_begins(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+
+    assert not run.has_begun
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_without_an_id_are_named_after_the_time(tmp_path: Path) -> None:
@@ -73,25 +88,28 @@ def test_runs_without_an_id_are_named_after_the_time(tmp_path: Path) -> None:
 
 
 def test_run_that_is_there_is_not_written_over(tmp_path: Path) -> None:
-    path = new_run(tmp_path).path
+    unborn = new_run(tmp_path)
+    path = begun(new_run(tmp_path)).path
 
-    with pytest.raises(RunError) as caught:
-        new_run(tmp_path)
-
-    assert str(caught.value) == (
-        f"run must be new, got {path}, which is there: go on with --resume {path} or name another"
-    )
+    for refused in (lambda: new_run(tmp_path), lambda: begun(unborn)):
+        with pytest.raises(RunError) as caught:
+            refused()
+        assert str(caught.value) == (
+            f"run must be new, got {path}, which is there: go on with --resume {path} or name another"
+        )
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         Run.open(tmp_path / "none")
 
-    assert str(caught.value) == (f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {tmp_path / 'none'}")
+    assert str(caught.value) == (
+        f"run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {tmp_path / 'none'}"
+    )
 
 
 def test_run_may_be_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    new_run(tmp_path)
+    begun(new_run(tmp_path))
     monkeypatch.chdir(tmp_path / "small" / "one")
 
     assert Run.open(Path()).name == "small"
@@ -101,7 +119,7 @@ def test_run_may_be_opened_by_a_relative_path(tmp_path: Path, monkeypatch: pytes
 
 
 def test_epoch_takes_the_place_of_its_line_and_of_later_ones(tmp_path: Path) -> None:
-    run = new_run(tmp_path)
+    run = begun(new_run(tmp_path))
     for epoch in (1, 2, 3, 4):
         run.log_epoch({"epoch": epoch, "loss": 0.5})
 
@@ -110,18 +128,20 @@ def test_epoch_takes_the_place_of_its_line_and_of_later_ones(tmp_path: Path) -> 
     assert run.epochs() == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.5}, {"epoch": 3, "loss": 0.25}]
 
 
-def test_nothing_is_there_before_the_first_epoch(tmp_path: Path) -> None:
+def test_no_epoch_is_there_before_the_first(tmp_path: Path) -> None:
     run = new_run(tmp_path)
+    assert run.description() == {}
+
+    begun(run)
 
     assert run.epochs() == []
     assert run.load_checkpoint() is None
-    assert run.description() == {}
 
 
 def test_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = new_run(tmp_path)
+    run = begun(new_run(tmp_path))
     run.save_checkpoint({"epoch": 1, "weights": torch.arange(3.0)})
 
     def disk_full(state: object, out: object) -> None:
@@ -139,7 +159,7 @@ def test_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
 
 def test_checkpoint_is_never_seen_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = new_run(tmp_path)
+    run = begun(new_run(tmp_path))
     run.save_checkpoint({"epoch": 1})
     seen, save = [], torch.save
 
@@ -152,7 +172,12 @@ def test_checkpoint_is_never_seen_half_written(tmp_path: Path, monkeypatch: pyte
 
     assert seen == [{"epoch": 1}]
     assert run.load_checkpoint() == {"epoch": 2}
-    assert sorted(file.name for file in run.path.iterdir()) == ["checkpoint.pt", "recipe.toml"]
+    assert sorted(file.name for file in run.path.iterdir()) == [
+        "checkpoint.pt",
+        "recipe.toml",
+        "run.json",
+        "splits.npz",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +190,7 @@ def test_checkpoint_is_never_seen_half_written(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_saved_classifier_is_loaded_bit_for_bit(tmp_path: Path, encoder: EncoderSpec, head: HeadSpec) -> None:
-    run = new_run(tmp_path)
+    run = begun(new_run(tmp_path))
     torch.manual_seed(0)
     classifier = build_classifier(Architecture((1, 8, 8), 3, encoder, head))
     classifier.learn_normalisation(digits().images)
@@ -181,7 +206,7 @@ def test_saved_classifier_is_loaded_bit_for_bit(tmp_path: Path, encoder: Encoder
 def test_refitted_classifier_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     """The refit turns the encoder `none` into a projection, the head lda into mda."""
     run, recipe = (
-        new_run(tmp_path),
+        begun(new_run(tmp_path)),
         recipe_for_folder(refit={"dim": 5, "components": 2, "covariance": "diagonal", "restarts": 1}),
     )
     before = build_classifier(Architecture((1, 8, 8), 10, EncoderSpec(kind="none", dim=64), HeadSpec(kind="lda")))
@@ -193,7 +218,7 @@ def test_refitted_classifier_is_loaded_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_unfinished_run_has_no_classifier(tmp_path: Path) -> None:
-    run = new_run(tmp_path)
+    run = begun(new_run(tmp_path))
 
     with pytest.raises(RunError) as caught:
         run.load_classifier()
@@ -207,7 +232,7 @@ def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     splits = split(digits(), validation=0.1, test=0.2, seed=0)
 
-    run.describe(digits(), splits, Sources(folder=tmp_path / "x" / ".."), CPU)
+    run.begin(digits(), splits, Sources(folder=tmp_path / "x" / ".."), CPU, PRECISION)
 
     description = run.description()
     assert description["dataset"] == {
@@ -219,6 +244,7 @@ def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
     assert description["input"]["height"] == 8
     assert description["folder"] == str(tmp_path)
     assert description["device"] == "CPU, 1 thread" == describe_device(CPU)
+    assert description["precision"] == {"chosen": "float32", "why": "the recipe names it"}
     assert description["versions"]["torch"] == str(torch.__version__)
     with np.load(run.path / "splits.npz") as recorded:
         assert set(recorded.files) == set(splits)
@@ -226,52 +252,31 @@ def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
 
 
 def test_other_images_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
-    run = new_run(tmp_path)
-    run.describe(digits(), {}, Sources(), CPU)
+    run = begun(new_run(tmp_path))
     others = type(digits())(**(vars(digits()) | {"labels": digits().labels.flip(0)}))
 
     run.require_same_images(digits())
     with pytest.raises(RunError) as caught:
         run.require_same_images(others)
 
-    begun, found = digits().fingerprint()[:12], others.fingerprint()[:12]
+    before, found = digits().fingerprint()[:12], others.fingerprint()[:12]
     assert str(caught.value) == (
-        f"images must be those that {run.path} was trained on (fingerprint {begun}), "
+        f"images must be those that {run.path} was trained on (fingerprint {before}), "
         f"got others ({found}): put them back, or train a new run"
     )
 
 
-# Where the images and the device come from
+# Where the images come from
 
 
 def test_sources_are_the_runs_own_unless_others_are_given(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    begun = sources_of(run, Path("root"))
-    run.describe(digits(), {}, Sources(folder=tmp_path), CPU)
+    before = sources_of(run, Path("root"))
+    run.begin(digits(), {}, Sources(folder=tmp_path), CPU, PRECISION)
 
-    assert begun == Sources(Path("root"), None)
+    assert before == Sources(Path("root"), None)
     assert sources_of(run, Path("root")) == Sources(Path("root"), tmp_path)
     assert sources_of(run, Path("root"), Path("mine")) == Sources(Path("root"), Path("mine"))
-
-
-def test_cuda_on_a_machine_without_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    with pytest.raises(DeviceUnavailable, match=r"^device must be there, got cuda on a machine without a usable GPU"):
-        choose_device("cuda")
-    assert choose_device("auto") == choose_device("cpu") == CPU
-
-
-def test_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-
-    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
-    assert choose_device("cpu") == CPU
-
-
-def test_unknown_device_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^device must be auto, cpu or cuda, got 'gpu'$"):
-        choose_device("gpu")
 
 
 def test_unknown_split_is_refused(folder: Path) -> None:
@@ -299,6 +304,7 @@ def trained(run: Run, folder: Path) -> Classifier:
     return train(run, Sources(folder=folder), CPU)
 
 
+@pytest.mark.isa
 def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, folder: Path) -> None:
     run = new_run(tmp_path, recipe_for_folder(fit={"epochs": 15}))
 
@@ -320,6 +326,7 @@ def test_training_writes_a_classifier_that_knows_the_images(tmp_path: Path, fold
     }  # fmt: skip
 
 
+@pytest.mark.isa
 def test_same_seed_trains_the_same_classifier(tmp_path: Path, folder: Path) -> None:
     first, again = (trained(new_run(tmp_path, run_id=name), folder) for name in ("one", "two"))
     other = trained(new_run(tmp_path, recipe_for_folder().model_copy(update={"seed": 1}), "three"), folder)
@@ -336,28 +343,72 @@ def test_finished_run_may_be_resumed_to_the_same_classifier(tmp_path: Path, fold
     assert logged_epochs(run.path) == [1, 2]
 
 
+@pytest.mark.isa
 def test_run_that_starts_from_another_only_refits(tmp_path: Path, folder: Path) -> None:
     first = new_run(tmp_path)
     before = trained(first, folder)
+    at_an_earlier_time(first)
 
     run = Run.create("small", recipe_for_folder(refit={"dim": 2}), "two", tmp_path, start=first)
-    after = trained(run, folder)
+    after = train(run, sources_of(run, Path("data")), CPU)
 
     assert run.epochs() == first.epochs()
     assert after.architecture.head.components == 1
     assert same_weights(after.encoder.trunk, before.encoder.trunk)
+    assert run.description()["epochs_from"] == str(first.path)
+    assert run.description()["started"] > "2026"
+    assert "epochs_from" not in first.description()
+
+
+def at_an_earlier_time(run: Run) -> None:
+    """Say that the run was begun in 1999, on another device."""
+    text = json.dumps(run.description() | {"started": "1999-01-01T00:00:00+00:00", "device": "a slide rule"})
+    (run.path / "run.json").write_text(text)
+
+
+def test_resumed_run_keeps_when_and_on_what_it_was_begun(tmp_path: Path, folder: Path) -> None:
+    run = interrupted(new_run(tmp_path, recipe_for_folder(fit={"epochs": 3})), folder, after_epoch=2)
+    at_an_earlier_time(run)
+    before = run.description()
+
+    trained(Run.open(run.path), folder)
+    trained(Run.open(run.path), folder)
+
+    after = run.description()
+    resumed = after.pop("resumed")
+    assert after == before
+    assert [line["after_epoch"] for line in resumed] == [2, 3]
+    assert all(line["at"] > "2026" and line["device"] == "CPU, 1 thread" for line in resumed)
+    assert resumed[0]["precision"] == {"chosen": "float32", "why": "the recipe names it"}
+
+
+def interrupted(run: Run, folder: Path, after_epoch: int) -> Run:
+    """The run as Ctrl-C leaves it after an epoch's checkpoint."""
+    save = Run.save_checkpoint
+
+    def dies(self: Run, state: dict[str, Any]) -> None:
+        save(self, state)
+        if state["epoch"] == after_epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", dies)
+        with pytest.raises(KeyboardInterrupt):
+            trained(run, folder)
+    return run
 
 
 def test_run_cannot_start_from_one_that_trained_otherwise(tmp_path: Path, folder: Path) -> None:
-    first = new_run(tmp_path)
+    first = begun(new_run(tmp_path, run_id="never"))
     with pytest.raises(RunError, match=r"must have trained an epoch, got .* without a checkpoint"):
         Run.create("small", recipe_for_folder(), "none", tmp_path, start=first)
+    first = new_run(tmp_path)
     trained(first, folder)
 
     with pytest.raises(RunError, match=r"must have fit = \(.*lr=0.5.*\), got .*one with \(.*lr=0.01.*\)"):
         Run.create("small", recipe_for_folder(fit={"lr": 0.5}), "other", tmp_path, start=first)
 
-    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["one"]
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["never", "one"]
 
 
 def test_resume_on_other_images_is_refused(tmp_path: Path, folder: Path) -> None:
@@ -371,14 +422,88 @@ def test_resume_on_other_images_is_refused(tmp_path: Path, folder: Path) -> None
     assert (run.path / "run.json").read_bytes() == description
 
 
-def test_run_that_never_found_its_images_may_be_resumed_with_them(tmp_path: Path, folder: Path) -> None:
-    run = new_run(tmp_path)
-    with pytest.raises(DataError, match="must be named with --data"):
-        train(run, Sources(), CPU)
+def test_other_images_than_those_of_the_run_to_start_from_are_refused(tmp_path: Path, folder: Path) -> None:
+    first = new_run(tmp_path)
+    trained(first, folder)
+    run = Run.create("small", recipe_for_folder(refit={"dim": 2}), "two", tmp_path, start=first)
 
-    trained(Run.open(run.path), folder)
+    with pytest.raises(RunError, match=rf"^images must be those that {first.path} was trained on"):
+        trained(run, write_digit_folder(tmp_path / "other", per_class=41))
+    assert not run.has_begun
 
-    assert logged_epochs(run.path) == [1, 2]
+
+def test_training_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    write_digit_folder(tmp_path / "one-class", "3")
+    runs = tmp_path / "runs"
+
+    for sources in (Sources(), Sources(folder=tmp_path / "none"), Sources(folder=tmp_path / "one-class")):
+        with pytest.raises(DataError):
+            train(new_run(runs), sources, CPU)
+    assert not runs.exists()
+
+
+def test_interruption_while_images_are_read_leaves_nothing(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets_module, "read_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trained(new_run(tmp_path), folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dies_in", ["log_epoch", "save_checkpoint"])
+def test_interrupted_training_goes_on_to_the_same_weights(
+    dies_in: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interruption comes before the third epoch's line is written, or between the line and its checkpoint."""
+    recipe = recipe_for_folder(fit={"epochs": 4, "schedule": "one-cycle", "crop_padding": 1, "flip": True})
+    whole_run, run = new_run(tmp_path, recipe, "whole"), new_run(tmp_path, recipe, "interrupted")
+    whole = trained(whole_run, folder)
+    calls, original = itertools.count(1), getattr(Run, dies_in)
+
+    def dies_at_the_third(*arguments: object) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    monkeypatch.setattr(Run, dies_in, dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        trained(run, folder)
+    monkeypatch.undo()
+    resumed = trained(Run.open(run.path), folder)
+
+    assert same_weights(resumed, whole)
+    assert [line["after_epoch"] for line in run.description()["resumed"]] == [2]
+    assert logged_epochs(run.path) == [1, 2, 3, 4]
+    assert [timeless(line) for line in run.epochs()] == [timeless(line) for line in whole_run.epochs()]
+
+
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("seconds", "images_per_s")}
+
+
+def test_divergence_keeps_the_last_good_checkpoint(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """72 images are two steps an epoch; the fourth step's loss is no number."""
+    run, calls, build_loss = new_run(tmp_path), itertools.count(1), fit_module.build_loss
+    monkeypatch.setattr(
+        fit_module,
+        "build_loss",
+        lambda *spec: lambda *batch: build_loss(*spec)(*batch) * (math.nan if next(calls) == 4 else 1),
+    )
+
+    with pytest.raises(DivergedError, match=r"got nan in epoch 2, step 2: the last good checkpoint is kept"):
+        trained(run, folder)
+
+    state = run.load_checkpoint()
+    assert state is not None
+    assert state["epoch"] == 1
+    assert logged_epochs(run.path) == [1]
 
 
 def test_killed_training_resumes_to_the_same_weights(tmp_path: Path, folder: Path) -> None:
@@ -446,4 +571,4 @@ def test_refit_that_cannot_be_is_refused_before_the_training(
     with pytest.raises(ValueError, match=message):
         trained(run, folder)
 
-    assert not (run.path / "checkpoint.pt").exists()
+    assert list(tmp_path.iterdir()) == []

@@ -18,12 +18,13 @@ from serving.bundle import InputSpec
 from training.__main__ import app
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
-from training.fit import Labelled
+from training.devices import choose_device
+from training.images import Labelled
 from training.recipe import EncoderSpec, HeadSpec
 from training.run import Run, RunError
 from training.studies import STUDIES, box_regression, boxes, parameter_growth, shift_invariance
 from training.studies.study import Setting, newest
-from training.train import choose_device, train
+from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,7 +131,7 @@ class FindsTheSquare(nn.Module):
 
 
 def test_perfect_model_is_perfect_but_for_squares_that_are_cut() -> None:
-    measured = box_regression.measure(FindsTheSquare())
+    measured = box_regression.mean_overlaps(FindsTheSquare())
 
     # Moved to x = 52, 12 of 16 columns are left, of which 12 lie in the box from 48 to 64: 192 of 256.
     assert measured["notebook, shifted, cut squares"] == pytest.approx(192 / 256)
@@ -140,7 +141,7 @@ def test_perfect_model_is_perfect_but_for_squares_that_are_cut() -> None:
 
 
 def test_box_regression_learns_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(box_regression, "MODELS", {"MLP": boxes.mlp})
+    monkeypatch.setattr(box_regression, "REGRESSORS", {"MLP": boxes.mlp})
 
     outcome = box_regression.run(Setting(tmp_path), seeds=2, epochs=4, images=400)
 

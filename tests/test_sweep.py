@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.data import Sources
+from training.devices import choose_device
+from training.fit import Epoch, fit
 from training.recipe import RecipeError, dump_recipe, load_recipe
 from training.run import Run, RunError
 from training.sweeps import sweep as sweep_module
-from training.sweeps.report import Scale, draw, figures_of, table_of, write_report
+from training.sweeps.prepared import Images
+from training.sweeps.report import Scale, figures_of, sweep_figure, table_of_trials, write_sweep_report
 from training.sweeps.space import Parameter, check, grid, parse_over, parse_space, recipe_at
 from training.sweeps.sweep import PRESETS, Sweep, Trial, best_of, carry_out
-from training.sweeps.unsaved import Images, UnsavedRun, silence
-from training.train import choose_device, train
+from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,17 +49,18 @@ def ends(trials: list[Trial]) -> list[tuple]:
 
 def carried_out(sweep: Sweep, images: Images, folder: Path, stop_after: int | None = None) -> list[Trial]:
     """Carry out a sweep; as Ctrl-C does it, stop in the middle of the trial after `stop_after` new ones."""
-    once, begun = sweep_module.train_once, []
+    begun = []
 
-    def interrupted(*arguments: object) -> float:
+    def interrupted(*arguments: object) -> Iterator[Epoch]:
         begun.append(1)
-        if stop_after is not None and len(begun) > stop_after:
-            raise KeyboardInterrupt
-        return once(*arguments)  # type: ignore[arg-type]
+        for epoch in fit(*arguments):  # type: ignore[arg-type]
+            if stop_after is not None and len(begun) > stop_after:
+                raise KeyboardInterrupt
+            yield epoch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "train_once", interrupted)
-        return carry_out(sweep, images, folder, lambda _: None)
+        patch.setattr(sweep_module, "fit", interrupted)
+        return list(carry_out(sweep, images, folder))
 
 
 # The space
@@ -158,7 +162,7 @@ def test_schema_is_asked_before_anything_runs(
         sweep = Sweep(recipe_file, tuple(settings), parse_space(over), trials)
 
         with pytest.raises(RecipeError, match=f"^{message}$"):
-            carry_out(sweep, images, tmp_path / "sweep", lambda _: None)
+            next(carry_out(sweep, images, tmp_path / "sweep"))
     assert not (tmp_path / "sweep").exists()
 
 
@@ -262,22 +266,19 @@ def test_poor_trials_are_pruned_and_never_the_best(
     """Five trials that learn, then one that does not: the median of the five ends it after its second epoch."""
     seen: list[int] = []
 
-    def scripted(recipe: object, prepared: object, on_epoch: object) -> float:
+    def scripted(*_: object) -> Iterator[Epoch]:
         poor = len(seen) >= 5
         seen.append(0)
         for epoch in range(1, 5):
             seen[-1] = epoch
-            on_epoch({"epoch": epoch, "validation_accuracy": 0.1 if poor else 0.5 + 0.1 * epoch})  # type: ignore[operator]
-        return 0.9
+            yield Epoch({"epoch": epoch, "validation_accuracy": 0.1 if poor else 0.5 + 0.1 * epoch}, {})
 
-    monkeypatch.setattr(sweep_module, "train_once", scripted)
-    trials = carry_out(
-        Sweep(recipe_file, (), parse_space(["fit.lr=1e-4:1e-1:log"]), 6), images, tmp_path, lambda _: None
-    )
+    monkeypatch.setattr(sweep_module, "fit", scripted)
+    trials = list(carry_out(Sweep(recipe_file, (), parse_space(["fit.lr=1e-4:1e-1:log"]), 6), images, tmp_path))
 
     assert seen == [4, 4, 4, 4, 4, 2]
     assert [trial.end for trial in trials] == ["finished"] * 5 + ["pruned"]
-    assert trials[5].accuracy == 0.1
+    assert [trial.accuracy for trial in trials] == [0.9] * 5 + [0.1]
 
 
 def test_other_sweep_is_refused_in_the_same_folder(recipe_file: str, images: Images, tmp_path: Path) -> None:
@@ -296,12 +297,12 @@ def test_other_sweep_is_refused_in_the_same_folder(recipe_file: str, images: Ima
 
 def test_one_process_works_on_a_sweep(recipe_file: str, images: Images, tmp_path: Path) -> None:
     sweep = Sweep(recipe_file, (), parse_space(["fit.lr=1e-3,1e-2"]))
-
-    def second(_: Trial) -> None:
-        carry_out(sweep, images, tmp_path, lambda _: None)
+    first = carry_out(sweep, images, tmp_path)
+    next(first)
 
     with pytest.raises(RunError, match=r"^sweep must be worked on by one process at a time, got .*, which is in use$"):
-        carry_out(sweep, images, tmp_path, second)
+        next(carry_out(sweep, images, tmp_path))
+    assert len(list(first)) == 1
 
 
 def test_images_are_prepared_once(recipe_file: str) -> None:
@@ -314,25 +315,21 @@ def test_images_are_prepared_once(recipe_file: str) -> None:
     assert images.of(recipe.model_copy(update={"seed": 3})) is not first
 
 
-def test_unsaved_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = UnsavedRun.of(small_recipe())
+def test_trials_leave_nothing_but_the_study(
+    recipe_file: str,
+    images: Images,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
 
-    run.save_checkpoint({"epoch": 1})
-    run.log_epoch({"epoch": 1, "loss": 2.0})
+    carried_out(Sweep(recipe_file, (), parse_space(["fit.lr=1e-3"])), images, tmp_path / "sweep")
 
-    assert (run.has_checkpoint, run.load_checkpoint(), run.epochs()) == (False, None, [{"epoch": 1, "loss": 2.0}])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_silence_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    from training.progress import say
-
-    with silence():
-        say("nothing")
-    say("something")
-
-    assert capsys.readouterr().out == "something\n"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert sorted(file.name for file in (tmp_path / "sweep").iterdir()) == ["lock", "study.db"]
+    assert capsys.readouterr().out == ""
 
 
 # The report
@@ -349,7 +346,7 @@ def test_report_names_the_best_and_its_recipe_trains(recipe_file: str, tmp_path:
     ]
     trials[3] = trial(0.0, "diverged", fit_lr=1e-2, loss_weight=2.0)
 
-    files = write_report(sweep, trials, tmp_path)
+    files = write_sweep_report(sweep, trials, tmp_path)
 
     report = json.loads((tmp_path / "sweep.json").read_text())
     assert [file.name for file in files] == ["sweep.json", "best.toml", "sweep.png"]
@@ -365,7 +362,7 @@ def test_table_holds_the_best_five() -> None:
     sweep = Sweep("digits-mda", (), parse_space(["fit.lr=1e-6,1e-5,1e-4,1e-3,1e-2,1e-1"]))
     trials = [trial(0.1 * i, fit_lr=point["fit.lr"]) for i, point in enumerate(grid(sweep.space))]
 
-    table = table_of(sweep, trials)
+    table = table_of_trials(sweep, trials)
 
     assert list(table.columns[1].cells) == ["50.00%", "40.00%", "30.00%", "20.00%", "10.00%"]
     assert list(table.columns[2].cells) == ["0.1", "0.01", "0.001", "0.0001", "1e-05"]
@@ -378,7 +375,7 @@ def test_heat_map_puts_each_trial_into_its_cell() -> None:
         for i, p in enumerate(grid(sweep.space))
     ]
 
-    axes = draw(sweep, trials).axes[0]
+    axes = sweep_figure(sweep, trials).axes[0]
 
     # Rows are weight decays (0 has no logarithm, so side by side), columns learning rates in rising order.
     assert axes.collections[0].get_array().data.tolist() == [[0.0, 0.6, 0.3], [0.1, 0.7, 0.4], [0.2, 0.8, 0.5]]
@@ -395,7 +392,7 @@ def test_other_numbers_of_parameters_are_drawn_side_by_side(over: list[str], tri
     sweep = Sweep("digits-mda", (), parse_space(over), trials)
     point = {parameter.key: parameter.samples()[0] for parameter in sweep.space}
 
-    assert len(draw(sweep, [Trial(point, 0.5, 1.0)]).axes) == panels
+    assert len(sweep_figure(sweep, [Trial(point, 0.5, 1.0)]).axes) == panels
 
 
 def test_cells_border_in_the_middle() -> None:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from training_samples import FOLDER_DATA, logged_epochs, small_recipe, write_digit_folder
+from typer.main import get_command
 
 from serving.bundle import Bundle
-from training.__main__ import main
-from training.recipe import dump_recipe, load_recipe, recipe_names
+from training.__main__ import app, main
+from training.recipe import dump_recipe, recipe_names
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +95,18 @@ def test_every_command_explains_itself(command: str, cli: Cli) -> None:
     assert len(answer.out.split()) > 20
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loses_no_word(command: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in square brackets would be taken for markup."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    explained = get_command(app).commands[command]  # type: ignore[attr-defined]
+
+    shown = " ".join(cli(command, "--help").out.split())
+
+    for text in (explained.help, *(parameter.help for parameter in explained.params)):
+        assert " ".join(text.split()) in shown
+
+
 def test_help_lists_every_command(cli: Cli) -> None:
     answer = cli("--help")
 
@@ -116,7 +129,7 @@ def test_training_reports_every_epoch_and_what_to_do_next(cli: Cli, work: Path) 
     answer = cli("train", "small.toml", "--data", "some-digits", "--id", "reported", "--epochs", 3, "--seed", 5)
 
     assert answer.code == 0
-    assert "training small into runs/small/reported\n" in answer.out
+    assert re.match(r"training small into runs/small/reported on .* in float32: the recipe names it\n", answer.out)
     assert re.findall(r"^epoch +(\d)/3 +loss +\d+\.\d+ +train +\d+\.\d+% +validation +\d+\.\d+%", answer.out, re.M) == [
         "1",
         "2",
@@ -165,6 +178,24 @@ def test_interrupted_run_is_resumed(cli: Cli, work: Path, monkeypatch: pytest.Mo
     assert "epoch   3/8" not in answer.out
     assert "epoch   4/8" in answer.out
     assert logged_epochs(work / "runs/small/resumed") == list(range(1, 9))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--data", "lost"), ("--data", "some-digits/0")])
+def test_refused_training_leaves_no_run(arguments: tuple[str, ...], cli: Cli, work: Path) -> None:
+    """No folder named, none there, no class folders in it."""
+    assert cli("train", "small.toml", "--id", "refused", *arguments).code == 1
+
+    assert not (work / "runs/small/refused").exists()
+
+
+def test_epochs_of_another_run_are_taken(cli: Cli, finished: Path, work: Path) -> None:
+    answer = cli(
+        "train", "small.toml", "--data", "some-digits", "--from", finished, "--id", "taken", "--set", "refit.dim=2"
+    )
+
+    assert answer.code == 0
+    assert "epoch " not in answer.out
+    assert Run.open(work / "runs/small/taken").description()["epochs_from"] == str(work / finished)
 
 
 def test_resume_takes_no_other_settings(cli: Cli, finished: Path) -> None:
@@ -315,12 +346,17 @@ def test_run_of_the_same_name_is_refused(cli: Cli, finished: Path) -> None:
     )
 
 
-def test_unfinished_run_is_neither_measured_nor_exported(cli: Cli, work: Path) -> None:
-    Run.create("small", load_recipe(str(work / "small.toml"))[1], "unfinished", work / "runs")
+def test_unfinished_run_is_neither_measured_nor_exported(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: object) -> None:
+        raise ValueError("pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_classifier", dies)
+        cli("train", "small.toml", "--data", "some-digits", "--id", "unfinished")
     message = rf"run must be finished, got {work}/runs/small/unfinished without classifier\.pt: go on with --resume .*"
 
-    assert_one_line(cli("evaluate", "runs/small/unfinished", "--data", "some-digits"), message)
-    assert_one_line(cli("export", "runs/small/unfinished", "--data", "some-digits"), message)
+    assert_one_line(cli("evaluate", "runs/small/unfinished"), message)
+    assert_one_line(cli("export", "runs/small/unfinished"), message)
 
 
 def test_name_that_is_no_model_name_is_refused(cli: Cli, finished: Path) -> None:
@@ -338,4 +374,6 @@ def test_real_process_ends_with_code_one_and_one_line(work: Path) -> None:
     )
 
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == (f"error: run must be a folder runs/<recipe>/<id> with a recipe.toml, got {'x' * 100}\n")
+    assert result.stderr == (
+        f"error: run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {'x' * 100}\n"
+    )

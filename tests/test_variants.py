@@ -18,11 +18,11 @@ from serving.torchserve.archive import package
 from training import variants
 from training.data import Sources
 from training.export import export
-from training.fit import Labelled
+from training.images import Labelled, images_of
 from training.int8 import safe_scales
 from training.recipe import parse_recipe
 from training.run import Run
-from training.train import images_of, train
+from training.train import train
 from training.variants import VariantError, add_variant, assignments_that_agree, renew_variants
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "encoder": {"kind": "six-conv", "dim": 4, "width": 32},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
-    "fit": {"epochs": 6, "batch_size": 64, "lr": 3e-3},
+    "fit": {"epochs": 6, "batch_size": 64, "lr": 3e-3, "precision": "float32"},
     "refit": {"head": "mda", "components": 2, "features": "pooled", "dim": 8, "covariance": "diagonal"},
 }
 

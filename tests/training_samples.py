@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training.data import Dataset, Sources, load_dataset
-from training.fit import Labelled
+from training.data import Dataset, Sources, split
+from training.datasets import load_dataset
+from training.devices import PrecisionChoice
+from training.images import Labelled
 from training.recipe import DataSpec, Recipe, parse_recipe
+from training.run import Run
 from training.tables import END, START
 
 TREE: dict[str, dict[str, Any]] = {
@@ -18,7 +21,7 @@ TREE: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "six-conv", "dim": 3, "width": 4},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
-    "fit": {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 0.01},
+    "fit": {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 0.01, "precision": "float32"},
 }
 
 
@@ -37,6 +40,16 @@ def digits_from(start: int, count: int) -> Labelled:
     """Real digits, `count` of them from position `start`."""
     part = slice(start, start + count)
     return Labelled(digits().images[part], digits().labels[part])
+
+
+PRECISION = PrecisionChoice("float32", "the recipe names it")
+
+
+def begun(run: Run) -> Run:
+    """A run that has begun on all the digits, and trained nothing yet."""
+    splits = split(digits(), validation=0.1, test=0.2, seed=0)
+    run.begin(digits(), splits, Sources(), torch.device("cpu"), PRECISION)
+    return run
 
 
 def write_digit_folder(folder: Path, classes: str = "014", per_class: int = 40) -> Path:

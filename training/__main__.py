@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -18,15 +18,18 @@ from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.backbones import require_weights
 from training.commands import experiments, reports
-from training.commands.options import DataRoot, Device, Folder
-from training.data import DataError, Sources, load_dataset, write_samples
+from training.commands.options import DataRootOption, DeviceOption, FolderOption
+from training.data import DataError, Sources, write_samples
+from training.datasets import PUBLIC, load_dataset
+from training.devices import choose_device
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
-from training.progress import console, say
-from training.recipe import DatasetName, DataSpec, Recipe, parse_recipe
+from training.images import load_images, sources_of
+from training.progress import console, say, warn
+from training.recipe import DataSpec, Recipe, parse_recipe
 from training.run import Run
-from training.train import choose_device, load_images, sources_of, train
+from training.train import train
 
 app = typer.Typer(
     help="Train image classifiers with generative heads and export them as bundles.",
@@ -51,10 +54,10 @@ def list_recipes() -> None:
 @app.command("train")
 def train_command(
     recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or a TOML file.")] = None,
-    data_root: DataRoot = Path("data"),
-    data: Folder = None,
+    data_root: DataRootOption = Path("data"),
+    data: FolderOption = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's fit.epochs.")] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")
@@ -64,7 +67,8 @@ def train_command(
     ] = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the run; the time if left out.")] = None,
     start: Annotated[
-        Path | None, typer.Option("--from", help="Take the epochs of this run: only [refit] and [calibration] differ.")
+        Path | None,
+        typer.Option("--from", help="Take the epochs of this run; only the recipe's refit and calibration may differ."),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run after its newest checkpoint.")] = None,
 ) -> None:
@@ -85,7 +89,6 @@ def train_command(
         name, resolved = _resolve(recipe, data, epochs, seed, overrides or [])
         require_weights(resolved.encoder.kind, weights)
         run = Run.create(name, resolved, run_id, start=Run.open(start) if start else None)
-    say(f"training {run.name} into {run.path}")
     train(run, sources_of(run, data_root, data, weights), chosen)
     say(f"finished: export it with  python -m training export {run.path}")
 
@@ -96,9 +99,9 @@ def evaluate_command(
         Path, typer.Argument(help="A run (runs/<recipe>/<id>) or a bundle (model_store/<name>/<version>).")
     ],
     split: Annotated[str, typer.Option(help="train, validation or test.", metavar="train|validation|test")] = "test",
-    data_root: DataRoot = Path("data"),
-    data: Folder = None,
-    device: Device = "auto",
+    data_root: DataRootOption = Path("data"),
+    data: FolderOption = None,
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a run's classifier, or a bundle's ONNX graph, on a split: accuracy, NLL, Brier score, ECE.
@@ -124,8 +127,7 @@ def evaluate_command(
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
     metrics = {"split": split, **measure(run_graph(call, part.images, images.dataset.input), part.labels)}
     if images.dataset.fingerprint() != known:
-        text = "[yellow]these are not the images that the model was trained and measured on[/]"
-        Console(stderr=True).print(text, soft_wrap=True)
+        warn("these are not the images that the model was trained and measured on")
     _show_metrics(metrics, images.dataset.classes, as_json)
 
 
@@ -142,8 +144,8 @@ def export_command(
     float16: Annotated[
         bool, typer.Option("--float16", help="Add a graph in 16 bits but for its head, for GPUs.")
     ] = False,
-    data_root: DataRoot = Path("data"),
-    data: Folder = None,
+    data_root: DataRootOption = Path("data"),
+    data: FolderOption = None,
 ) -> None:
     """Write a run's bundle: TorchScript, ONNX, golden answers and the metrics of the test split.
 
@@ -163,20 +165,19 @@ def export_command(
 
 @app.command("samples")
 def samples_command(
-    dataset: Annotated[str, typer.Argument(help="digits, mnist, fashion-mnist, cifar10 or cifar100.")],
+    dataset: Annotated[str, typer.Argument(help=f"{', '.join(PUBLIC[:-1])} or {PUBLIC[-1]}.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 10,
     seed: Annotated[int, typer.Option(help="Which images.")] = 0,
-    data_root: DataRoot = Path("data"),
+    data_root: DataRootOption = Path("data"),
 ) -> None:
     """Write images of a data set as PNG files named <position>-<label>.png, to have something to classify.
 
     Where the data set has a test split of its own, they are from there.
     """
-    known = [name for name in get_args(DatasetName) if name != "folder"]
-    if dataset not in known:
-        raise DataError(f"dataset must be one of {', '.join(known)}, got {dataset!r}")
-    images = load_dataset(DataSpec.model_validate({"name": dataset}), Sources(data_root))
+    if dataset not in PUBLIC:
+        raise DataError(f"dataset must be one of {', '.join(PUBLIC)}, got {dataset!r}")
+    images = load_dataset(DataSpec(name=dataset), Sources(data_root))
     for file in write_samples(images, out, count, seed):
         say(str(file))
 

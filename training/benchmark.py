@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from training.backbones import BACKBONES
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
-from training.fit import Labelled, build_optimizer, fit
+from training.datasets import DATASETS
+from training.fit import build_optimizer, fit
+from training.images import Labelled, load_images
 from training.losses import build_loss
 from training.progress import track
 from training.recipe import Recipe, load_recipe
-from training.sweeps.unsaved import UnsavedRun, silence
-from training.train import load_images
 
 SMALL = ("digits-softmax", "cifar10-softmax", "cifar10-mlp", "cifar10-cnn")
 WORKERS = 2
@@ -122,11 +122,8 @@ def measure_speed(
 
 def our_epoch(classifier: Classifier, recipe: Recipe, data: Labelled) -> float:
     """Images per second of one epoch by `training.fit`."""
-    run = UnsavedRun.of(recipe)
     nothing = Labelled(data.images[:0], data.labels[:0])
-    with silence():
-        fit(classifier, recipe, data, nothing, run)
-    return float(run.epochs()[0]["images_per_s"])
+    return float(next(fit(classifier, recipe, data, nothing)).metrics["images_per_s"])
 
 
 def notebook_epoch(classifier: Classifier, recipe: Recipe, loader: DataLoader[Any], device: torch.device) -> float:
@@ -167,7 +164,7 @@ def run_benchmark(
     return [_benchmark_one(name, sources, images, rounds, device) for name in names]
 
 
-def table_of(speeds: Sequence[Speed]) -> Table:
+def table_of_speeds(speeds: Sequence[Speed]) -> Table:
     """Images per second, and how many times as fast."""
     table = Table("recipe", "images/s", "notebook's loop", "times as fast", "range", box=None)
     for speed in speeds:
@@ -180,15 +177,10 @@ def table_of(speeds: Sequence[Speed]) -> Table:
     return table
 
 
-SHAPES = {
-    "digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "fashion-mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100),
-}  # fmt: skip
-
-
 def noise(recipe: Recipe, count: int) -> tuple[Labelled, int]:
     """Random images in the shape of the recipe's data set, random labels, and the number of classes."""
-    shape, classes = SHAPES.get(recipe.data.name, ((recipe.data.channels, recipe.data.size, recipe.data.size), 10))
+    data, entry = recipe.data, DATASETS[recipe.data.name]
+    shape, classes = entry.shape or (data.channels, data.size, data.size), entry.classes or 10
     generator = torch.Generator().manual_seed(recipe.seed)
     pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
     return Labelled(pixels, torch.randint(classes, (count,), generator=generator)), classes

@@ -10,7 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from training.classifier import Classifier
-from training.fit import Labelled, log_joints_of
+from training.fit import log_joints_of
+from training.images import Labelled
 
 
 def fit_temperature(log_joints: Tensor, labels: Tensor) -> float:

@@ -1,7 +1,7 @@
 """A classifier: uint8 images (N, channels, H, W) → normalise → encoder → head.
 
-`Classifier` is what training changes; `ServedGraph` is the same computation as the exported graph does it, with
-posterior, responsibilities and log-density, and no parameter left to derive.
+`Classifier` is what training changes; `ServedGraph` is the same computation as the exported graph does it, whose head
+answers posterior and features, and what else it knows.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from serving.bundle import GENERATIVE_OUTPUTS, LINEAR_OUTPUTS
 from training.encoders import Encoder, build_encoder, pooled_dim
-from training.heads import DiscriminantHead, Head, LinearHead, Scores, gaussian_log_density, lda_head, mda_head
+from training.heads import Head, Scores, build_head
 from training.recipe import EncoderSpec, HeadSpec
 
 
@@ -89,53 +88,20 @@ def build_classifier(architecture: Architecture) -> Classifier:
     return Classifier(architecture, encoder, build_head(architecture.head, architecture.classes, architecture.dim))
 
 
-def build_head(spec: HeadSpec, classes: int, dim: int) -> Head:
-    """A head for C classes on D features."""
-    if spec.kind == "lda":
-        return lda_head(classes, dim, spec.covariance, simplex=spec.simplex)
-    if spec.kind == "mda":
-        return mda_head(classes, dim, spec.components, spec.covariance, simplex=spec.simplex)
-    return LinearHead(spec.kind, classes, dim)
-
-
 class ServedGraph(nn.Module):
-    """The graph that a bundle holds: uint8 images to the tuple of outputs that `output_names` lists."""
+    """The graph that a bundle holds: uint8 images to the tuple of outputs that `output_names` lists.
 
-    log_weights: Tensor
-    means: Tensor
-    whitening: Tensor
-    half_log_det: Tensor
+    Attributes:
+        output_names: such as posterior (N, C) and features (N, D), in order.
+    """
 
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.classifier = classifier
-        self.temperature = classifier.temperature
-        head = classifier.head
-        self.generative = isinstance(head, DiscriminantHead)
-        if isinstance(head, DiscriminantHead):
-            whitening, half_log_det = head.gaussians.whitening()
-            self.log_density_constant = head.log_density_constant
-            self.shape = (head.classes, head.components)
-            self.register_buffer("log_weights", head.log_weights().detach())
-            self.register_buffer("means", head.gaussians.means.detach())
-            self.register_buffer("whitening", whitening.detach())
-            self.register_buffer("half_log_det", half_log_det.detach())
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs, in order."""
-        return GENERATIVE_OUTPUTS if self.generative else LINEAR_OUTPUTS
+        self.output_names = classifier.head.outputs
+        self.served_head = classifier.head.served(classifier.temperature)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Answer images with posterior (N, C)[, responsibilities (N, C, K), log_density (N,)], features (N, D)."""
-        features = self.classifier.encoder(self.classifier.normalise(images))
-        if not self.generative:
-            return self._posterior(self.classifier.head(features).log_joints), features
-        densities = gaussian_log_density(features, self.means, self.whitening, self.half_log_det)
-        component_log_joints = self.log_weights + densities.unflatten(1, self.shape)
-        log_joints = component_log_joints.logsumexp(2)
-        log_density = log_joints.logsumexp(1) + self.log_density_constant
-        return self._posterior(log_joints), component_log_joints.softmax(2), log_density, features
-
-    def _posterior(self, log_joints: Tensor) -> Tensor:
-        return (log_joints / self.temperature).softmax(1)
+        """Answer images."""
+        answers: tuple[Tensor, ...] = self.served_head(self.classifier.encoder(self.classifier.normalise(images)))
+        return answers

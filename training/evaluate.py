@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.bundle import InputSpec
+from serving.runtimes import Outputs
 from training.classifier import Classifier, ServedGraph
 from training.data import as_served
 from training.progress import track
@@ -16,8 +17,6 @@ from training.progress import track
 ECE_BINS = 15
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BATCH_PIXELS = 64 * 224 * 224  # a gigabyte of ResNet-18's activations
-
-Outputs = dict[str, NDArray[Any]]  # posterior (N, C), responsibilities (N, C, K), log_density (N,), features (N, D)
 
 
 def run_graph(

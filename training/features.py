@@ -20,7 +20,7 @@ from training.data import Dataset, as_served
 from training.encoders import Encoder
 from training.progress import say, track
 
-BATCH = 64  # images; at 224 x 224 ResNet-18 takes about a gigabyte for them
+IMAGES_AT_ONCE = 64  # images; at 224 x 224 ResNet-18 takes about a gigabyte for them
 
 
 def features_of(classifier: Classifier, dataset: Dataset, root: Path) -> Tensor:
@@ -91,7 +91,7 @@ def _extract(classifier: Classifier, dataset: Dataset, file: Path) -> None:
     features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     device, done = classifier.mean.device, 0
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # full float32, as in the served graph
-        for batch in track(dataset.images.split(BATCH), f"features of {classifier.architecture.encoder.kind}"):
+        for batch in track(dataset.images.split(IMAGES_AT_ONCE), f"features of {classifier.architecture.encoder.kind}"):
             images = as_served(batch, dataset.input).to(device)
             made = classifier.encoder.trunk(classifier.normalise(images))
             features[done : done + len(batch)] = made.cpu().numpy()

@@ -1,14 +1,17 @@
 """The training loop: the only one.
 
+    for epoch in fit(classifier, recipe, train, validation):
+        print(epoch.metrics)
+
 The images lie on the device as uint8 and are augmented there, a batch at a time. All randomness of an epoch comes from
-(seed, epoch), so a run that resumes after any epoch goes on exactly as it would have.
+(seed, epoch), so a training that goes on from the state after any epoch ends exactly as it would have.
 
 Measured on 2 CPU cores (AVX-512 BF16), six-conv on 28 x 28: 168 images/s in float32, 486 with bfloat16 autocast and
 channels_last.
 """
 
-import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +19,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from training import progress
 from training.classifier import Classifier
-from training.data import augment, batches, shrink
+from training.data import augment, batch_count, batches, shrink
+from training.devices import TrainingPrecision, choose_precision
+from training.images import Labelled
 from training.losses import build_loss
 from training.recipe import FitSpec, Recipe
-from training.run import Run
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look waits for the device
+
+TrainingState = dict[str, Any]
 
 
 class DivergedError(RuntimeError):
@@ -31,50 +36,50 @@ class DivergedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images uint8 (N, channels, H, W) and labels int64 (N,) on one device."""
+class Epoch:
+    """What an epoch leaves.
 
-    images: Tensor
-    labels: Tensor
+    Attributes:
+        metrics: epoch, loss, train_accuracy, lr, seconds, images_per_s and, if there are validation images, theirs.
+        state: what `fit` goes on from. It is the training's own weights: save them before the next epoch changes them.
+    """
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    metrics: dict[str, Any]
+    state: TrainingState
 
 
-def fit(classifier: Classifier, recipe: Recipe, train: Labelled, validation: Labelled, run: Run) -> None:
-    """Train `classifier` in place, from the run's newest checkpoint if it has one.
+def fit(
+    classifier: Classifier,
+    recipe: Recipe,
+    train: Labelled,
+    validation: Labelled,
+    state: TrainingState | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> Iterator[Epoch]:
+    """Train `classifier` in place, an epoch whenever the next one is asked for.
+
+    Args:
+        classifier: on the images' device.
+        recipe: what `fit`, `loss` and `seed` say.
+        train: what to learn from.
+        validation: what to measure after each epoch; may be empty.
+        state: of an epoch, to go on after it; from the beginning if left out.
+        on_step: called after each step.
 
     Raises:
-        DivergedError: naming the epoch and the step; the checkpoint of the last good epoch stays.
+        DivergedError: naming the epoch and the step.
     """
-    spec = recipe.fit
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if spec.compile:
+    if recipe.fit.compile:
         classifier.encoder.compile()
-    steps = math.ceil(len(train) / spec.batch_size)
-    optimizer = build_optimizer(classifier, spec)
-    schedule = build_schedule(optimizer, spec, steps)
-    first = _restore(run, classifier, optimizer, schedule)
-    with progress.steps(run.name, spec.epochs * steps, (first - 1) * steps) as bar:
-        for epoch in range(first, spec.epochs + 1):
-            started = time.perf_counter()
-            lr = optimizer.param_groups[0]["lr"]
-            metrics = {"epoch": epoch, **_one_epoch(classifier, recipe, train, optimizer, schedule, epoch, bar)}
-            seconds = time.perf_counter() - started
-            metrics |= {"lr": lr, "seconds": round(seconds, 3), "images_per_s": round(len(train) / seconds, 1)}
-            seen = Labelled(shrink(validation.images, _scale(spec, epoch)), validation.labels)
-            metrics |= score(classifier, seen)
-            _require_finite_weights(classifier, epoch, steps, spec.lr)
-            run.log_epoch(metrics)
-            run.save_checkpoint(
-                {
-                    "epoch": epoch,
-                    "classifier": classifier.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                }
-            )
-            bar.line(_in_words(metrics, spec.epochs))
+    loop = _loop_of(classifier, recipe, train)
+    first = 1 if state is None else loop.restore(state)
+    for epoch in range(first, recipe.fit.epochs + 1):
+        metrics = {"epoch": epoch, **_timed_epoch(loop, train, epoch, on_step)}
+        seen = Labelled(shrink(validation.images, _scale(recipe.fit, epoch)), validation.labels)
+        metrics |= validation_metrics(classifier, seen)
+        _require_finite_weights(classifier, epoch, batch_count(len(train), recipe.fit.batch_size), recipe.fit.lr)
+        yield Epoch(metrics, loop.state(epoch))
 
 
 def build_optimizer(classifier: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
@@ -87,7 +92,7 @@ def build_optimizer(classifier: nn.Module, spec: FitSpec) -> torch.optim.Optimiz
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, spec: FitSpec, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate per step over the whole training."""
+    """The learning rate per step over the whole training, whose epochs have `steps` steps."""
     total = spec.epochs * steps
     if spec.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=spec.lr, total_steps=total)
@@ -103,7 +108,7 @@ def log_joints_of(classifier: Classifier, images: Tensor, batch_size: int = 1024
     return torch.cat([classifier(batch).log_joints for batch in images.split(batch_size)])
 
 
-def score(classifier: Classifier, data: Labelled, batch_size: int = 1024) -> dict[str, float]:
+def validation_metrics(classifier: Classifier, data: Labelled, batch_size: int = 1024) -> dict[str, float]:
     """Accuracy and NLL of a validation split, as keys of an epoch's metrics; nothing if the split is empty."""
     if not len(data):
         return {}
@@ -114,57 +119,97 @@ def score(classifier: Classifier, data: Labelled, batch_size: int = 1024) -> dic
     }
 
 
-def _one_epoch(
-    classifier: Classifier,
-    recipe: Recipe,
-    train: Labelled,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    epoch: int,
-    bar: progress.Steps,
-) -> dict[str, float]:
-    """One pass over the images; mean loss and accuracy over its batches."""
-    spec = recipe.fit
-    epoch_seed = recipe.seed * 1_000_003 + epoch
+@dataclass(frozen=True)
+class _Loop:
+    """What changes from step to step, and how a step is made."""
+
+    classifier: Classifier
+    recipe: Recipe
+    precision: TrainingPrecision
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; its loss, and how many of its images were recognised."""
+        loss, log_joints = self._loss(images, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach(), (log_joints.argmax(1) == labels).sum()
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch's loss and log-joints; the encoder may run in bfloat16, the head is always in float32."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = self.classifier.encoder(self.classifier.normalise(images))
+        scores = self.classifier.head(features.float())
+        spec = self.recipe.loss
+        return build_loss(spec.kind, spec.weight)(scores, labels), scores.log_joints.detach()
+
+    def state(self, epoch: int) -> TrainingState:
+        """What `restore` takes."""
+        return {
+            "epoch": epoch,
+            "classifier": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def restore(self, state: TrainingState) -> int:
+        """Take the state after an epoch; the next epoch."""
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        return int(state["epoch"]) + 1
+
+
+def _loop_of(classifier: Classifier, recipe: Recipe, train: Labelled) -> _Loop:
+    precision = choose_precision(recipe.fit.precision, train.images.device).precision
+    optimizer = build_optimizer(classifier, recipe.fit)
+    schedule = build_schedule(optimizer, recipe.fit, batch_count(len(train), recipe.fit.batch_size))
+    return _Loop(classifier, recipe, precision, optimizer, schedule)
+
+
+def _timed_epoch(loop: _Loop, train: Labelled, epoch: int, on_step: Callable[[], None]) -> dict[str, float]:
+    """One pass over the images: mean loss and accuracy over its batches, its first learning rate and its time."""
+    started = time.perf_counter()
+    lr = loop.optimizer.param_groups[0]["lr"]
+    means = _one_epoch(loop, train, epoch, on_step)
+    seconds = time.perf_counter() - started
+    return {**means, "lr": lr, "seconds": round(seconds, 3), "images_per_s": round(len(train) / seconds, 1)}
+
+
+def _one_epoch(loop: _Loop, train: Labelled, epoch: int, on_step: Callable[[], None]) -> dict[str, float]:
+    spec = loop.recipe.fit
+    epoch_seed = loop.recipe.seed * 1_000_003 + epoch
     generator = torch.Generator().manual_seed(epoch_seed)
     torch.manual_seed(epoch_seed)  # dropout
-    classifier.train()
-    scale = _scale(spec, epoch)
+    loop.classifier.train()
     losses, right, seen = [], torch.zeros((), dtype=torch.long, device=train.images.device), 0
-    for step, batch in enumerate(batches(len(train), spec.batch_size, generator), start=1):
-        picked = batch.to(train.images.device)
-        labels = train.labels[picked]
-        images = train.images.index_select(0, picked)  # on a CPU many times faster than images[picked]
-        images = augment(
-            images, crop_padding=spec.crop_padding, flip=spec.flip, cutout=spec.cutout, generator=generator
-        )
-        images = shrink(images, scale)
-        loss, log_joints = _loss(classifier, recipe, images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-        right += (log_joints.argmax(1) == labels).sum()
+    for step, positions in enumerate(batches(len(train), spec.batch_size, generator), start=1):
+        batch = _batch(train, positions, spec, generator)
+        loss, recognised = loop.step(shrink(batch.images, _scale(spec, epoch)), batch.labels)
+        losses.append(loss)
+        right += recognised
         seen += len(batch)
         if step % CHECK_EVERY == 0:
             _require_finite(losses[-CHECK_EVERY:], step - CHECK_EVERY, epoch, spec.lr)
-        bar.advance()
+        on_step()
     _require_finite(losses, 0, epoch, spec.lr)
     return {"loss": torch.stack(losses).mean().item(), "train_accuracy": right.item() / seen}
+
+
+def _batch(train: Labelled, positions: Tensor, spec: FitSpec, generator: torch.Generator) -> Labelled:
+    """The images at `positions`, augmented."""
+    picked = positions.to(train.images.device)
+    images = train.images.index_select(0, picked)  # on a CPU many times faster than images[picked]
+    images = augment(images, crop_padding=spec.crop_padding, flip=spec.flip, cutout=spec.cutout, generator=generator)
+    return Labelled(images, train.labels[picked])
 
 
 def _scale(spec: FitSpec, epoch: int) -> float:
     """The size of an epoch's images as a share of their own; the last epoch always has the last size."""
     return spec.scales[-1 - (spec.epochs - epoch) * len(spec.scales) // spec.epochs]
-
-
-def _loss(classifier: Classifier, recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch's loss and log-joints; the encoder may run in bfloat16, the head is always in float32."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.fit.precision == "bfloat16"):
-        features = classifier.encoder(classifier.normalise(images))
-    scores = classifier.head(features.float())
-    return build_loss(recipe.loss.kind, recipe.loss.weight)(scores, labels), scores.log_joints.detach()
 
 
 def _require_finite(losses: list[Tensor], before: int, epoch: int, lr: float) -> None:
@@ -187,27 +232,3 @@ def _diverged(what: str, lr: float) -> DivergedError:
     return DivergedError(
         f"{what}: the last good checkpoint is kept; try a smaller fit.lr than {lr:g} or fit.precision = float32"
     )
-
-
-def _restore(
-    run: Run,
-    classifier: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> int:
-    """Load the run's checkpoint, if any; the epoch to begin with."""
-    state = run.load_checkpoint()
-    if state is None:
-        return 1
-    classifier.load_state_dict(state["classifier"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["epoch"]) + 1
-
-
-def _in_words(metrics: dict[str, Any], epochs: int) -> str:
-    words = [f"epoch {metrics['epoch']:>3}/{epochs}", f"loss {metrics['loss']:8.4f}"]
-    words.append(f"train {metrics['train_accuracy']:7.2%}")
-    if "validation_accuracy" in metrics:
-        words.append(f"validation {metrics['validation_accuracy']:7.2%}")
-    return "  ".join([*words, f"{metrics['images_per_s']:,.0f} images/s"])

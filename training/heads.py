@@ -9,17 +9,26 @@ LDA is the case K = 1 with one covariance that all classes share; MDA has a cova
 -(D/2) log 2 pi is left out (`log_density_constant` restores it): softmax ignores it, and the penalty of the DNLL loss
 is scaled without it.
 
+`HEADS` lists the kinds of heads. A new one is a subclass of `Head` and an entry there: it scores features for the
+losses and supplies the module that a bundle's graph ends in.
+
 References: Tezekbayev et al., Deep Linear Discriminant Analysis Revisited, arXiv 2601.01619; Hastie & Tibshirani 1996,
 Discriminant Analysis by Gaussian Mixtures, JRSS-B 58.
 """
 
 import math
-from typing import Literal, NamedTuple
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Covariance = Literal["spherical", "diagonal", "full"]
+from serving.bundle import OutputName
+from training.gaussians import Covariance, Gaussians, gaussian_log_density
+
+if TYPE_CHECKING:
+    from training.recipe import HeadSpec
 
 SEPARATION = 6.0  # distance of two class means at the start, in standard deviations
 
@@ -38,80 +47,37 @@ class Scores(NamedTuple):
     component_log_joints: Tensor | None
 
 
-def gaussian_log_density(features: Tensor, means: Tensor, whitening: Tensor, half_log_det: Tensor) -> Tensor:
-    """Log-density of M Gaussians, less the constant -(D/2) log 2 pi.
+class Head(nn.Module):
+    """What turns features (N, D) into scores of C classes.
 
-    Args:
-        features: (N, D).
-        means: (M, D).
-        whitening: what turns z - mu into a standard normal: factors (M or 1, D or 1), or matrices (M or 1, D, D).
-        half_log_det: half the log-determinant of each covariance, (M,) or (1,).
-
-    Returns:
-        Nats, (N, M).
-    """
-    difference = features[:, None, :] - means  # (N, M, D)
-    if whitening.ndim == 2:
-        white = difference * whitening
-    else:
-        white = (difference.transpose(0, 1) @ whitening.mT).transpose(0, 1)
-    return -0.5 * white.square().sum(-1) - half_log_det
-
-
-class Gaussians(nn.Module):
-    """M Gaussians over R^D with trainable covariances, all starting from the unit one.
-
-    Args:
-        means: (M, D).
-        covariance: `spherical` (variance s^2), `diagonal`, or `full` (Cholesky factor with a positive diagonal).
-        shared: one covariance for all instead of one each.
-        trainable_means: False keeps the means where they are.
+    Attributes:
+        kind: its name in `HEADS`.
+        classes: C.
+        components: K a class.
+        dim: D.
+        outputs: what its bundles answer, in the order of `serving.bundle.OUTPUTS`.
     """
 
-    def __init__(self, means: Tensor, covariance: Covariance, *, shared: bool, trainable_means: bool = True):
-        super().__init__()
-        count, dim = means.shape
-        count = 1 if shared else count
-        self.means = nn.Parameter(means.clone(), requires_grad=trainable_means)
-        self.covariance = covariance
-        if covariance == "full":
-            self.log_scale = nn.Parameter(torch.zeros(count, dim))  # log of the Cholesky factor's diagonal
-            self.lower = nn.Parameter(torch.zeros(count, dim, dim))  # only what is below the diagonal counts
-        else:
-            self.log_variance = nn.Parameter(torch.zeros(count, dim if covariance == "diagonal" else 1))
+    kind: str
+    classes: int
+    components: int = 1
+    dim: int
+    outputs: tuple[OutputName, ...] = ("posterior", "features")
 
-    def cholesky(self) -> Tensor:
-        """Lower-triangular L with Sigma = L L^T, (M or 1, D, D)."""
-        dim = self.means.shape[1]
-        if self.covariance == "full":
-            return self.lower.tril(-1) + torch.diag_embed(self.log_scale.exp())
-        return torch.diag_embed((0.5 * self.log_variance).exp().expand(-1, dim))
+    @abstractmethod
+    def forward(self, features: Tensor) -> Scores:
+        """Score features (N, D)."""
 
-    def whitening(self) -> tuple[Tensor, Tensor]:
-        """The `whitening` and `half_log_det` of `gaussian_log_density`."""
-        dim = self.means.shape[1]
-        if self.covariance == "full":
-            eye = torch.eye(dim, dtype=self.lower.dtype, device=self.lower.device)
-            inverse = torch.linalg.solve_triangular(self.cholesky(), eye, upper=False)
-            return inverse, self.log_scale.sum(-1)
-        return (-0.5 * self.log_variance).exp(), 0.5 * self.log_variance.expand(-1, dim).sum(-1)
+    @abstractmethod
+    def served(self, temperature: float) -> nn.Module:
+        """Features (N, D) to the tuple of `outputs`, with no parameter left to derive.
 
-    @torch.no_grad()
-    def set_covariance(self, covariance: Tensor) -> None:
-        """Take covariances: (M or 1,) spherical variances, (M or 1, D) diagonals, or (M or 1, D, D) matrices."""
-        if self.covariance == "full":
-            factor = torch.linalg.cholesky(covariance)
-            self.log_scale.copy_(factor.diagonal(dim1=-2, dim2=-1).log())
-            self.lower.copy_(factor.tril(-1))
-        else:
-            self.log_variance.copy_(covariance.log().reshape(self.log_variance.shape))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, D) to log-densities (N, M), less the constant."""
-        return gaussian_log_density(features, self.means, *self.whitening())
+        Args:
+            temperature: what the log-joints are divided by before they become the posterior.
+        """
 
 
-class DiscriminantHead(nn.Module):
+class DiscriminantHead(Head):
     """A Gaussian mixture a class; build one with `lda_head` or `mda_head`.
 
     Args:
@@ -121,6 +87,8 @@ class DiscriminantHead(nn.Module):
         shared: one covariance for all classes and components.
         trainable_means: False keeps the means where they are.
     """
+
+    outputs = ("posterior", "responsibilities", "log_density", "features")
 
     def __init__(self, kind: str, means: Tensor, covariance: Covariance, *, shared: bool, trainable_means: bool = True):
         super().__init__()
@@ -145,21 +113,68 @@ class DiscriminantHead(nn.Module):
         component_log_joints = self.log_weights() + densities
         return Scores(features, component_log_joints.logsumexp(2), component_log_joints)
 
+    def served(self, temperature: float) -> nn.Module:
+        """The same with whitening and weights worked out."""
+        return ServedMixtures(self, temperature)
 
-class LinearHead(nn.Module):
+
+class ServedMixtures(nn.Module):
+    """Features (N, D) to posterior (N, C), responsibilities (N, C, K), log-density (N,) and features."""
+
+    log_weights: Tensor
+    means: Tensor
+    whitening: Tensor
+    half_log_det: Tensor
+
+    def __init__(self, head: DiscriminantHead, temperature: float):
+        super().__init__()
+        whitening, half_log_det = head.gaussians.whitening()
+        self.temperature = temperature
+        self.log_density_constant = head.log_density_constant
+        self.shape = (head.classes, head.components)
+        self.register_buffer("log_weights", head.log_weights().detach())
+        self.register_buffer("means", head.gaussians.means.detach())
+        self.register_buffer("whitening", whitening.detach())
+        self.register_buffer("half_log_det", half_log_det.detach())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Answer features (N, D)."""
+        densities = gaussian_log_density(features, self.means, self.whitening, self.half_log_det)
+        component_log_joints = self.log_weights + densities.unflatten(1, self.shape)
+        log_joints = component_log_joints.logsumexp(2)
+        log_density = log_joints.logsumexp(1) + self.log_density_constant
+        posterior = (log_joints / self.temperature).softmax(1)
+        return posterior, component_log_joints.softmax(2), log_density, features
+
+
+class LinearHead(Head):
     """A weight vector and a bias a class: logits (`softmax`) or margins (`svm`)."""
 
     def __init__(self, kind: str, classes: int, dim: int):
         super().__init__()
-        self.kind, self.classes, self.dim, self.components = kind, classes, dim, 1
+        self.kind, self.classes, self.dim = kind, classes, dim
         self.linear = nn.Linear(dim, classes)
 
     def forward(self, features: Tensor) -> Scores:
         """Score features (N, D)."""
         return Scores(features, self.linear(features), None)
 
+    def served(self, temperature: float) -> nn.Module:
+        """The same layer and a softmax."""
+        return ServedLinear(self, temperature)
 
-Head = DiscriminantHead | LinearHead
+
+class ServedLinear(nn.Module):
+    """Features (N, D) to posterior (N, C) and features."""
+
+    def __init__(self, head: LinearHead, temperature: float):
+        super().__init__()
+        self.linear = head.linear
+        self.temperature = temperature
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Answer features (N, D)."""
+        return (self.linear(features) / self.temperature).softmax(1), features
 
 
 def lda_head(
@@ -194,6 +209,37 @@ def simplex_vertices(classes: int, dim: int, distance: float = SEPARATION) -> Te
     _, _, basis = torch.linalg.svd(centred)
     vertices = centred @ basis[: classes - 1].T * (distance / math.sqrt(2))
     return nn.functional.pad(vertices, (0, dim - classes + 1)).to(torch.get_default_dtype())
+
+
+class HeadKind(NamedTuple):
+    """A row of `HEADS`.
+
+    Attributes:
+        build: a head with fresh weights for C classes on D features, as a recipe's [head] specifies it.
+        has_density: whether its log-joints are log-densities, which some losses need and others cannot take.
+        has_components: whether a class may have several components.
+    """
+
+    build: Callable[[int, int, "HeadSpec"], Head]
+    has_density: bool = False
+    has_components: bool = False
+
+
+HEADS = {
+    "lda": HeadKind(lambda c, d, spec: lda_head(c, d, spec.covariance, simplex=spec.simplex), has_density=True),
+    "mda": HeadKind(
+        lambda c, d, spec: mda_head(c, d, spec.components, spec.covariance, simplex=spec.simplex),
+        has_density=True,
+        has_components=True,
+    ),
+    "softmax": HeadKind(lambda c, d, _: LinearHead("softmax", c, d)),
+    "svm": HeadKind(lambda c, d, _: LinearHead("svm", c, d)),
+}
+
+
+def build_head(spec: "HeadSpec", classes: int, dim: int) -> Head:
+    """A head for C classes on D features."""
+    return HEADS[spec.kind].build(classes, dim, spec)
 
 
 def _mean_scale(dim: int) -> float:

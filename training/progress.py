@@ -1,4 +1,7 @@
-"""Progress on the terminal. Without a terminal there are no bars, only the lines that are worth keeping."""
+"""Progress on the terminal. Without a terminal there are no bars, only the lines that are worth keeping.
+
+A bar may be shown while another is; the inner one stands below.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,6 +9,7 @@ from typing import TypeVar
 
 from rich import progress
 from rich.console import Console
+from rich.text import Text
 
 console = Console(highlight=False)
 T = TypeVar("T")
@@ -25,8 +29,13 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """Print a line on the standard error, in yellow where there is colour."""
+    Console(stderr=True, highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
+
+
 class Steps:
-    """A bar over the steps of a training, and lines above it."""
+    """A bar over the steps of a training, or whatever else comes one after the other."""
 
     def __init__(self, bar: progress.Progress, task: progress.TaskID):
         self._bar, self._task = bar, task
@@ -35,14 +44,14 @@ class Steps:
         """One step done."""
         self._bar.advance(self._task)
 
-    def line(self, text: str) -> None:
-        """Print a line that stays."""
-        self._bar.console.print(text)
+    def describe(self, text: str) -> None:
+        """Change what stands before the bar."""
+        self._bar.update(self._task, description=text)
 
 
 @contextmanager
 def steps(description: str, total: int, completed: int = 0) -> Iterator[Steps]:
-    """Show the progress of a training of `total` steps."""
+    """Show a bar of `total` steps, which vanishes at the end; lines may be printed meanwhile."""
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),

@@ -5,37 +5,34 @@
 `recipe` is frozen; `dump_recipe` writes it out again with every default spelled out.
 """
 
-import difflib
 import tomllib
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from training.backbones import BACKBONES, SIDE
+from training.datasets import DATASETS
 from training.encoders import EncoderKind
-from training.heads import Covariance
+from training.gaussians import Covariance
+from training.heads import HEADS
+from training.schema import TomlSection, one_of, problems
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
 
-HeadKind = Literal["lda", "mda", "softmax", "svm"]
 LossKind = Literal["cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"]
-DatasetName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder"]
+LOSSES_OF_COMPONENTS, LOSSES_OF_DENSITIES = ("em-dnll",), ("nll", "dnll", "poisson-nll", "lda")
+LOSSES_OF_MARGINS = ("hinge",)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DataSpec(_Section):
+class DataSpec(TomlSection):
     """Which images. `test` is a share, used where the data set has no test split of its own."""
 
-    name: DatasetName
+    name: Annotated[str, one_of(DATASETS)]
     validation: Share = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     channels: Literal[1, 3] = 3  # these four: for `folder` only
@@ -44,7 +41,7 @@ class DataSpec(_Section):
     background: Annotated[int, Field(ge=0, le=255)] = 0
 
 
-class EncoderSpec(_Section):
+class EncoderSpec(TomlSection):
     """Images to features; see training/encoders.py."""
 
     kind: EncoderKind = "six-conv"
@@ -54,23 +51,23 @@ class EncoderSpec(_Section):
     dropout: Share = 0.0
 
 
-class HeadSpec(_Section):
-    """Features to log-joints; see training/heads.py. Covariance and simplex concern lda and mda."""
+class HeadSpec(TomlSection):
+    """Features to log-joints: one of `HEADS` of training/heads.py. Covariance and simplex concern lda and mda."""
 
-    kind: HeadKind
+    kind: Annotated[str, one_of(HEADS)]
     components: Annotated[int, Field(ge=1, le=64)] = 1
     covariance: Covariance = "spherical"
     simplex: bool = False
 
 
-class LossSpec(_Section):
+class LossSpec(TomlSection):
     """Which loss; `weight` is the lambda of dnll and em-dnll."""
 
     kind: LossKind
     weight: Positive = 1.0
 
 
-class FitSpec(_Section):
+class FitSpec(TomlSection):
     """The training loop."""
 
     epochs: Annotated[int, Field(ge=0)]  # 0: the [refit] alone, on an encoder that learns nothing
@@ -85,11 +82,11 @@ class FitSpec(_Section):
     cutout: Annotated[int, Field(ge=0)] = 0  # pixels; side of a square of zeros at a random place
     scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1, strict=False)
     """Sides of the images as shares of their own, in as many equal parts of the training: small ones are quick."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the encoder; auto: bfloat16 where it is quick
     compile: bool = False
 
 
-class RefitSpec(_Section):
+class RefitSpec(TomlSection):
     """The head fitted anew on frozen training features; see training/refit.py."""
 
     head: Literal["lda", "mda"] = "mda"
@@ -110,13 +107,13 @@ class RefitSpec(_Section):
         return self
 
 
-class CalibrationSpec(_Section):
+class CalibrationSpec(TomlSection):
     """The temperature of the posterior: fitted on the validation split, or a number that another run has found."""
 
     temperature: Positive | Literal["fit"] = "fit"
 
 
-class Recipe(_Section):
+class Recipe(TomlSection):
     """A named training."""
 
     description: str = ""
@@ -131,16 +128,10 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> "Recipe":
+        self._require_loss_of_head()
         head, loss = self.head.kind, self.loss.kind
-        generative = head in ("lda", "mda")
-        if self.head.components > 1 and head != "mda":
+        if self.head.components > 1 and not HEADS[head].has_components:
             raise ValueError(f"head.components must be 1 for the head {head}, got {self.head.components}")
-        if loss == "em-dnll" and head != "mda":
-            raise ValueError(f"loss.kind em-dnll must go with the head mda, got {head}")
-        if loss in ("nll", "dnll", "poisson-nll", "lda") and not generative:
-            raise ValueError(f"loss.kind {loss} must go with the head lda or mda, got {head}")
-        if loss == "hinge" and generative:
-            raise ValueError(f"loss.kind hinge must go with the head svm or softmax, got {head}")
         if loss == "fisher" and self.refit is None:
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
         if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
@@ -150,6 +141,18 @@ class Recipe(_Section):
         if self.encoder.kind == "mlp" and not self.encoder.hidden:
             raise ValueError("encoder.hidden must name at least one layer for the encoder mlp, got none")
         return self
+
+    def _require_loss_of_head(self) -> None:
+        loss, head = self.loss.kind, HEADS[self.head.kind]
+        if loss in LOSSES_OF_COMPONENTS and not head.has_components:
+            fitting = [name for name, kind in HEADS.items() if kind.has_components]
+        elif loss in LOSSES_OF_DENSITIES and not head.has_density:
+            fitting = [name for name, kind in HEADS.items() if kind.has_density]
+        elif loss in LOSSES_OF_MARGINS and head.has_density:
+            fitting = [name for name, kind in HEADS.items() if not kind.has_density]
+        else:
+            return
+        raise ValueError(f"loss.kind {loss} must go with the head {' or '.join(fitting)}, got {self.head.kind}")
 
     @property
     def learns_features(self) -> bool:
@@ -183,13 +186,29 @@ class Recipe(_Section):
         return self
 
 
+class Notes(TomlSection):
+    """What is known of a recipe and decides nothing: no run, bundle or comparison of recipes has them.
+
+    Attributes:
+        published: test accuracy in percent of the same encoder and head, in the paper or notebook that they are from.
+        remark: where the recipe falls short of what was published or aimed at, and what was tried.
+    """
+
+    published: str = ""
+    remark: str = ""
+
+
+class _WithNotes(TomlSection):
+    notes: Notes = Notes()
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be found or breaks the schema."""
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with the project."""
-    return sorted(file.stem for file in RECIPES.glob("*.toml"))
+    return sorted(file.stem for file in RECIPES_FOLDER.glob("*.toml"))
 
 
 def load_recipe(name_or_file: str, overrides: Iterable[str] = ()) -> tuple[str, Recipe]:
@@ -201,17 +220,30 @@ def load_recipe(name_or_file: str, overrides: Iterable[str] = ()) -> tuple[str, 
     Raises:
         RecipeError: naming the key, the value and the choices.
     """
-    file = Path(name_or_file) if name_or_file.endswith(".toml") else RECIPES / f"{name_or_file}.toml"
-    try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        choices = ", ".join(recipe_names())
-        raise RecipeError(f"recipe must be a TOML file or one of {choices}, got {name_or_file!r}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise RecipeError(f"{file} must be valid TOML, got {exc}") from exc
+    file = Path(name_or_file) if name_or_file.endswith(".toml") else RECIPES_FOLDER / f"{name_or_file}.toml"
+    tree, _ = _read(file, name_or_file)
     for override in overrides:
         _apply(tree, override)
     return file.stem, parse_recipe(tree)
+
+
+def notes_of(name: str) -> Notes:
+    """The notes of a recipe that comes with the project; empty ones for any other."""
+    return _read(RECIPES_FOLDER / f"{name}.toml", name)[1] if name in recipe_names() else Notes()
+
+
+def _read(file: Path, asked: str) -> tuple[dict[str, Any], Notes]:
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        notes = _WithNotes.model_validate({"notes": tree.pop("notes", {})}).notes
+    except FileNotFoundError as exc:
+        choices = ", ".join(recipe_names())
+        raise RecipeError(f"recipe must be a TOML file or one of {choices}, got {asked!r}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise RecipeError(f"{file} must be valid TOML, got {exc}") from exc
+    except ValidationError as exc:
+        raise RecipeError(problems(exc, _WithNotes)) from exc
+    return tree, notes
 
 
 def parse_recipe(tree: dict[str, Any]) -> Recipe:
@@ -219,8 +251,7 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as exc:
-        of_keys = [list(errors) for _, errors in groupby(exc.errors(), key=_path)]
-        raise RecipeError("; ".join(_explain(errors) for errors in of_keys)) from exc
+        raise RecipeError(problems(exc, Recipe)) from exc
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -242,46 +273,3 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise RecipeError(f"{key} must be a key of the recipe, got a path through the value {section!r}")
     tree[leaf] = value
-
-
-def _explain(errors: list[Any]) -> str:
-    """Pydantic's errors about one key as `<key> must be <rule>, got <value>`; a union has an error a member."""
-    error, path = errors[0], _path(errors[0])
-    key = ".".join(path) or "recipe"
-    got = repr(error["input"])
-    if error["type"] == "extra_forbidden":
-        known = list(_fields_at(path[:-1]))
-        hint = difflib.get_close_matches(path[-1], known, n=1)
-        meant = f" (did you mean {hint[0]!r}?)" if hint else ""
-        return f"{key} must be one of the keys {', '.join(known)}, got an unknown key{meant} with the value {got}"
-    if error["type"] == "missing":
-        return f"{key} must be given, got nothing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{key} must be {' or '.join(_rule(error) for error in errors)}, got {got}"
-
-
-def _rule(error: Any) -> str:
-    if error["type"] == "literal_error":
-        return f"one of {error['ctx']['expected']}"
-    if error["type"] == "model_type":
-        return "a section of keys"
-    return str(error["msg"]).removeprefix("Input should be ")
-
-
-def _path(error: Any) -> list[str]:
-    """[section, key] or [key], without the list positions and union members that pydantic adds."""
-    path = [str(part) for part in error["loc"]]
-    return path[:2] if path and _section(path[0]) else path[:1]
-
-
-def _section(key: str) -> type[BaseModel] | None:
-    """The model of the section `key`, or None if it is a value or unknown."""
-    field = Recipe.model_fields.get(key)
-    candidates = [field.annotation, *get_args(field.annotation)] if field else []
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-
-
-def _fields_at(path: list[str]) -> Iterable[str]:
-    section = _section(path[0]) if path else Recipe
-    return section.model_fields if section else ()

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.classifier import Classifier, build_head
+from training.classifier import Classifier
 from training.encoders import Encoder
-from training.heads import Covariance, DiscriminantHead
+from training.gaussians import Covariance
+from training.heads import DiscriminantHead, build_head
 from training.progress import track
 from training.recipe import HeadSpec, RefitSpec
 

@@ -20,9 +20,9 @@ from training.run import Run, RunError
 from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
-METRICS = Path("docs/metrics")
+EPOCHS_FOLDER = Path("docs/metrics")
 
-Section = Literal["models", "studies", "sweeps", "training_speed", "serving"]
+ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving"]
 
 
 def stamp() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def load_results(file: Path = RESULTS) -> dict[str, Any]:
     return results
 
 
-def record(section: Section, name: str, figures: dict[str, Any], file: Path = RESULTS) -> None:
+def record(section: ResultsSection, name: str, figures: dict[str, Any], file: Path = RESULTS) -> None:
     """Put figures in the place of those of the same section and name, and write the tables of docs/results.json."""
     results = load_results(file)
     results.setdefault(section, {})[name] = {**figures, **stamp()}
@@ -115,6 +115,6 @@ def record(section: Section, name: str, figures: dict[str, Any], file: Path = RE
 
 def record_model(run: Run, figures: dict[str, Any]) -> None:
     """Record a run's figures under its recipe's name, and keep the metrics of its epochs in docs/metrics."""
-    METRICS.mkdir(exist_ok=True)
-    replace_text(METRICS / f"{run.name}.jsonl", "".join(json.dumps(line) + "\n" for line in run.epochs()))
+    EPOCHS_FOLDER.mkdir(exist_ok=True)
+    replace_text(EPOCHS_FOLDER / f"{run.name}.jsonl", "".join(json.dumps(line) + "\n" for line in run.epochs()))
     record("models", run.name, figures)

@@ -1,7 +1,8 @@
 """A run: the folder `runs/<recipe>/<id>/` in which a training keeps everything.
 
 recipe.toml     the resolved recipe
-run.json        where images and pretrained weights came from, their digests, device and versions
+run.json        where images and pretrained weights came from, their digests; when, on what device and in what precision
+                it was begun and each time resumed; versions
 metrics.jsonl   one line an epoch
 checkpoint.pt   the newest good state: weights, optimiser, schedule
 classifier.pt   the finished classifier, refit and temperature included
@@ -18,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from serving.bundle import staged
 from training.backbones import BACKBONES, weights_digest
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, Splits
+from training.devices import PrecisionChoice, describe_device
 from training.files import replace_file, replace_text
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
 
@@ -33,10 +36,17 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """One training on disk."""
+    """One training on disk.
+
+    Attributes:
+        path: its folder, which is there once it has begun.
+        recipe: what is trained.
+        start: the run whose epochs a new run begins with, if any.
+    """
 
     path: Path
     recipe: Recipe
+    start: "Run | None" = None
 
     @property
     def name(self) -> str:
@@ -47,7 +57,7 @@ class Run:
     def create(
         cls, name: str, recipe: Recipe, run_id: str | None, runs: Path = RUNS, start: "Run | None" = None
     ) -> "Run":
-        """Start a new run; without `run_id` it is named after the time.
+        """A new run, which has no folder until it begins; without `run_id` it is named after the time.
 
         With `start` it takes over the epochs of that run, so that only the refit and the calibration may differ.
 
@@ -56,15 +66,9 @@ class Run:
         """
         if start is not None:
             _require_same_epochs(recipe, start)
-        path = runs / name / (run_id or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"))
-        if path.exists():
-            raise RunError(f"run must be new, got {path}, which is there: go on with --resume {path} or name another")
-        path.mkdir(parents=True)
-        (path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
-        if start is not None:
-            for file in ("run.json", "metrics.jsonl", "checkpoint.pt"):
-                shutil.copy2(start.path / file, path / file)
-        return cls(path, recipe)
+        run = cls(runs / name / (run_id or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")), recipe, start)
+        run._require_new()
+        return run
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -73,35 +77,52 @@ class Run:
         Raises:
             RunError: if it is not one.
         """
-        file = path / "recipe.toml"
-        if not file.is_file():
-            raise RunError(f"run must be a folder runs/<recipe>/<id> with a recipe.toml, got {path}")
+        if not all((path / file).is_file() for file in ("recipe.toml", "run.json")):
+            raise RunError(f"run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {path}")
         path = path.resolve()
-        return cls(path, load_recipe(str(file))[1])
+        return cls(path, load_recipe(str(path / "recipe.toml"))[1])
 
-    def describe(self, dataset: Dataset, splits: Splits, sources: Sources, device: torch.device) -> None:
-        """Write run.json and splits.npz."""
-        text = {
-            "dataset": {
-                "name": dataset.name,
-                "splits": {name: len(positions) for name, positions in splits.items()},
-                "fingerprint": dataset.fingerprint(),
-            },
-            "classes": dataset.classes,
-            "input": dataset.input.model_dump(),
-            "folder": None if sources.folder is None else str(sources.folder.resolve()),
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run is on disk."""
+        return self.path.exists()
+
+    def begin(
+        self, dataset: Dataset, splits: Splits, sources: Sources, device: torch.device, precision: PrecisionChoice
+    ) -> None:
+        """Write the run's folder, whole or not at all.
+
+        Raises:
+            RunError: if the run is there already.
+        """
+        self._require_new()
+        description = {
+            **_contents(dataset, splits),
             "weights": self._weights(sources),
-            "weights_file": None if sources.weights is None else str(sources.weights.resolve()),
-            "device": describe_device(device),
+            **_places(sources),
+            **_circumstances(device, precision),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": _now(),
+            **({} if self.start is None else {"epochs_from": str(self.start.path.resolve())}),
         }
         positions: dict[str, Any] = {name: part.numpy() for name, part in splits.items()}
-        replace_file(self.path / "splits.npz", lambda out: np.savez(out, **positions))
-        replace_text(self.path / "run.json", json.dumps(text, indent=2) + "\n")
+        with staged(self.path) as stage:
+            (stage / "recipe.toml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+            (stage / "run.json").write_text(_as_json(description), encoding="utf-8")
+            np.savez(stage / "splits.npz", **positions)
+            if self.start is not None:
+                for file in ("metrics.jsonl", "checkpoint.pt"):
+                    shutil.copy2(self.start.path / file, stage / file)
+
+    def resume(self, sources: Sources, device: torch.device, precision: PrecisionChoice) -> None:
+        """Write into run.json that the run goes on, and where its images and weights are now."""
+        description, state = self.description(), self.load_checkpoint()
+        resumed = {"at": _now(), "after_epoch": 0 if state is None else state["epoch"]}
+        description["resumed"] = [*description.get("resumed", []), resumed | _circumstances(device, precision)]
+        replace_text(self.path / "run.json", _as_json(description | _places(sources)))
 
     def description(self) -> dict[str, Any]:
-        """Read run.json; nothing before the images have been read."""
+        """Read run.json; nothing before the run has begun."""
         file = self.path / "run.json"
         description: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
         return description
@@ -130,6 +151,12 @@ class Run:
             raise RunError(
                 f"weights must be those that {self.path} was begun with ({begun}), "
                 f"got others ({found}): name theirs with --weights, or train a new run"
+            )
+
+    def _require_new(self) -> None:
+        if self.has_begun:
+            raise RunError(
+                f"run must be new, got {self.path}, which is there: go on with --resume {self.path} or name another"
             )
 
     def _weights(self, sources: Sources) -> str | None:
@@ -197,12 +224,33 @@ class Run:
         return classifier.eval()
 
 
-def describe_device(device: torch.device) -> str:
-    """A device as a person would name it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _as_json(description: dict[str, Any]) -> str:
+    return json.dumps(description, indent=2) + "\n"
+
+
+def _contents(dataset: Dataset, splits: Splits) -> dict[str, Any]:
+    """What the images are."""
+    counts = {name: len(positions) for name, positions in splits.items()}
+    return {
+        "dataset": {"name": dataset.name, "splits": counts, "fingerprint": dataset.fingerprint()},
+        "classes": dataset.classes,
+        "input": dataset.input.model_dump(),
+    }
+
+
+def _places(sources: Sources) -> dict[str, str | None]:
+    """Where the user's own files are."""
+    files = {"folder": sources.folder, "weights_file": sources.weights}
+    return {name: None if path is None else str(path.resolve()) for name, path in files.items()}
+
+
+def _circumstances(device: torch.device, precision: PrecisionChoice) -> dict[str, Any]:
+    chosen = {"chosen": precision.precision, "why": precision.why}
+    return {"device": describe_device(device), "precision": chosen}
 
 
 def _require_same_epochs(recipe: Recipe, start: Run) -> None:

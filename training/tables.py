@@ -12,47 +12,15 @@ from typing import Any
 
 from training.analysis.ood import SCORE_NAMES
 from training.files import replace_text
+from training.recipe import notes_of
 
 README = Path("README.md")
-PAGE = Path("docs/results.md")
+RESULTS_PAGE = Path("docs/results.md")
 MOST_NUMBERS = 12  # of a list that stands in a line
 START, END = "<!-- results: written by --record -->", "<!-- end of results -->"
 
-# Test accuracy in percent, by the same encoder and head: arXiv 2601.01619 with its notebooks, and the course notebooks
-# on digits and CIFAR-10.
-PUBLISHED = {
-    "digits-softmax": "95.9",
-    "fashion-mnist-mda": "89.1 to 93.9",
-    "fashion-mnist-mda-best": "89.1 to 93.9",
-    "fashion-mnist-lda": "93.97",
-    "cifar10-lda": "90.42",
-    "cifar10-svm": "40.88",
-    "cifar10-softmax": "40.88",
-    "cifar10-mlp": "56.8",
-    "cifar10-cnn": "70.6",
-    "cifar10-resnet18-probe": "86.1",
-    "cifar10-vit-probe": "93.7",
-    "cifar100-lda": "65.8 to 66.6",
-    "cifar100-lda-best": "65.8 to 66.6",
-    "cifar100-mda": "66.36",
-}
 
-# Where a recipe falls short of what was published or aimed at, and what was tried.
-REMARKS = {
-    "cifar10-lda": "92.5 % was aimed at. Crops and flips; random squares (`fit.cutout`) are yet to be tried on it.",
-    "cifar10-svm": "41 % was aimed at, which `cifar10-softmax` reaches. The notebook's grid ends at 38.0 % of the "
-    "validation split; cosine decay, momentum and flips bring 2 points, a stronger L2 none.",
-    "cifar100-lda": "8 of the notebook's 100 epochs, at its constant learning rate; all of them take four hours on two "
-    "cores. `cifar100-lda-best` is what the same encoder, head and loss reach in 30 epochs of one cycle.",
-    "cifar100-lda-best": "70 % and an ECE of 1.5 % were aimed at. Random squares brought the accuracy from 69.30 to "
-    "69.57 % and the ECE from 2.81 to 2.20 %. `cifar100-mda`, by EM-DNLL, is the better calibrated one.",
-    "cifar100-mda": "69 % was aimed at, with random squares as in `cifar100-lda-best`.",
-    "fashion-mnist-mda": "10 of the notebook's 100 epochs, at its constant learning rate; validation accuracy still "
-    "rises. Two features and gradient-trained components are the notebook's; `fashion-mnist-mda-best` drops both.",
-}
-
-
-def write_tables(results: dict[str, Any], readme: Path = README, page: Path = PAGE) -> None:
+def write_tables(results: dict[str, Any], readme: Path = README, page: Path = RESULTS_PAGE) -> None:
     """Write the README's table between its marks, and the page of all tables."""
     text = readme.read_text(encoding="utf-8")
     replace_text(readme, with_table(text, models_table(results)))
@@ -85,7 +53,7 @@ def results_page(results: dict[str, Any]) -> str:
         "Written from [results.json](results.json) by the commands with `--record`; every figure is of the test split.",
         "## Models",
         models_table(results),
-        "\n".join(f"- `{name}`: {text}" for name, text in REMARKS.items() if name in results.get("models", {})),
+        "\n".join(f"- `{name}`: {text}" for name in results.get("models", {}) if (text := notes_of(name).remark)),
         "Published: the accuracy in the paper or notebook with the same encoder and head. ECE: 15 bins, before and "
         "after the temperature. `epochs`: trained, of those in the recipe; what each of them brought is in "
         "[metrics](metrics). Training: time of the epochs, and where.",
@@ -179,7 +147,7 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"`{name}`",
         f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
-        PUBLISHED.get(name, ""),
+        notes_of(name).published,
         _accuracy(row),
         _percent_pair(row["before"]["ece"], row["after"]["ece"]),
         epochs,

@@ -16,7 +16,7 @@ from serving.bundle import MANIFEST, Bundle, Variant, VariantPrecision, graph_fi
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
-from training.fit import Labelled
+from training.images import Labelled
 from training.int8 import write_int8
 
 CALIBRATION_IMAGES = 1024

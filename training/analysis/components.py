@@ -25,7 +25,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.evaluate import occupancy_of
-from training.heads import DiscriminantHead, gaussian_log_density
+from training.gaussians import gaussian_log_density
+from training.heads import DiscriminantHead
 from training.progress import track
 from training.recipe import RefitSpec
 from training.refit import fit_head

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.bundle import InputSpec
+from serving.runtimes import Outputs
 from training.classifier import Classifier
 from training.data import Dataset, Sources
-from training.evaluate import Outputs, eager, measure, run_graph
+from training.evaluate import eager, measure, run_graph
+from training.images import images_of
 from training.run import Run
-from training.train import images_of
 
 SAMPLE = 20_000  # training images; on two cores the six convolutions take a minute for as many
 FEWEST_OF_A_CLASS = 50  # kept of every class that has them, however small its share

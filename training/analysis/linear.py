@@ -9,19 +9,19 @@ import torch
 
 from training.analysis.evidence import FloatArray
 from training.classifier import Classifier
-from training.heads import Head, LinearHead
+from training.heads import DiscriminantHead, Head, LinearHead
 
 
 @torch.no_grad()
 def linear_readout(head: Head) -> tuple[FloatArray, FloatArray] | None:
-    """Weights (C, D) and bias (C,), or None if the head has a covariance per component and so no linear read-out.
+    """Weights (C, D) and bias (C,), or None if the head has no linear read-out, as with a covariance per component.
 
     For LDA the quadratic term that is left out is taken about the mean of the class means, weighted by the priors, so
     that the logits do not depend on where the features have their origin. Their softmax is the posterior at T = 1.
     """
     if isinstance(head, LinearHead):
         return head.linear.weight.detach().double().numpy(), head.linear.bias.detach().double().numpy()
-    if head.components > 1 or head.kind != "lda":
+    if not isinstance(head, DiscriminantHead) or head.components > 1 or not head.gaussians.shared:
         return None
     lower = head.gaussians.cholesky().double()[0]
     means, log_prior = head.gaussians.means.double(), head.log_weights()[:, 0].double()

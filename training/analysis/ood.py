@@ -40,12 +40,11 @@ from training.analysis.evidence import (
 )
 from training.analysis.linear import linear_readout
 from training.classifier import Classifier
-from training.data import DataError, Dataset, Sources, load_dataset
-from training.heads import DiscriminantHead
+from training.data import DataError, Dataset, Sources
+from training.datasets import DATASETS, load_dataset
 from training.recipe import DataSpec
 from training.run import Run
 
-STRANGERS = {"mnist": "fashion-mnist", "fashion-mnist": "mnist", "cifar10": "cifar100", "cifar100": "cifar10"}
 SCORE_NAMES = {
     "log_density": "log-density",
     "max_probability": "max probability",
@@ -55,7 +54,7 @@ SCORE_NAMES = {
 ACCEPTED = 0.95  # of the network's own kind
 VARIANCE_FLOOR = 1e-6  # of the features' mean variance
 
-Scores = dict[str, FloatArray]  # by name, (N,)
+FamiliarityScores = dict[str, FloatArray]  # by name, (N,)
 
 
 class RelativeMahalanobis(NamedTuple):
@@ -98,7 +97,7 @@ def ood_of(evidence: Evidence, sources: Sources, device: torch.device) -> dict[s
     known, unknown = (scores_of(evidence, answers, fitted) for answers in (evidence.test, strangers))
     return {
         "known": evidence.dataset.name,
-        "strangers": STRANGERS[evidence.dataset.name],
+        "strangers": strangers_of(evidence.dataset.name),
         "known_images": len(evidence.test.labels),
         "stranger_images": len(labels),
         "scores": {name: separation(known[name], unknown[name]) for name in known},
@@ -112,11 +111,12 @@ def strangers_of(dataset: str) -> str:
     Raises:
         DataError: if none is known.
     """
-    if dataset not in STRANGERS:
+    strangers = {name: entry.strangers for name, entry in DATASETS.items() if entry.strangers is not None}
+    if dataset not in strangers:
         raise DataError(
-            f"data set must be one of {', '.join(STRANGERS)} to have strangers of the same shape, got {dataset}"
+            f"data set must be one of {', '.join(strangers)} to have strangers of the same shape, got {dataset}"
         )
-    return STRANGERS[dataset]
+    return strangers[dataset]
 
 
 def stranger_images(dataset: Dataset, sources: Sources) -> tuple[Tensor, Tensor]:
@@ -126,14 +126,14 @@ def stranger_images(dataset: Dataset, sources: Sources) -> tuple[Tensor, Tensor]
         DataError: if there is none, it is not there, or its images have another shape.
     """
     name = strangers_of(dataset.name)
-    strangers = load_dataset(DataSpec.model_validate({"name": name}), sources)
+    strangers = load_dataset(DataSpec(name=name), sources)
     if strangers.images.shape[1:] != dataset.images.shape[1:]:
         ours, theirs = ("x".join(map(str, data.images.shape[1:])) for data in (dataset, strangers))
         raise DataError(f"strangers must have images of {ours} as {dataset.name} has, got {theirs} in {name}")
     return strangers.images[strangers.test_start :], strangers.labels[strangers.test_start :]
 
 
-def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis) -> Scores:
+def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis) -> FamiliarityScores:
     """Every score that the network's head has."""
     scores = {"max_probability": answers.outputs["posterior"].max(1).astype(np.float64)}
     if "log_density" in answers.outputs:
@@ -145,7 +145,7 @@ def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis)
 def omitted(evidence: Evidence) -> dict[str, str]:
     """Why a score is not there, by its name."""
     head = evidence.classifier.head
-    return {} if isinstance(head, DiscriminantHead) else {"log_density": f"a {head.kind} head has no density"}
+    return {} if "log_density" in head.outputs else {"log_density": f"a {head.kind} head has no density"}
 
 
 def _logits(classifier: Classifier, features: FloatArray) -> FloatArray:

@@ -4,28 +4,27 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.benchmark import SMALL, run_benchmark
-from training.benchmark import table_of as speed_table
-from training.commands.options import DataRoot, Device, Folder, Record
+from training.benchmark import SMALL, run_benchmark, table_of_speeds
+from training.commands.options import DataRootOption, DeviceOption, FolderOption, RecordOption
 from training.data import Sources
+from training.devices import choose_device, choose_precision
 from training.files import replace_text
-from training.progress import console, say
+from training.progress import console, say, steps, warn
+from training.recipe import Recipe, load_recipe
 from training.results import record as record_figures
 from training.results import stamp
 from training.run import RUNS
 from training.studies import STUDIES
 from training.studies.study import Setting
-from training.sweeps.report import figures_of, in_words, table_of, write_report
+from training.sweeps.prepared import Images
+from training.sweeps.report import figures_of, in_words, table_of_trials, write_sweep_report
 from training.sweeps.space import parse_space
 from training.sweeps.sweep import PRESETS, Sweep, Trial, carry_out
-from training.sweeps.unsaved import Images
-from training.train import choose_device
 
-Overrides = Annotated[
+OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", help="key=value for every trial, such as fit.epochs=5; repeatable.")
 ]
 
@@ -43,14 +42,14 @@ def sweep(
     preset: Annotated[
         str | None, typer.Option(help="notebook: 24 learning rates x 15 weight decays for linear models.")
     ] = None,
-    overrides: Overrides = None,
+    overrides: OverridesOption = None,
     sweep_id: Annotated[
         str | None, typer.Option("--id", help="Name of the sweep; of its settings if left out.")
     ] = None,
-    data_root: DataRoot = Path("data"),
-    data: Folder = None,
-    device: Device = "auto",
-    record: Record = False,
+    data_root: DataRootOption = Path("data"),
+    data: FolderOption = None,
+    device: DeviceOption = "auto",
+    record: RecordOption = False,
 ) -> None:
     """Train a recipe at many points of a search space and keep the best by validation accuracy.
 
@@ -63,10 +62,11 @@ def sweep(
     wanted = _sweep_of(recipe, settings, over or [], None if grid else trials, preset)
     folder = wanted.folder(sweep_id)
     images = Images(Sources(data_root, data), choose_device(device))
+    _warn_of_emulation(wanted.base(), images.device)
     say(f"sweeping {wanted.name} over {', '.join(p.key for p in wanted.space)}: {wanted.total} trials in {folder}")
     done = _with_bar(wanted, images, folder)
-    console.print(table_of(wanted, done))
-    for file in write_report(wanted, done, folder):
+    console.print(table_of_trials(wanted, done))
+    for file in write_sweep_report(wanted, done, folder):
         say(str(file))
     if record:
         record_figures("sweeps", wanted.name, figures_of(wanted, done))
@@ -80,9 +80,9 @@ def study(
         typer.Option("--run", help="A finished run, instead of the newest; shift-invariance takes two."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; runs/studies/NAME if left out.")] = None,
-    data_root: DataRoot = Path("data"),
-    device: Device = "auto",
-    record: Record = False,
+    data_root: DataRootOption = Path("data"),
+    device: DeviceOption = "auto",
+    record: RecordOption = False,
 ) -> None:
     """Answer one question with figures, a picture and a JSON file.
 
@@ -111,9 +111,9 @@ def benchmark(
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements; the ratio is their median.")] = 5,
     real: Annotated[bool, typer.Option("--real", help="Real images from --data-root instead of noise.")] = False,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RUNS / "training-speed.json",
-    data_root: DataRoot = Path("data"),
-    device: Device = "auto",
-    record: Record = False,
+    data_root: DataRootOption = Path("data"),
+    device: DeviceOption = "auto",
+    record: RecordOption = False,
 ) -> None:
     """Measure how fast training is, in images per second, against the usual loop of notebooks on the same model.
 
@@ -122,9 +122,11 @@ def benchmark(
 
     Example: python -m training benchmark cifar10-mlp cifar10-cnn --rounds 7
     """
-    sources = Sources(data_root) if real else None
-    speeds = run_benchmark(recipes or SMALL, sources, images=images, rounds=rounds, device=choose_device(device))
-    console.print(speed_table(speeds))
+    sources, chosen, names = Sources(data_root) if real else None, choose_device(device), recipes or SMALL
+    for name in names:
+        _warn_of_emulation(load_recipe(name)[1], chosen)
+    speeds = run_benchmark(names, sources, images=images, rounds=rounds, device=chosen)
+    console.print(table_of_speeds(speeds))
     figures = {speed.recipe: {**speed.figures(), "real_images": real} for speed in speeds}
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(out, json.dumps({**figures, "measured": stamp()}, indent=2) + "\n")
@@ -145,24 +147,21 @@ def _sweep_of(recipe: str, settings: list[str], over: list[str], trials: int | N
     return Sweep(recipe, (*chosen.settings, *settings), parse_space(chosen.over))
 
 
+def _warn_of_emulation(recipe: Recipe, device: torch.device) -> None:
+    if warning := choose_precision(recipe.fit.precision, device).warning:
+        warn(warning)
+
+
 def _with_bar(wanted: Sweep, images: Images, folder: Path) -> list[Trial]:
-    """Carry out a sweep under a bar with the best so far; a line stays for every new best.
-
-    The bar has a console of its own, because the project's is silent while a trial runs.
-    """
-    own = Console(highlight=False)
-    best = -1.0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=own, disable=not own.is_terminal) as bar:
-        task = bar.add_task("sweep", total=wanted.total)
-
-        def on_trial(trial: Trial) -> None:
-            nonlocal best
+    """Carry out a sweep under a bar with the best so far; a line stays for every new best."""
+    done, best = [], -1.0
+    with steps("sweep", wanted.total) as bar:
+        for trial in carry_out(wanted, images, folder):
+            done.append(trial)
             if trial.end == "finished" and trial.accuracy > best:
                 best = trial.accuracy
                 at = ", ".join(f"{key}={in_words(value)}" for key, value in trial.point.items())
-                bar.console.print(f"{best:7.2%}  {at}", markup=False, soft_wrap=True)
-                bar.update(task, description=f"best {best:.2%}")
-            bar.advance(task)
-
-        return carry_out(wanted, images, folder, on_trial)
+                say(f"{best:7.2%}  {at}")
+                bar.describe(f"best {best:.2%}")
+            bar.advance()
+    return done

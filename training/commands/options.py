@@ -14,14 +14,14 @@ def _checked(record: bool) -> bool:
     return record
 
 
-DataRoot = Annotated[
+DataRootOption = Annotated[
     Path, typer.Option(help="Folder of fashion-mnist, cifar10 and cifar100, as torchvision lays them out.")
 ]
-Folder = Annotated[
+FolderOption = Annotated[
     Path | None, typer.Option("--data", help="Your own images: a folder with one folder of images a class.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="auto|cpu|cuda")]
-Record = Annotated[
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="auto|cpu|cuda")]
+RecordOption = Annotated[
     bool,
     typer.Option("--record", callback=_checked, help="Write the figures into docs/results.json and the README."),
 ]

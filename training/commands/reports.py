@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from training.analysis.evidence import SAMPLE, measure_run
-from training.commands.options import DataRoot, Device, Folder, Record
+from training.commands.options import DataRootOption, DeviceOption, FolderOption, RecordOption
+from training.devices import choose_device
+from training.images import sources_of
 from training.progress import say
 from training.recipe import load_recipe
 from training.results import model_figures, record_model, require_other_seeds
 from training.run import Run
-from training.train import choose_device, sources_of
 
 
 def report(
@@ -27,10 +28,10 @@ def report(
     names: Annotated[
         Path | None, typer.Option(help='TOML with names for components: a table a class, lines such as 0 = "flat".')
     ] = None,
-    data_root: DataRoot = Path("data"),
-    data: Folder = None,
-    device: Device = "auto",
-    record: Record = False,
+    data_root: DataRootOption = Path("data"),
+    data: FolderOption = None,
+    device: DeviceOption = "auto",
+    record: RecordOption = False,
     seed_runs: Annotated[
         list[Path] | None,
         typer.Option(

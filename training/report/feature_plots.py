@@ -22,7 +22,7 @@ from training.figures import DPI, INK
 from training.heads import DiscriminantHead, Head
 from training.report.plots import FAINT, MANY_CLASSES, PALETTE, figure_of, shortened
 
-MARKERS = "osD^vPX*<>"
+CLASS_MARKERS = "osD^vPX*<>"
 POINTS_OF_A_CLASS = 300  # drawn
 SMALL_WEIGHT = 0.005  # of a component that is not drawn
 
@@ -184,7 +184,7 @@ def distance_histogram(distance: Sequence[float]) -> Figure:
 
 def _look(place: int) -> tuple[str, str]:
     """Colour and marker, so that neither has to be told apart alone."""
-    return PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]
+    return PALETTE[place % len(PALETTE)], CLASS_MARKERS[place % len(CLASS_MARKERS)]
 
 
 def _draw_mixture(

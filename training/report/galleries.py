@@ -11,13 +11,13 @@ from torch import Tensor
 from training.analysis.components import assignments, of_class
 from training.analysis.evidence import Answers, Evidence
 from training.heads import DiscriminantHead
-from training.report.image_plots import Row, gallery
+from training.report.image_plots import GalleryRow, gallery
 from training.report.page import Picture
 from training.report.plots import shortened
 
 COLUMNS = 8  # images of a group
 MOST_ROWS = 40
-MOST_PAIRS = 8
+PAIRS_SHOWN = 8
 SEED = 0  # of the images that are picked at random
 
 
@@ -42,7 +42,7 @@ def component_members(evidence: Evidence) -> Picture:
                 continue
             ranked = members[own][np.argsort(-closeness[own, k], kind="stable")]
             name = f"{shortened(evidence.dataset.classes[label], 12)} · comp. {k} · {own.mean():.0%}"
-            rows.append(Row(name, [_pick(train, ranked[:COLUMNS]), _some(train, ranked[COLUMNS:], generator)]))
+            rows.append(GalleryRow(name, [_pick(train, ranked[:COLUMNS]), _some(train, ranked[COLUMNS:], generator)]))
     figure = gallery(rows, ["most typical", "at random"], COLUMNS)
     caption = "Training images of each component, with the component's share of its class."
     if empty := len(chosen) * head.components - len(rows):
@@ -57,11 +57,11 @@ def confused_images(evidence: Evidence, pairs: Sequence[dict[str, Any]]) -> Pict
     test, classes = evidence.test, evidence.dataset.classes
     posterior = test.outputs["posterior"]
     predicted, rows = posterior.argmax(1), []
-    for pair in pairs[:MOST_PAIRS]:
+    for pair in pairs[:PAIRS_SHOWN]:
         found = np.flatnonzero((test.labels == pair["truth"]) & (predicted == pair["prediction"]))
         ranked = found[np.argsort(-posterior[found, pair["prediction"]], kind="stable")]
         name = f"{shortened(classes[pair['truth']], 12)} → {shortened(classes[pair['prediction']], 12)}"
-        rows.append(Row(name, [_pick(test, ranked[: COLUMNS + 2])]))
+        rows.append(GalleryRow(name, [_pick(test, ranked[: COLUMNS + 2])]))
     figure = gallery(rows, ["surest errors first"], COLUMNS + 2)
     caption = "Test images of the most frequent confusions, true class → prediction."
     return Picture("confused-images", caption, f"Images of {len(rows)} pairs of classes.", figure, wide=True)
@@ -71,7 +71,7 @@ def close_classes(evidence: Evidence, pairs: Sequence[Sequence[int]]) -> Picture
     """Training images of the closest pairs of classes, one row a class."""
     train, generator = evidence.train, np.random.default_rng(SEED)
     rows = [
-        Row(
+        GalleryRow(
             shortened(evidence.dataset.classes[label]),
             [_some(train, np.flatnonzero(train.labels == label), generator, COLUMNS + 2)],
         )

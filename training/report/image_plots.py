@@ -16,12 +16,12 @@ from torch import Tensor
 from training.figures import DPI, INK
 from training.report.plots import shortened
 
-LARGEST = 64  # pixels; larger images are scaled down
+MOST_PIXELS_A_SIDE = 64  # pixels; larger images are scaled down
 TILE_INCHES = 0.46
 CHARACTER_INCHES = 0.075  # of a row's name
 
 
-class Row(NamedTuple):
+class GalleryRow(NamedTuple):
     """A gallery's row: its name, and groups of images, each uint8 (n, channels, H, W)."""
 
     name: str
@@ -52,7 +52,7 @@ def weight_templates(templates: NDArray[Any], classes: Sequence[str]) -> Figure:
     return figure
 
 
-def gallery(rows: Sequence[Row], captions: Sequence[str], columns: int) -> Figure:
+def gallery(rows: Sequence[GalleryRow], captions: Sequence[str], columns: int) -> Figure:
     """Rows of images, each with its name, in groups side by side.
 
     Args:
@@ -63,7 +63,7 @@ def gallery(rows: Sequence[Row], captions: Sequence[str], columns: int) -> Figur
     Raises:
         ValueError: if there is no image at all.
     """
-    mosaic = _mosaic([Row(row.name, [_small(group) for group in row.groups]) for row in rows], columns)
+    mosaic = _mosaic([GalleryRow(row.name, [_small(group) for group in row.groups]) for row in rows], columns)
     down, across = (side / mosaic.width * TILE_INCHES for side in mosaic.pixels.shape[:2])
     left = 0.3 + CHARACTER_INCHES * max(len(row.name) for row in rows)
     width, height = left + across + 0.05, down + 0.4
@@ -89,7 +89,7 @@ class _Mosaic(NamedTuple):
     width: int
 
 
-def _mosaic(rows: Sequence[Row], columns: int) -> _Mosaic:
+def _mosaic(rows: Sequence[GalleryRow], columns: int) -> _Mosaic:
     sample = next((group for row in rows for group in row.groups if len(group)), None)
     if sample is None:
         raise ValueError("gallery must have images, got none")
@@ -108,9 +108,9 @@ def _mosaic(rows: Sequence[Row], columns: int) -> _Mosaic:
 
 
 def _small(images: Tensor) -> Tensor:
-    """Images with no side above `LARGEST`."""
+    """Images with no side above `MOST_PIXELS_A_SIDE`."""
     longest = max(images.shape[2:])
-    if longest <= LARGEST or not len(images):
+    if longest <= MOST_PIXELS_A_SIDE or not len(images):
         return images
-    size = [max(1, round(side * LARGEST / longest)) for side in images.shape[2:]]
+    size = [max(1, round(side * MOST_PIXELS_A_SIDE / longest)) for side in images.shape[2:]]
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -88,7 +88,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     return figure
 
 
-def confused_pairs(pairs: Sequence[dict[str, Any]], classes: Sequence[str]) -> Figure:
+def confused_pairs_bars(pairs: Sequence[dict[str, Any]], classes: Sequence[str]) -> Figure:
     """Bars of the most frequent confusions, as `diagnostics.confused_pairs` gives them."""
     figure, (ax,) = figure_of(5.4, 0.9 + 0.27 * len(pairs))
     names = [f"{shortened(classes[p['truth']])} → {shortened(classes[p['prediction']])}" for p in pairs]
@@ -103,7 +103,7 @@ def confused_pairs(pairs: Sequence[dict[str, Any]], classes: Sequence[str]) -> F
     return figure
 
 
-def class_accuracy(accuracy: Sequence[float], classes: Sequence[str]) -> Figure:
+def class_accuracy_bars(accuracy: Sequence[float], classes: Sequence[str]) -> Figure:
     """Accuracy per class, lowest first; of more than 20 classes the 20 lowest."""
     order = np.argsort(accuracy, kind="stable")[:MANY_CLASSES]
     mean = float(np.mean(accuracy))

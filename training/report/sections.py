@@ -11,6 +11,7 @@ from training.analysis.linear import pixel_templates
 from training.analysis.ood import SCORE_NAMES
 from training.recipe import dump_recipe
 from training.report import feature_plots, image_plots, plots
+from training.report.facts import facts_in_words
 from training.report.galleries import close_classes, component_members, confused_images
 from training.report.page import Picture, Section, Table
 
@@ -53,7 +54,9 @@ def at_a_glance(figures: Figures) -> Section:
     rows = [_metrics_row(name, calibration[key]) for key, name in names.items()]
     count = calibration["after"]["images"]
     metrics = Table(f"Metrics on the {count:,} images of the test split", header, rows)
-    return Section("glance", "At a glance", tables=[metrics, Table("The run", [], _facts(run, figures["log_density"]))])
+    return Section(
+        "glance", "At a glance", tables=[metrics, Table("The run", [], facts_in_words(run, figures["log_density"]))]
+    )
 
 
 def training_section(evidence: Evidence) -> Section | None:
@@ -82,7 +85,7 @@ def errors_section(evidence: Evidence, figures: Figures, *, images: bool) -> Sec
     ]
     if pairs:
         first = f"{classes[pairs[0]['truth']]} taken for {classes[pairs[0]['prediction']]}, {pairs[0]['count']} times"
-        figure = plots.confused_pairs(pairs, classes)
+        figure = plots.confused_pairs_bars(pairs, classes)
         pictures.append(Picture("pairs", "The most frequent confusions.", f"Bars; the longest: {first}.", figure))
     pictures.append(_accuracies(figures["class_accuracy"], classes))
     if images and pairs:
@@ -185,31 +188,13 @@ def _metrics_row(name: str, metrics: Figures) -> list[str]:
     return [name, f"{metrics['accuracy']:.2%}", *figures, f"{metrics['ece']:.2%}"]
 
 
-def _facts(run: Figures, log_density: float | None) -> list[list[str]]:
-    splits = ", ".join(f"{name} {count:,}" for name, count in run["splits"].items())
-    covariance = f", {run['covariance']} covariance" if run["covariance"] else ""
-    of_class = f", {run['components']} components a class" if run["components"] > 1 else ""
-    rows = [
-        ["recipe", run["recipe"]],
-        ["data", f"{run['data']}: {splits}; {len(run['classes'])} classes"],
-        ["network", f"{run['encoder']}, {run['dim']} features, {run['parameters']:,} parameters"],
-        ["head", f"{run['head']}{covariance}{of_class}"],
-        ["training", f"{run['epochs']} epochs in {run['seconds']:,.1f} s on {run['device']}, begun {run['started']}"],
-        ["versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
-        ["temperature", f"{run['temperature']:.4g}"],
-        ["training images in the statistics", f"{run['sample']:,}"],
-        ["fingerprint of the data", run["fingerprint"]],
-    ]
-    return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
-
-
 def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:
     worst = int(np.argmin(accuracy))
     caption = "Accuracy per class, the lowest first."
     if len(classes) > SEVERAL:
         caption = f"The {SEVERAL} classes of {len(classes)} with the lowest accuracy."
     alt = f"Accuracy per class, from {min(accuracy):.1%} ({classes[worst]}) to {max(accuracy):.1%}."
-    return Picture("accuracy", caption, alt, plots.class_accuracy(accuracy, classes))
+    return Picture("accuracy", caption, alt, plots.class_accuracy_bars(accuracy, classes))
 
 
 def _shown_classes(figures: Figures) -> list[int]:

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from serving.bundle import staged
@@ -24,8 +23,8 @@ from training.analysis.diagnostics import (
 from training.analysis.evidence import SAMPLE, Evidence, gather
 from training.analysis.ood import ood_of
 from training.data import DataError, Sources
-from training.heads import DiscriminantHead
 from training.progress import say
+from training.report.facts import run_facts
 from training.report.page import PAGE, write_page
 from training.report.sections import sections_of
 from training.run import Run
@@ -107,34 +106,6 @@ def report_figures(evidence: Evidence, sources: Sources, device: torch.device) -
     except DataError as exc:
         figures["ood"] = {"missing": str(exc)}
     return figures
-
-
-def run_facts(evidence: Evidence) -> dict[str, Any]:
-    """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit."""
-    run, head = evidence.run, evidence.classifier.head
-    description, epochs = run.description(), run.epochs()
-    generative = isinstance(head, DiscriminantHead)
-    return {
-        "recipe": run.name,
-        "id": run.path.name,
-        "data": evidence.dataset.name,
-        "splits": description["dataset"]["splits"],
-        "fingerprint": description["dataset"]["fingerprint"],
-        "classes": list(evidence.dataset.classes),
-        "encoder": evidence.classifier.architecture.encoder.kind,
-        "head": evidence.classifier.architecture.head.kind,
-        "covariance": evidence.classifier.architecture.head.covariance if generative else None,
-        "dim": head.dim,
-        "components": head.components,
-        "parameters": int(np.sum([p.numel() for p in evidence.classifier.parameters()])),
-        "epochs": len(epochs),
-        "seconds": round(sum(line["seconds"] for line in epochs), 1),
-        "device": description["device"],
-        "versions": description["versions"],
-        "started": description["started"],
-        "temperature": evidence.classifier.temperature,
-        "sample": len(evidence.train.labels),
-    }
 
 
 def _require_report(out: Path) -> None:

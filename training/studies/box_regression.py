@@ -19,8 +19,8 @@ from training.studies.study import Outcome, Setting
 CORNERS = torch.tensor([[8, 8], [36, 8], [8, 36], [30, 30]])  # the notebook's
 SHIFT = 16  # pixels
 LAST = boxes.CANVAS - boxes.SQUARE  # the last corner of a whole square
-IMAGES = 3000
-MODELS = {"MLP": boxes.mlp, "CNN": boxes.cnn}
+TRAINING_IMAGES = 3000
+REGRESSORS = {"MLP": boxes.mlp, "CNN": boxes.cnn}
 PLACES = {"notebook": CORNERS, "grid": boxes.grid_of_corners(4, LAST - SHIFT)}
 CASES = (
     "notebook, original", "notebook, shifted", "notebook, shifted, whole squares", "notebook, shifted, cut squares",
@@ -28,17 +28,17 @@ CASES = (
 )  # fmt: skip
 
 
-def run(setting: Setting, seeds: int = 3, epochs: int = boxes.EPOCHS, images: int = IMAGES) -> Outcome:
+def run(setting: Setting, seeds: int = 3, epochs: int = boxes.EPOCHS, images: int = TRAINING_IMAGES) -> Outcome:
     """Train both models with every seed, measure the mean intersection over union and draw the last seed's boxes."""
-    found: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in MODELS}
+    found: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in REGRESSORS}
     models: dict[str, nn.Module] = {}
     for seed in track(range(seeds), "box-regression: seeds"):
         canvases, truth = (part.to(setting.device) for part in boxes.training_set(images, seed))
-        for name, build in MODELS.items():
+        for name, build in REGRESSORS.items():
             torch.manual_seed(seed)
             models[name] = build().to(setting.device)
             boxes.train_boxes(models[name], canvases, truth, epochs, seed)
-            for case, value in measure(models[name].cpu()).items():
+            for case, value in mean_overlaps(models[name].cpu()).items():
                 found[name][case].append(round(value, 4))
     means = _means(found)
     figures = {"seeds": seeds, "epochs": epochs, "training_images": images, "iou": means, "iou_by_seed": found}
@@ -46,7 +46,7 @@ def run(setting: Setting, seeds: int = 3, epochs: int = boxes.EPOCHS, images: in
     return Outcome(figures, _table(means, seeds), (picture,), "mean IoU; grid: 81 squares that stay whole")
 
 
-def measure(model: nn.Module) -> dict[str, float]:
+def mean_overlaps(model: nn.Module) -> dict[str, float]:
     """Mean intersection over union per case, without noise."""
     four = [_iou_at(model, CORNERS, shift) for shift in (0, SHIFT)]
     cut = (CORNERS + SHIFT > LAST).any(1)

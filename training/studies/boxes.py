@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 CANVAS, SQUARE, BORDER = 64, 16, 3  # pixels
 INSIDE, NOISE = 0.4, 0.05  # gray, of 1
-EPOCHS, BATCH, LEARNING_RATE = 25, 64, 1e-3
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 25, 64, 1e-3
 
 
 def squares(corners: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def train_boxes(model: nn.Module, images: Tensor, boxes: Tensor, epochs: int, se
     loss_sum = 0.0
     for _ in range(epochs):
         losses = []
-        for batch in torch.randperm(len(images), generator=generator).split(BATCH):
+        for batch in torch.randperm(len(images), generator=generator).split(BATCH_SIZE):
             loss = F.mse_loss(model(images[batch]), boxes[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

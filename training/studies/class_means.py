@@ -9,7 +9,7 @@ from rich.table import Table
 from training.analysis.diagnostics import Pair, pairs_by_distance
 from training.analysis.evidence import answers_of
 from training.figures import BLUE, RED, new_figure, save_figure, show_image, tidy
-from training.fit import Labelled
+from training.images import Labelled
 from training.studies.study import Outcome, Setting
 
 RECIPE = "cifar100-lda"

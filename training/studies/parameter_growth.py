@@ -16,7 +16,7 @@ from training.recipe import EncoderSpec, HeadSpec
 from training.studies.study import Outcome, Setting
 
 SIZES = {"32 x 32": (32, 32), "256 x 256": (256, 256), "1280 x 720": (1280, 720), "3840 x 2160": (3840, 2160)}
-CLASSES = 10
+CLASS_COUNT = 10
 MODELS: dict[str, tuple[EncoderKind, dict[str, Any]]] = {
     "MLP, 256-128 hidden": ("mlp", {"hidden": (256, 128)}),
     "two convolutions, flattened, 128 hidden": ("two-conv", {"width": 16, "hidden": (128,)}),
@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[EncoderKind, dict[str, Any]]] = {
 def count_parameters(kind: EncoderKind, width_px: int, height_px: int, **encoder: Any) -> int:
     """Trainable parameters of a softmax classifier of ten classes on colour images."""
     spec = EncoderSpec.model_validate({"kind": kind, **encoder})
-    architecture = Architecture((3, height_px, width_px), CLASSES, spec, HeadSpec(kind="softmax"))
+    architecture = Architecture((3, height_px, width_px), CLASS_COUNT, spec, HeadSpec(kind="softmax"))
     with torch.device("meta"):
         classifier = build_classifier(architecture)
     return sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)

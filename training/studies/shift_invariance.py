@@ -20,7 +20,7 @@ from training.classifier import Classifier
 from training.data import Dataset
 from training.evaluate import eager, run_graph
 from training.figures import COLOURS, MARKERS, new_figure, percent_axis, save_figure, show_image, tidy
-from training.fit import Labelled
+from training.images import Labelled
 from training.run import Run, RunError
 from training.studies.study import Outcome, Setting
 

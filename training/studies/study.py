@@ -9,8 +9,8 @@ import torch
 from rich.table import Table
 
 from training.files import replace_text
+from training.images import LabelledImages, images_of, sources_of
 from training.run import RUNS, Run, RunError
-from training.train import LabelledImages, images_of, sources_of
 
 
 @dataclass(frozen=True)

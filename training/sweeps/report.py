@@ -37,7 +37,7 @@ def figures_of(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_report(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> list[Path]:
+def write_sweep_report(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> list[Path]:
     """Write sweep.json, best.toml and sweep.png."""
     best = best_of(trials)
     rows = [{"point": t.point, "validation_accuracy": t.accuracy, "seconds": t.seconds, "end": t.end} for t in trials]
@@ -45,10 +45,10 @@ def write_report(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> list[Pa
     recipe = recipe_at(sweep.recipe, sweep.settings, best.point)
     replace_text(folder / "sweep.json", text + "\n")
     replace_text(folder / "best.toml", dump_recipe(recipe))
-    return [folder / "sweep.json", folder / "best.toml", save_figure(draw(sweep, trials), folder / "sweep.png")]
+    return [folder / "sweep.json", folder / "best.toml", save_figure(sweep_figure(sweep, trials), folder / "sweep.png")]
 
 
-def table_of(sweep: Sweep, trials: Sequence[Trial]) -> Table:
+def table_of_trials(sweep: Sweep, trials: Sequence[Trial]) -> Table:
     """The best trials."""
     keys = [parameter.key for parameter in sweep.space]
     table = Table("", "validation", *keys, "seconds", box=None)
@@ -59,7 +59,7 @@ def table_of(sweep: Sweep, trials: Sequence[Trial]) -> Table:
     return table
 
 
-def draw(sweep: Sweep, trials: Sequence[Trial]) -> Any:
+def sweep_figure(sweep: Sweep, trials: Sequence[Trial]) -> Any:
     """A heat map over a grid of two parameters, points over two ranges, or one panel a parameter."""
     space = [parameter for parameter in sweep.space if len(parameter.values) != 1] or list(sweep.space)
     if len(space) != 2:

@@ -18,7 +18,7 @@ from training.recipe import Recipe, RecipeError, load_recipe
 Value = bool | int | float | str  # what a study stores; a list of numbers is held as its TOML text
 Point = dict[str, Value]
 
-EXAMPLES = "fit.lr=1e-4,1e-3 or fit.lr=1e-5:1e-1:log or fit.lr=1e-5:1e-1:log:9"
+OVER_EXAMPLES = "fit.lr=1e-4,1e-3 or fit.lr=1e-5:1e-1:log or fit.lr=1e-5:1e-1:log:9"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def parse_over(text: str) -> Parameter:
     """
     key, equals, values = (part.strip() for part in text.partition("="))
     if not (equals and key and values):
-        raise ValueError(f"--over must look like {EXAMPLES}, got {text!r}")
+        raise ValueError(f"--over must look like {OVER_EXAMPLES}, got {text!r}")
     ends = [_value(part) for part in values.split(":")]
     if len(ends) > 1 and all(_is_number(end) for end in ends[:2]):
         return _range(key, ends, text)
@@ -81,7 +81,7 @@ def parse_space(texts: Sequence[str]) -> tuple[Parameter, ...]:
     space = tuple(parse_over(text) for text in texts)
     keys = [parameter.key for parameter in space]
     if not keys:
-        raise ValueError(f"--over must name at least one key of the recipe, such as {EXAMPLES}, got none")
+        raise ValueError(f"--over must name at least one key of the recipe, such as {OVER_EXAMPLES}, got none")
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"every key must be given once with --over, got {twice[0]} {keys.count(twice[0])} times")
     return space

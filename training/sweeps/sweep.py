@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.fit import DivergedError
+from training.fit import DivergedError, fit, validation_metrics
 from training.recipe import Recipe, dump_recipe
+from training.refit import refit
 from training.run import RUNS, RunError
+from training.sweeps.prepared import Images, Prepared, fresh_classifier
 from training.sweeps.space import Parameter, Point, check, grid, recipe_at
-from training.sweeps.unsaved import Epoch, Images, train_once
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,13 @@ class Trial:
     why: str = ""
 
 
-def carry_out(sweep: Sweep, images: Images, folder: Path, on_trial: Callable[[Trial], None]) -> list[Trial]:
-    """Train every point that is not yet in the folder's study, and return all trials in the order of their training.
+def carry_out(sweep: Sweep, images: Images, folder: Path) -> Iterator[Trial]:
+    """Train every point that is not yet in the folder's study; all trials, those that the study holds already first.
 
     Args:
         sweep: what to do.
         images: where from.
         folder: of study.db.
-        on_trial: called with each trial, first with those that the study holds already.
 
     Raises:
         RecipeError: if the schema refuses a point, before anything runs.
@@ -121,13 +122,8 @@ def carry_out(sweep: Sweep, images: Images, folder: Path, on_trial: Callable[[Tr
     check(sweep.recipe, sweep.settings, sweep.space, every=sweep.is_grid)
     identity = {**sweep.identity(), "images": images.of(sweep.base()).dataset.fingerprint()}
     with _study(folder, identity) as study:
-        for trial in (done := _trials(study)):
-            on_trial(trial)
-        missing = _rest_of_grid(study, sweep, images) if sweep.is_grid else _more_of_tpe(study, sweep, images)
-        for trial in missing:
-            done.append(trial)
-            on_trial(trial)
-    return done
+        yield from _trials(study)
+        yield from _rest_of_grid(study, sweep, images) if sweep.is_grid else _more_of_tpe(study, sweep, images)
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
@@ -142,16 +138,29 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max(finished, key=lambda trial: trial.accuracy)
 
 
-def _measured(sweep: Sweep, images: Images, point: Point, on_epoch: Callable[[Epoch], None]) -> Trial:
-    """Train at a point; a divergence is a trial like any other, with an accuracy of 0."""
+def _measured(sweep: Sweep, images: Images, point: Point, is_poor: Callable[[int, float], bool]) -> Trial:
+    """Train at a point, until it `is_poor` by an epoch and its accuracy; a divergence has an accuracy of 0."""
     recipe = recipe_at(sweep.recipe, sweep.settings, point)
     prepared = images.of(recipe)
     started = time.perf_counter()
     try:
-        accuracy, end, why = train_once(recipe, prepared, on_epoch), "finished", ""
+        accuracy, end, why = *_accuracy(recipe, prepared, is_poor), ""
     except DivergedError as exc:
         accuracy, end, why = 0.0, "diverged", str(exc)
     return Trial(point, round(accuracy, 6), round(time.perf_counter() - started, 3), end, why)
+
+
+def _accuracy(recipe: Recipe, images: Prepared, is_poor: Callable[[int, float], bool]) -> tuple[float, str]:
+    """Train a recipe and keep nothing of it but the accuracy on the validation split, and how it ended."""
+    classifier, accuracy = fresh_classifier(recipe, images), 0.0
+    for epoch in fit(classifier, recipe, images.train, images.validation):
+        accuracy = epoch.metrics["validation_accuracy"]
+        if is_poor(epoch.metrics["epoch"], accuracy):
+            return accuracy, "pruned"
+    if recipe.refit is not None:
+        classifier = refit(classifier, recipe.refit, images.train.images, images.train.labels, recipe.seed)
+        accuracy = validation_metrics(classifier, images.validation)["validation_accuracy"]
+    return accuracy, "finished"
 
 
 def _rest_of_grid(study: Any, sweep: Sweep, images: Images) -> Iterator[Trial]:
@@ -163,7 +172,7 @@ def _rest_of_grid(study: Any, sweep: Sweep, images: Images) -> Iterator[Trial]:
     for point in grid(sweep.space):
         if point in there:
             continue
-        trial = _measured(sweep, images, point, lambda _: None)
+        trial = _measured(sweep, images, point, lambda *_: False)
         frozen = create_trial(params=point, distributions=distributions, value=trial.accuracy, user_attrs=_notes(trial))
         study.add_trial(frozen)
         yield trial
@@ -180,7 +189,7 @@ def _more_of_tpe(study: Any, sweep: Sweep, images: Images) -> Iterator[Trial]:
         study.sampler = TPESampler(seed=seed + number)
         asked = study.ask(distributions)
         try:
-            trial = _pruned_if_poor(asked, sweep, images)
+            trial = _measured(sweep, images, asked.params, partial(_is_poor, asked))
         except BaseException:  # Ctrl-C above all: the trial counts for nothing
             study.tell(asked, state=TrialState.FAIL)
             raise
@@ -193,23 +202,10 @@ def _more_of_tpe(study: Any, sweep: Sweep, images: Images) -> Iterator[Trial]:
         yield trial
 
 
-def _pruned_if_poor(asked: Any, sweep: Sweep, images: Images) -> Trial:
-    """Train at the point that TPE asks for, and stop early where most trials were better after as many epochs."""
-    from optuna import TrialPruned
-
-    started = time.perf_counter()
-    seen: list[float] = []
-
-    def report(epoch: Epoch) -> None:
-        seen.append(epoch["validation_accuracy"])
-        asked.report(seen[-1], epoch["epoch"])
-        if asked.should_prune():
-            raise TrialPruned
-
-    try:
-        return _measured(sweep, images, asked.params, report)
-    except TrialPruned:
-        return Trial(asked.params, round(seen[-1], 6), round(time.perf_counter() - started, 3), "pruned")
+def _is_poor(asked: Any, epoch: int, accuracy: float) -> bool:
+    """Whether most trials were better after as many epochs."""
+    asked.report(accuracy, epoch)
+    return bool(asked.should_prune())
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""How far float32 moves a classifier's answers, worked out in float64 and so the same on every machine.
+
+An encoder that computes in float32 rounds its features, and a steep head magnifies that. Each feature is taken to be
+off by `ROUNDING` times the sum of the sizes of what is added up to it, independently of the others. Moving one feature
+after the other by that much shows what it makes of the log-odds of every class and component and of the log-density:
+the root of the summed squares. The head's own rounding of log-joints comes on top. What the log-odds' shift makes of a
+probability is its change over the whole shift, not a derivative, which is zero at a sure answer however steep the head.
+
+`ROUNDING` is 8 units of rounding. The graphs of 60 classifiers (digits with every covariance and variance floors of 0.1
+to 1e-6, MNIST, Fashion-MNIST, CIFAR-100) stayed below half of these bounds for posteriors and a third for
+responsibilities and log-densities, with AVX-512 and with AVX2 alone.
+
+References: Higham 2002, Accuracy and Stability of Numerical Algorithms, ch. 1 and 3; Higham & Mary 2019, A New Approach
+to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41 (errors of n roundings grow as the root of n).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from training.classifier import Classifier
+from training.heads import Head, Scores
+
+ROUNDING = 8 * 2.0**-24
+AT_ONCE = 32  # features that are moved, each in a copy of the images
+
+
+@torch.no_grad()
+def condition(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
+    """How far each of a classifier's answers may be off in float32, in the answers' own shapes and units.
+
+    Args:
+        classifier: in float64 and evaluation mode, on the CPU.
+        images: uint8 (N, channels, H, W).
+    """
+    features, error = _features(classifier, images)
+    scores = classifier.head(features)
+    moved = _moved_by(classifier.head, features, error)
+    own = _own_rounding(scores)
+    shift = {name: moved[name] + own[name] for name in moved}
+    bounds = {"features": error}
+    odds = log_odds(scores.log_joints / classifier.temperature)
+    bounds["posterior"] = _change(odds, shift["posterior"] / classifier.temperature)
+    if scores.component_log_joints is not None:
+        bounds["responsibilities"] = _change(log_odds(scores.component_log_joints), shift["responsibilities"])
+    if "log_density" in classifier.head.outputs:
+        bounds["log_density"] = shift["log_density"]
+    return bounds
+
+
+def log_odds(log_joints: Tensor) -> Tensor:
+    """Logarithm of p / (1 - p) of a softmax over the last dimension, (..., M); zeros if M = 1."""
+    if log_joints.shape[-1] == 1:
+        return torch.zeros_like(log_joints)
+    return log_joints - _others(log_joints).logsumexp(-1)
+
+
+def _features(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and how far each may be off; no pooled feature counts as less than the mean of its image."""
+    pooled = classifier.encoder.trunk(classifier.normalise(images))
+    size = pooled.abs().maximum(pooled.square().mean(1, keepdim=True).sqrt())
+    projection = classifier.encoder.projection
+    if isinstance(projection, nn.Linear):
+        size = size @ projection.weight.abs().T + projection.bias.abs()
+    return projection(pooled), ROUNDING * size
+
+
+def _moved_by(head: Head, features: Tensor, error: Tensor) -> dict[str, Tensor]:
+    """What errors (N, D) of the features make of log-odds and log-density: each feature is moved, one at a time."""
+    before = _quantities(head(features))
+    squares = {name: torch.zeros_like(value) for name, value in before.items()}
+    for chosen in torch.eye(features.shape[1], dtype=features.dtype).split(AT_ONCE):  # (d, D)
+        moved = features[:, None] + error[:, None] * chosen  # (N, d, D)
+        for name, after in _quantities(head(moved.flatten(0, 1))).items():
+            change = after.unflatten(0, moved.shape[:2]) - before[name][:, None]
+            squares[name] += change.square().sum(1)
+    return {name: total.sqrt() for name, total in squares.items()}
+
+
+def _quantities(scores: Scores) -> dict[str, Tensor]:
+    quantities = {"posterior": log_odds(scores.log_joints), "log_density": scores.log_joints.logsumexp(1)}
+    if scores.component_log_joints is not None:
+        quantities["responsibilities"] = log_odds(scores.component_log_joints)
+    return quantities
+
+
+def _own_rounding(scores: Scores) -> dict[str, Tensor]:
+    """What relative errors of the log-joints make of the same quantities, all in the worst direction."""
+    joints = scores.component_log_joints
+    joints = scores.log_joints[..., None] if joints is None else joints
+    error = ROUNDING * (1 + joints.abs())
+    of_class = (joints.softmax(-1) * error).sum(-1)
+    dim = scores.features.shape[1]  # the constant of a density is in the order of it
+    return {
+        "posterior": _odds_off(scores.log_joints, of_class),
+        "responsibilities": _odds_off(joints, error),
+        "log_density": (scores.log_joints.softmax(-1) * of_class).sum(-1) + ROUNDING * dim,
+    }
+
+
+def _odds_off(log_joints: Tensor, error: Tensor) -> Tensor:
+    if log_joints.shape[-1] == 1:
+        return torch.zeros_like(error)
+    return error + (_others(log_joints).softmax(-1) * error[..., None, :]).sum(-1)
+
+
+def _others(log_joints: Tensor) -> Tensor:
+    """For each of M log-joints all of them, itself left out: (..., M) to (..., M, M)."""
+    itself = torch.eye(log_joints.shape[-1], dtype=torch.bool)
+    return log_joints[..., None, :].masked_fill(itself, -torch.inf)
+
+
+def _change(odds: Tensor, shift: Tensor) -> Tensor:
+    """The most that a probability changes if its log-odds move by up to `shift`, and its own rounding."""
+    probability = odds.sigmoid()
+    up, down = (odds + shift).sigmoid() - probability, probability - (odds - shift).sigmoid()
+    return up.maximum(down) + ROUNDING * probability

@@ -1,0 +1,78 @@
+"""The images of a training: a data set with its splits, where it is, and a part of it on a device.
+
+images = load_images(recipe, Sources())
+train = images.part("train", torch.device("cpu"))
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.backbones import BACKBONES, backbone_input
+from training.data import DataError, Dataset, Sources, Splits, split
+from training.datasets import load_dataset
+from training.recipe import Recipe
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images uint8 (N, channels, H, W) and labels int64 (N,) on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A data set with its splits."""
+
+    dataset: Dataset
+    splits: Splits
+
+    def part(self, name: str, device: torch.device) -> Labelled:
+        """One split, on a device.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        if name not in self.splits:
+            raise DataError(f"split must be one of {', '.join(self.splits)}, got {name!r}")
+        positions = self.splits[name]
+        return Labelled(self.dataset.images[positions].to(device), self.dataset.labels[positions].to(device))
+
+
+def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
+    """The recipe's data set, cut by the recipe's seed."""
+    dataset = load_dataset(recipe.data, sources)
+    if recipe.encoder.kind in BACKBONES:
+        dataset = replace(dataset, input=backbone_input(dataset.input))
+    shares = recipe.data
+    return LabelledImages(dataset, split(dataset, validation=shares.validation, test=shares.test, seed=recipe.seed))
+
+
+def images_of(run: Run, sources: Sources) -> LabelledImages:
+    """The images that a run was trained on, with their splits.
+
+    Raises:
+        RunError: if they are others now.
+        DataError: if they are not there.
+    """
+    images = load_images(run.recipe, sources)
+    run.require_same_images(images.dataset)
+    return images
+
+
+def sources_of(run: Run, data_root: Path, folder: Path | None = None, weights: Path | None = None) -> Sources:
+    """Where a run's images and weights are: `folder` and `weights` if given, else those that the run was begun with."""
+    description = (run.start or run).description()
+    if folder is None and (recorded := description.get("folder")):
+        folder = Path(recorded)
+    if weights is None and (recorded := description.get("weights_file")):
+        weights = Path(recorded)
+    return Sources(data_root, folder, weights)

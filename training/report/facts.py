@@ -1,0 +1,73 @@
+"""The facts of a run that a report begins with: what was trained, on what, where and for how long."""
+
+from typing import Any
+
+from training.analysis.evidence import Evidence
+from training.heads import DiscriminantHead
+
+
+def run_facts(evidence: Evidence) -> dict[str, Any]:
+    """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit.
+
+    With `epochs_from` if another run trained the first of them, and `resumed` if the run was interrupted.
+    """
+    run, head = evidence.run, evidence.classifier.head
+    description, epochs = run.description(), run.epochs()
+    generative = isinstance(head, DiscriminantHead)
+    return {
+        "recipe": run.name,
+        "id": run.path.name,
+        "data": evidence.dataset.name,
+        "splits": description["dataset"]["splits"],
+        "fingerprint": description["dataset"]["fingerprint"],
+        "classes": list(evidence.dataset.classes),
+        "encoder": evidence.classifier.architecture.encoder.kind,
+        "head": evidence.classifier.architecture.head.kind,
+        "covariance": evidence.classifier.architecture.head.covariance if generative else None,
+        "dim": head.dim,
+        "components": head.components,
+        "parameters": sum(p.numel() for p in evidence.classifier.parameters()),
+        "epochs": len(epochs),
+        "seconds": round(sum(line["seconds"] for line in epochs), 1),
+        "device": description["device"],
+        "versions": description["versions"],
+        "started": description["started"],
+        **{key: description[key] for key in ("precision", "epochs_from", "resumed") if key in description},
+        "temperature": evidence.classifier.temperature,
+        "sample": len(evidence.train.labels),
+    }
+
+
+def facts_in_words(run: dict[str, Any], log_density: float | None) -> list[list[str]]:
+    """Rows of a table of `run_facts` and the mean log-density of test images in nats, if there is one."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in run["splits"].items())
+    covariance = f", {run['covariance']} covariance" if run["covariance"] else ""
+    of_class = f", {run['components']} components a class" if run["components"] > 1 else ""
+    rows = [
+        ["recipe", run["recipe"]],
+        ["data", f"{run['data']}: {splits}; {len(run['classes'])} classes"],
+        ["network", f"{run['encoder']}, {run['dim']} features, {run['parameters']:,} parameters"],
+        ["head", f"{run['head']}{covariance}{of_class}"],
+        ["training", _history(run)],
+        ["versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
+        ["temperature", f"{run['temperature']:.4g}"],
+        ["training images in the statistics", f"{run['sample']:,}"],
+        ["fingerprint of the data", run["fingerprint"]],
+    ]
+    return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
+
+
+def _history(run: dict[str, Any]) -> str:
+    """When and on what the run was begun and resumed, and whose epochs it took."""
+    begun = f"{run['epochs']} epochs in {run['seconds']:,.1f} s"
+    if run.get("epochs_from"):
+        begun += f", taken over from {run['epochs_from']}"
+    parts = [f"{begun}; begun {run['started']} on {_circumstances(run)}"]
+    for resumed in run.get("resumed", []):
+        parts.append(f"resumed {resumed['at']} after epoch {resumed['after_epoch']} on {_circumstances(resumed)}")
+    return "; ".join(parts)
+
+
+def _circumstances(run: dict[str, Any]) -> str:
+    precision = run.get("precision")
+    return f"{run['device']} in {precision['chosen']}" if precision else str(run["device"])
