@@ -43,7 +43,7 @@ from training import results
 from training.files import replace_text
 
 Processor = Literal["cpu", "gpu"]
-PrecisionChoice = StrEnum("PrecisionChoice", {name: name for name in get_args(Precision)})  # one option, several values
+GraphPrecision = StrEnum("GraphPrecision", {name: name for name in get_args(Precision)})  # one option, several values
 CONNECTIONS: dict[Processor, Sequence[int]] = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
 _barrier: Any = None
 SCRIPT = """
@@ -202,7 +202,7 @@ def _row(connections: int, load: Load, per_second: float, milliseconds: float) -
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/fashion-mnist-mda-best/1"),
     precision: Annotated[
-        list[PrecisionChoice] | None, typer.Option(help="Of the graph; repeatable, float32 if unset.")
+        list[GraphPrecision] | None, typer.Option(help="Of the graph; repeatable, float32 if unset.")
     ] = None,
     device: Annotated[Processor, typer.Option(help="Where the workers compute.")] = "cpu",
     connections: Annotated[str, typer.Option(help="How many at once, with commas; 1,8,32, on a GPU also 128.")] = "",
@@ -222,7 +222,7 @@ def main(
         name: value for name, value in (("workers", workers), ("threads", inference_threads)) if value is not None
     }
     counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
-    chosen = precision or [PrecisionChoice("float32")]
+    chosen = precision or [GraphPrecision("float32")]
     try:
         measured = [measure_bundle(bundle, one.value, device, counts, seconds, rounds, **options) for one in chosen]
     except ServingError as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -261,6 +262,26 @@ def test_images_of_other_classes_are_refused(cli: Cli, exported: Path, finished:
 
 
 # Exporting and samples
+
+
+def test_export_of_a_bundle_makes_its_variants_anew(cli: Cli, exported: Path, work: Path, tmp_path: Path) -> None:
+    folder = Path("store/renewed/1")
+    shutil.copytree(work / exported, work / folder)
+    before = Bundle.load(work / folder).manifest
+    none = cli("export", folder, "--data", "some-digits")
+    answer = cli("export", folder, "--float16", "--data", "some-digits")
+    others = cli("export", folder, "--data", write_digit_folder(tmp_path / "digits", per_class=30))
+
+    after = Bundle.load(work / folder).manifest
+    assert answer.code == 0
+    assert re.fullmatch(
+        r"float16: accuracy [\d.]+% \(float32 [\d.]+%\), [\d.]+% of the assignments as .*\n", answer.out
+    )
+    assert list(after.variants) == ["float16"]
+    assert after.metrics == before.metrics
+    assert after.sha256.items() > before.sha256.items()
+    assert_one_line(none, f"variants of {folder} must be named, for it has none: --int8, --float16")
+    assert_one_line(others, f"images must be those that {folder} was trained and measured on, got others")
 
 
 def test_export_shows_the_metrics_and_the_next_command(cli: Cli, finished: Path, work: Path) -> None:

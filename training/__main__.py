@@ -30,6 +30,7 @@ from training.progress import console, say, warn
 from training.recipe import DataSpec, Recipe, parse_recipe
 from training.run import Run
 from training.train import train
+from training.variants import renew_variants
 
 app = typer.Typer(
     help="Train image classifiers with generative heads and export them as bundles.",
@@ -133,7 +134,9 @@ def evaluate_command(
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="A finished run: runs/<recipe>/<id>.")],
+    run: Annotated[
+        Path, typer.Argument(help="A finished run (runs/<recipe>/<id>), or a bundle whose variants are made anew.")
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the model; the recipe's if left out.")] = None,
     version: Annotated[int, typer.Option(min=1, help="Version of the model.")] = 1,
     model_store: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("model_store"),
@@ -149,15 +152,20 @@ def export_command(
 ) -> None:
     """Write a run's bundle: TorchScript, ONNX, golden answers and the metrics of the test split.
 
+    Given a bundle, make its variants anew and add those that are named; all else in it stays.
+
     Example: python -m training export runs/digits-mda/demo
     """
+    wanted: dict[VariantPrecision, bool] = {"float16": float16, "int8": int8}
+    variants = [precision for precision, add in wanted.items() if add]
+    if (run / MANIFEST).is_file():
+        _renew(run, variants, Sources(data_root, data))
+        return
     finished = Run.open(run)
     name = name or finished.name
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"name must be lower-case letters, digits, dots, dashes and underscores, got {name!r}: --name")
     target = model_store / name / str(version)
-    wanted: dict[VariantPrecision, bool] = {"float16": float16, "int8": int8}
-    variants = [precision for precision, add in wanted.items() if add]
     bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace, variants=variants)
     _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
     say(f"exported: {target}; package it with  python -m serving package {target}")
@@ -204,6 +212,20 @@ def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool
         for name, row in zip(classes, occupancy, strict=True):
             shares.add_row(name, *[f"{share:.1%}" for share in row])
         console.print("\nshare of each class's images per component:", shares, sep="\n")
+
+
+def _renew(folder: Path, variants: Sequence[VariantPrecision], sources: Sources) -> None:
+    """Make a bundle's variants anew, from the images that it was trained and measured on."""
+    manifest = Bundle.load(folder).manifest
+    if not variants and not manifest.variants:
+        raise ValueError(f"variants of {folder} must be named, for it has none: --int8, --float16")
+    images = load_images(parse_recipe(manifest.recipe), sources)
+    if images.dataset.fingerprint() != manifest.dataset.fingerprint:
+        raise DataError(f"images must be those that {folder} was trained and measured on, got others")
+    test, train_split = (images.part(name, torch.device("cpu")) for name in ("test", "train"))
+    for precision, one in renew_variants(folder, variants, test, train_split).manifest.variants.items():
+        agree = "" if one.agreement is None else f", {one.agreement:.2%} of the assignments as in float32"
+        say(f"{precision}: accuracy {one.accuracy:.2%} (float32 {manifest.metrics['accuracy']:.2%}){agree}")
 
 
 def _resolve(
