@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.data import Sources
-from training.devices import choose_device
+from training.devices import choose_device, choose_precision
 from training.fit import Epoch, fit
 from training.recipe import RecipeError, dump_recipe, load_recipe
 from training.run import Run, RunError
@@ -435,6 +435,19 @@ def test_command_records_its_figures(recipe_file: str, tmp_path: Path, monkeypat
     recorded = json.loads(Path("docs/results.json").read_text())["sweeps"]["tiny"]
     assert (recorded["search"], recorded["trials"]) == ("tpe", 1)
     assert recorded["over"] == {"fit.lr": {"low": 0.001, "high": 0.01, "log": True}}
+
+
+@pytest.mark.isa
+def test_command_warns_once_of_a_precision_that_is_emulated(
+    recipe_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["--over", "fit.lr=1e-3,1e-2", "--grid", "--set", "fit.precision=bfloat16", "--device", "cpu"]
+
+    shown = invoke("sweep", recipe_file, *settings)
+
+    warning = choose_precision("bfloat16", CPU).warning
+    assert [line for line in shown.splitlines() if "slow" in line] == ([warning] if warning else [])
 
 
 @pytest.mark.parametrize(
