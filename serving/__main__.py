@@ -22,7 +22,7 @@ from serving import client
 from serving.answer_table import print_answers
 from serving.bundle import Precision
 from serving.errors import ServerError, ServingError
-from serving.keys import client_key
+from serving.keys import INFERENCE_VARIABLE, client_key
 from serving.options import HELP, takes_settings
 from serving.runtimes import RuntimeName
 from serving.settings import DEFAULT_SETTINGS, changed
@@ -32,7 +32,7 @@ from serving.torchserve.archive import package as package_bundle
 from serving.torchserve.gpus import DeviceChoice
 from serving.torchserve.management import inference_key
 from serving.torchserve.ports import LOOPBACK
-from serving.torchserve.state import Server, load
+from serving.torchserve.state import KEY_FILE, Server, load
 
 app = typer.Typer(
     help="Serve bundles with TorchServe, ask the server, or score a folder of images without one.",
@@ -109,6 +109,10 @@ def start(
         print("Interrupted; nothing is left running.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
+    if inference_key(state) is not None:
+        print(
+            f"Requests need a key, Authorization: Bearer KEY; it is {_place_of_key(key_file, state, stock)}", flush=True
+        )
     for name, speedup in server.speedups.items():
         print_speedup(name, speedup)
     if foreground:
@@ -255,9 +259,16 @@ def _stay(server: Server, state: Path) -> None:
         print(done, flush=True)
 
 
+def _place_of_key(key_file: Path | None, state: Path, stock: bool) -> str:
+    if INFERENCE_VARIABLE in os.environ:
+        return f"in {INFERENCE_VARIABLE}"
+    return f"`inference` in {key_file or state / (KEY_FILE if stock else launch.OWN_KEY_FILE)}"
+
+
 def _print_next(server: Server, state: Path) -> None:
     option = "" if state == launch.STATE else f" --state {state}"
-    print(f"  try   curl -T IMAGE {server.url}/predictions/{server.models[0]}")
+    key = "" if inference_key(state) is None else " -H 'Authorization: Bearer KEY'"
+    print(f"  try   curl{key} -T IMAGE {server.url}/predictions/{server.models[0]}")
     print(f"  or    python -m serving classify IMAGE --model {server.models[0]}{option}")
     print(f"  stop  python -m serving stop{option}")
 

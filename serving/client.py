@@ -58,4 +58,6 @@ def _answer(response: httpx.Response) -> JsonAnswer:
     if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
         return {"error": {"code": "request_too_large", "message": "request must be smaller, got a refusal to read it"}}
     reason = body.get("message") or response.reason_phrase
+    if body.get("type") == "InvalidKeyException":
+        reason = "the key is none of the server's, or lacks: name one with --key-file or DISCRIMINANT_INFERENCE_KEY"
     raise ServerError(f"{response.url} must answer with 200, got {response.status_code}: {reason}")

@@ -48,7 +48,11 @@ def guarded(bundle_dir: Path, folder: Path, key_file: Path) -> Iterator[Server]:
     said = serving(*start, *options, "--max-instances", 2, "--max-request-bytes", 50_000, check=True).stdout
     server = load(folder / "state")
     assert server is not None
-    assert told("tiny-mda", server.speedups["tiny-mda:1"]) in said.splitlines()
+    lines = said.splitlines()
+    assert told("tiny-mda", server.speedups["tiny-mda:1"]) in lines
+    assert f"Requests need a key, Authorization: Bearer KEY; it is `inference` in {key_file}" in lines
+    assert f"  try   curl -H 'Authorization: Bearer KEY' -T IMAGE {server.url}/predictions/tiny-mda" in lines
+    assert not any(key in said for key in (INFERENCE, MANAGEMENT))
     yield server
     launch.stop(folder / "state", grace_s=0, drain_s=0)
 
@@ -135,7 +139,8 @@ def test_classify_names_a_key(guarded: Server, key_file: Path, images: list[byte
     assert json.loads(serving(*elsewhere, "--key-file", key_file, check=True).stdout)["label"]
     assert json.loads(serving(*elsewhere, DISCRIMINANT_INFERENCE_KEY=INFERENCE, check=True).stdout)["label"]
     wrong = serving(*elsewhere, DISCRIMINANT_INFERENCE_KEY="x" * 20)
-    assert (wrong.returncode, "must answer with 200, got 400" in wrong.stderr) == (1, True)
+    assert wrong.returncode == 1
+    assert "got 400: the key is none of the server's, or lacks: name one with --key-file or " in wrong.stderr
     here = ("classify", image, "--state", folder / "state", "--json")
     assert json.loads(serving(*here, check=True).stdout)["label"]
     assert json.loads(serving(*here, "--key-file", key_file, check=True).stdout)["label"]
