@@ -2,7 +2,7 @@
 
     python -m serving.speedup model_store/mnist-mda/1 2     # by 2 threads: float32's time over int8's
 
-It is measured because a CPU's flags do not tell: the same graph is 3.4 times as fast where there are instructions for
+It is measured because a CPU's flags do not tell: the same graph is 3 times as fast where there are instructions for
 products of 8 bits, and no faster than float32 on some CPUs without.
 """
 

@@ -113,7 +113,11 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     command.send_signal(signal.SIGTERM)
     output, errors = command.communicate(timeout=WAIT_S)
     assert (command.returncode, errors) == (0, "")
-    assert output == f"Stopped the server at {server.url}.\n"
+    place = own_state / "keys.json"
+    assert output.splitlines() == [
+        f"Requests need a key, Authorization: Bearer KEY; it is `inference` in {place}",
+        f"Stopped the server at {server.url}.",
+    ]
     assert leftovers(own_state) == []
     assert process.members(server.pid) == []
     assert not tmp.exists()
