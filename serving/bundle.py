@@ -131,7 +131,14 @@ class Manifest(_Strict):
                 f"outputs must be {', '.join(OUTPUTS)} in this order, of which only {' and '.join(OPTIONAL_OUTPUTS)} "
                 f"may lack, got {', '.join(self.outputs)}"
             )
+        if foreign := sorted(set(self.sha256) - set(self.files)):  # a worker would find code among them, and run it
+            raise ValueError(f"sha256 must list the bundle's own files alone, got {', '.join(foreign)} too")
         return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the bundle's files, all but `bundle.json`."""
+        return *REQUIRED_FILES, *(name for precision in self.variants for name in graph_files(precision))
 
 
 @dataclass(frozen=True)
@@ -151,8 +158,7 @@ class Bundle:
         """
         folder = Path(path)
         manifest = _read_manifest(folder / MANIFEST)
-        of_variants = [name for precision in manifest.variants for name in graph_files(precision)]
-        for name in (*REQUIRED_FILES, *of_variants):
+        for name in manifest.files:
             if name not in manifest.sha256:
                 raise BundleError(f"{folder / MANIFEST}: sha256 must list {name}, got {sorted(manifest.sha256)}")
         for name, expected in manifest.sha256.items():

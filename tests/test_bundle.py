@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.bundle import Bundle, staged, write_manifest
+from serving.bundle import Bundle, digest, staged, write_manifest
 from serving.errors import BundleError
 
 
@@ -57,6 +57,16 @@ def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "model.onnx").unlink()
 
     with pytest.raises(BundleError, match=r"model\.onnx must exist: bundle\.json lists it"):
+        Bundle.load(copy)
+
+
+def test_a_file_that_is_none_of_a_bundles_is_refused(copy: Path) -> None:
+    (copy / "sitecustomize.py").write_text("print('a worker would run this')\n")
+    digests = Bundle.load(copy).manifest.sha256 | {"sitecustomize.py": digest(copy / "sitecustomize.py")}
+    edit(copy, sha256=digests)
+
+    message = r"bundle\.json must follow .*sha256 must list the bundle's own files alone, got sitecustomize\.py too$"
+    with pytest.raises(BundleError, match=message):
         Bundle.load(copy)
 
 
