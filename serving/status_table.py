@@ -14,7 +14,7 @@ from serving.torchserve.state import ARCHIVES, Server
 
 def print_status(statuses: Sequence[ModelStatus], server: Server, state: Path) -> None:
     """Print a row for each version of each model, and a line for each that would do better in float32."""
-    table = Table(Column("model", overflow="fold"), "version", "precision", "workers ready", "state")
+    table = Table(Column("model", overflow="fold"), "version", "precision", "workers", "state")
     for one in statuses:
         table.add_row(one.name, one.version, _precision(one, server, state), f"{one.ready}/{one.workers}", _word(one))
     Console().print(table)
