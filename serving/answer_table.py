@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from serving.client import JsonAnswer
+from serving.respond import Answer
 
 
-def print_answers(images: Sequence[Path], answers: Sequence[JsonAnswer]) -> None:
+def print_answers(images: Sequence[Path], answers: Sequence[Answer]) -> None:
     """Print what each image got; what is wrong with an image stands below the table, which is narrow."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold", min_width=12)
@@ -31,7 +31,7 @@ def print_answers(images: Sequence[Path], answers: Sequence[JsonAnswer]) -> None
             Console(soft_wrap=True, highlight=False).print(f"[red]{escape(str(image))}:[/red] {reason}")
 
 
-def _rows(answer: JsonAnswer) -> Iterator[list[str]]:
+def _rows(answer: Answer) -> Iterator[list[str]]:
     """The cells of one image: a row for each of its likeliest classes, the log-density in the first."""
     if "error" in answer:
         yield ["[red]error[/red]"]

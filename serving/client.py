@@ -2,16 +2,14 @@
 
 import json
 import ssl
-from typing import Any
 
 import httpx
 
 from serving.errors import ServerError
+from serving.respond import Answer
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
-
-JsonAnswer = dict[str, Any]
 
 
 def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = True) -> httpx.Client:
@@ -26,7 +24,7 @@ def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = T
     return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, verify=trusted, trust_env=False)
 
 
-def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> JsonAnswer:
+def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answer:
     """Send one image.
 
     Returns:
@@ -47,7 +45,7 @@ def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Json
     return _answer(response)
 
 
-def _answer(response: httpx.Response) -> JsonAnswer:
+def _answer(response: httpx.Response) -> Answer:
     """Our answer or error; TorchServe's own refusals look different, and that of too large a body is empty."""
     try:
         body = response.json()

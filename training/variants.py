@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.bundle import MANIFEST, Bundle, Variant, VariantPrecision, graph_files, staged, write_manifest
+from serving.bundle import (
+    MANIFEST,
+    REQUIRED_FILES,
+    Bundle,
+    Variant,
+    VariantPrecision,
+    graph_files,
+    staged,
+    write_manifest,
+)
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
@@ -89,9 +98,9 @@ def renew_variants(
     old = Bundle.load(folder)
     wanted = sorted({*old.manifest.variants, *precisions})
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
-    of_variants = [name for precision in old.manifest.variants for name in graph_files(precision)]
+    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES)
     with staged(folder, replace=True) as stage:
-        shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(MANIFEST, *of_variants), dirs_exist_ok=True)
+        shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(*made_anew), dirs_exist_ok=True)
         write_manifest(stage, **fields)
         plain = Bundle.load(stage)
         exact = run_graph(open_onnx(plain.onnx(), plain.manifest.outputs), test.images, plain.manifest.input)

@@ -5,7 +5,6 @@ one class here. Whatever it raises would fail the whole batch, so nothing is rai
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -41,7 +40,6 @@ class ImageHandler:
                 other than the golden answers. The worker dies of it, which the launcher reports.
         """
         logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker says much, and Java reads every line
-        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"  # bodies as they arrived: they are parsed here, and only once
 
         settings = WorkerSettings.model_validate(context.model_yaml_config["handler"])
         gpu = context.system_properties["gpu_id"]

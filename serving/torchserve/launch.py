@@ -165,7 +165,7 @@ def _drain(server: Server, state: Path, timeout_s: float) -> bool:
     save(replace(server, draining=True), state)
     key = inference_key(state)
     try:
-        models = [f"{status.name}/{status.version}" for status in _describe(server, state)]
+        models = [f"{status.name}/{status.version}" for status in Management.of(server, state).describe(*server.models)]
     except ServerError:
         models = list(server.models)  # it does not answer; neither will they
     return drain(state, server, models, key, timeout_s)
@@ -177,7 +177,7 @@ def status(state: Path = STATE) -> list[ModelStatus] | None:
     if server is None or not process.is_running(server.pid):
         return None
     try:
-        return [replace(one, draining=server.draining) for one in _describe(server, state)]
+        return [replace(one, draining=server.draining) for one in Management.of(server, state).describe(*server.models)]
     except ServerError:
         return [ModelStatus(name, "-", 0, 0, False) for name in server.models]
 
@@ -224,8 +224,3 @@ def _clean(state: Path) -> None:
         shutil.rmtree(state / folder, ignore_errors=True)
         (state / folder).mkdir()
     open_door(state)
-
-
-def _describe(server: Server, state: Path) -> list[ModelStatus]:
-    management = Management.of(server, state)
-    return [one for name in server.models for one in management.describe(name)]

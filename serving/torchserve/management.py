@@ -46,15 +46,18 @@ class Management:
         """That of a server and its folder."""
         return cls(server.management_url, management_key(state))
 
-    def describe(self, model: str) -> list[ModelStatus]:
-        """Ask for the state of all versions of a model.
+    def describe(self, *models: str) -> list[ModelStatus]:
+        """Ask for the state of all versions of some models.
 
         Returns:
-            One status per version, or nothing if the model is not registered.
+            One status per version; none for a model that is not registered.
 
         Raises:
             ServerError: if the server does not answer, or answers something else.
         """
+        return [one for model in dict.fromkeys(models) for one in self._versions(model)]
+
+    def _versions(self, model: str) -> list[ModelStatus]:
         url = f"{self.url}/models/{model}/all"
         try:
             response = httpx.get(url, headers=self._headers, timeout=_ANSWER_TIMEOUT_S, trust_env=False)

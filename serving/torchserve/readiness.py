@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import logs, process
 from serving.torchserve.archive import Archive
-from serving.torchserve.management import Management, ModelStatus
+from serving.torchserve.management import Management
 from serving.torchserve.state import LOGS, Server
 
 _POLL_S = 0.2
@@ -49,9 +49,10 @@ def _are_ready(models: Sequence[Archive], server: Server, state: Path, old: logs
         raise ServerError(f"TorchServe must stay up, got an exit: {logs.last_line(state / LOGS)}; {_see(state)}")
     _raise_failure(models, state, old)
     try:
-        found = {f"{one.name}:{one.version}": one for one in _describe(models, server, state)}
+        statuses = Management.of(server, state).describe(*(model.name for model in models))
     except ServerError:
         return False  # its listeners come up after the models are registered
+    found = {f"{one.name}:{one.version}": one for one in statuses}
     for one in map(str, models):
         if one not in found:
             raise ServerError(f"{one} must load, got a refusal: {logs.last_line(state / LOGS)}; {_see(state)}")
@@ -61,11 +62,6 @@ def _are_ready(models: Sequence[Archive], server: Server, state: Path, old: logs
     if on_gpu and not all(status.on_gpu for status in asked):
         raise DeviceUnavailable("device gpu must serve every worker, got workers on the CPU: is nvidia-smi there?")
     return True
-
-
-def _describe(models: Sequence[Archive], server: Server, state: Path) -> list[ModelStatus]:
-    management = Management.of(server, state)
-    return [one for name in dict.fromkeys(model.name for model in models) for one in management.describe(name)]
 
 
 def _raise_failure(models: Sequence[Archive], state: Path, old: logs.Sizes) -> None:
