@@ -362,7 +362,7 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 def test_a_path_survives_javas_properties() -> None:
     text = config.properties(
-        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1
+        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1, 1
     )
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
