@@ -8,11 +8,13 @@ import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,12 @@ def server(model_store: Path, state: Path) -> Iterator[launch.Server]:
         raise RuntimeError(f"start must leave server.json in {state}, got none")
     yield running
     serving("stop", "--state", state, check=True)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def workers_of(server: launch.Server, model: str) -> list[dict[str, Any]]:

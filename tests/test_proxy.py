@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, encoded, until
+from conftest import ROOT, encoded, free_port, until
 
 from serving.torchserve.state import Server
 
@@ -19,12 +19,6 @@ pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not 
 
 STALLED, MOST = 40, 64
 BODY = encoded(np.zeros((8, 8), dtype=np.uint8))
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
