@@ -56,6 +56,11 @@ CHANGES = (
         "c98900b13f1e13722cbdb97d76d83db7671476a5e1e69ad57270b519b6bd86d0",
         ((text(REFUSAL), text(CLEAR_REFUSAL)),),
     ),
+    Change(
+        "org/pytorch/serve/http/api/rest/InferenceRequestHandler.class",
+        "915ac25d1f8a2360181528aa8eabd3c769ebd807d54798f0bce9bc934213eb93",
+        ((text("APPLICATION_X_WWW_FORM_URLENCODED"), text("TRAILERS")),),  # fields of Netty's HttpHeaderValues
+    ),
 )
 
 
