@@ -450,7 +450,7 @@ def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_process_is_seen_from_its_first_moment(tmp_path: Path) -> None:
-    command = ["sh", "-c", "sleep 60", config.SERVER_CLASS]
+    command = ["sh", "-c", "sleep 60", process.SERVER_CLASS]
 
     for _ in range(40):
         pid = process.spawn(command, os.environ, tmp_path, tmp_path / "output")

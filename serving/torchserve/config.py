@@ -11,10 +11,10 @@ from serving.keys import KEY_VARIABLES
 from serving.torchserve.archive import Archive
 from serving.torchserve.patches.folder import CLASS_FOLDER, PYTHON
 from serving.torchserve.ports import LOOPBACK, Ports
+from serving.torchserve.process import SERVER_CLASS
 from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STATE_VARIABLE
 
 FILE_NAME = "config.properties"
-SERVER_CLASS = "org.pytorch.serve.ModelServer"
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
 MIN_RESPONSE_BYTES = 16 * 1024 * 1024  # is always let through, as an answer may be larger than its request

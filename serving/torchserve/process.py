@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from serving.errors import ServerError
-from serving.torchserve.config import SERVER_CLASS
 
+SERVER_CLASS = "org.pytorch.serve.ModelServer"
 EXPORTER = "serving.torchserve.exporter"
 CHILDREN = ("model_service_worker.py", "jspawnhelper", EXPORTER)  # a worker, what Java starts on the way to one
 _POLL_S = 0.1
