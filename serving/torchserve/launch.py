@@ -25,6 +25,7 @@ from serving.torchserve.archive import Archive, extracted, rebuild
 from serving.torchserve.door import open_door
 from serving.torchserve.drain import drain
 from serving.torchserve.gpus import DeviceChoice, count_gpus
+from serving.torchserve.heartbeat import HEARTBEATS
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
 from serving.torchserve.readiness import wait_ready
@@ -220,7 +221,7 @@ def _clean(state: Path) -> None:
         shutil.rmtree(before, ignore_errors=True)
         present.rename(before)
     present.mkdir()
-    for folder in (METRICS_FOLDER, ARCHIVES):
+    for folder in (METRICS_FOLDER, HEARTBEATS, ARCHIVES):
         shutil.rmtree(state / folder, ignore_errors=True)
         (state / folder).mkdir()
     open_door(state)
