@@ -21,7 +21,7 @@ from serving.torchserve.state import Server, load
 
 CLIENTS = 16
 NOWHERE = Server(
-    pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, gpus=0, metrics_url="",
+    pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", keeper=2**22 + 2, gpus=0, metrics_url="",
     torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={}, started="", tmp="",
     max_request_bytes=1, speedups={},
 )  # fmt: skip

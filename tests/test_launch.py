@@ -69,7 +69,7 @@ def record(state: Path, **changes: object) -> Server:
         "pid": 2**22 + 1,  # beyond Linux's greatest process id
         "url": "http://127.0.0.1:1",
         "management_url": "http://127.0.0.1:1",
-        "exporter": 2**22 + 2,
+        "keeper": 2**22 + 2,
         "metrics_url": "http://127.0.0.1:1/metrics",
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),

