@@ -3,8 +3,11 @@
 import fcntl
 import os
 import signal
+import struct
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,10 +15,13 @@ import psutil
 import pytest
 from conftest import exporter_of, serving, until, workers_of
 
+from serving.errors import ServerError
 from serving.settings import WorkerSettings
 from serving.torchserve import launch, process
 from serving.torchserve.archive import package
-from serving.torchserve.heartbeat import HUNG_S
+from serving.torchserve.heartbeat import HEARTBEATS, HUNG_S, hung
+from serving.torchserve.keeper import next_pause_s
+from serving.torchserve.readiness import unwatched, wait_watched
 from serving.torchserve.state import Server, load
 
 REPLACED_S = 60  # half of TorchServe's response timeout, after which it would replace a worker itself
@@ -117,6 +123,48 @@ def test_an_exporter_that_is_gone_or_stopped_is_begun_again(harm: int, kept: Ser
     until(lambda: is_ready(kept))
     assert exporter_of(kept) != lost
     assert serving("status", "--state", folder / "state").returncode == 0
+
+
+def test_a_pause_of_the_whole_server_harms_nobody(kept: Server, folder: Path) -> None:
+    members, before = [*process.members(kept.pid), *process.members(kept.keeper)], pids(kept)
+    log = (folder / "state" / "logs" / "keeper.log").read_text()
+
+    for one in members:
+        one.suspend()
+    until(lambda: before <= set(hung(folder / "state" / HEARTBEATS)))
+    for one in reversed(members):  # the keeper first, which finds all workers silent
+        one.resume()
+    until(lambda: is_ready(kept))
+    assert pids(kept) == before
+    assert (folder / "state" / "logs" / "keeper.log").read_text() == log
+
+
+def test_another_program_with_a_dead_workers_number_is_left_alone(kept: Server, folder: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as another:
+        heartbeat = folder / "state" / HEARTBEATS / str(another.pid)
+        heartbeat.write_bytes(struct.pack("d", 0))
+
+        until(lambda: not heartbeat.exists())
+        assert another.poll() is None
+        another.kill()
+
+
+def test_what_keeps_a_server_from_being_watched(kept: Server, folder: Path) -> None:
+    deaf = replace(kept, metrics_url="http://127.0.0.1:1/metrics")
+    fault = "http://127.0.0.1:1/live must be answered by the exporter, got "
+
+    assert unwatched(kept) is None
+    assert (unwatched(deaf) or "").startswith(fault)
+    with pytest.raises(ServerError, match=rf"^{fault}.*: the keeper begins it again in a moment; see {folder}"):
+        wait_watched(deaf, folder / "state", timeout_s=0)
+
+
+def test_what_soon_ends_is_begun_again_after_pauses() -> None:
+    pauses = [1.0]
+    for lived_s in (0.5, 2, 4, 8, 16, 30, 30, 100, 1):
+        pauses.append(next_pause_s(pauses[-1], lived_s))
+
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30, 1, 2]
 
 
 def test_without_a_keeper_nothing_is_ready_and_stop_stops_all(kept: Server, folder: Path) -> None:

@@ -15,41 +15,49 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 from serving.torchserve import process
 from serving.torchserve.heartbeat import HEARTBEATS, forget_heartbeat, hung
 
 _POLL_S = 1.0
 _PATIENCE = 3  # looks in a row; after a pause of the whole machine the first one finds everybody silent
-_LONGEST_PAUSE_S = 30.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
 
 class Child:
-    """A process that is begun again when it has ended: at once, then after pauses that double while it soon ends."""
+    """A process that is begun again when it has ended, after a pause if it soon ends."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command
-        self._pause_s = _POLL_S
+        self._pause_s = _SHORTEST_PAUSE_S
         self._begin()
 
     def keep(self) -> None:
-        """Begin it again if it has ended and its pause is over."""
-        status, now = self._process.poll(), time.monotonic()
-        if status is None or now < self._begun + self._pause_s:
+        """Begin it again if it has ended and its pause, which counts from its beginning, is over."""
+        status, lived_s = self._process.poll(), time.monotonic() - self._begun
+        if status is None or lived_s < self._pause_s:
             return
-        if now > self._begun + 2 * _LONGEST_PAUSE_S:
-            self._pause_s = _POLL_S
-        say(f"{self._command[2]} has ended with {status}; begun again")
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self._begin()
+        self._pause_s = next_pause_s(self._pause_s, lived_s)
+        say(f"{' '.join(self._command)} has ended with {status}; begun again")
+        try:
+            self._begin()
+        except OSError as exc:  # neither memory nor process ids are left for it; there may be later
+            say(f"it cannot begin: {exc}")
 
     def end(self) -> None:
-        """End it and close what it reads from, for good."""
+        """End it for good."""
         self._process.kill()
         self._process.communicate()
 
     def _begin(self) -> None:
         self._begun = time.monotonic()
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)  # so that it knows when we end
+
+
+def next_pause_s(last_s: float, lived_s: float) -> float:
+    """The pause between two beginnings after one of `last_s`: twice that, unless the process lived for a while."""
+    return _SHORTEST_PAUSE_S if lived_s > 2 * _LONGEST_PAUSE_S else min(2 * last_s, _LONGEST_PAUSE_S)
 
 
 def keep(state: Path, host: str, port: str, pid: int) -> None:
@@ -77,7 +85,8 @@ def end_hung(silent: int, age_s: float, server: int) -> bool:
     """
     for one in (*process.members(server), *process.members(os.getpid())):
         if one.pid == silent:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended this moment
+                one.kill()
             say(f"killed process {silent}, which had said nothing for {age_s:.1f} s")
             return True
     return False
