@@ -4,7 +4,8 @@
     GET /ready     200 if every worker of every model can answer and the server does not drain, else 503
     GET /live      200
 
-It ends with the server that it tells of. Run by the launcher: python -m serving.torchserve.exporter STATE HOST PORT PID
+It ends with the server that it tells of, whose process the last two name. Run by the launcher:
+python -m serving.torchserve.exporter STATE HOST PORT PID STARTED
 """
 
 import json
@@ -64,8 +65,8 @@ def readiness(state: Path) -> tuple[HTTPStatus, bytes]:
     return HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body).encode()
 
 
-def serve(state: Path, host: str, port: int, pid: int) -> None:
-    """Answer until the server whose process is `pid` has ended."""
+def serve(state: Path, host: str, port: int, java: process.Identity) -> None:
+    """Answer until the server that `java` leads has ended."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT_S
@@ -92,7 +93,7 @@ def serve(state: Path, host: str, port: int, pid: int) -> None:
 
     with ThreadingHTTPServer((host, port), Handler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        while process.is_running(pid):
+        while process.is_running(java):
             time.sleep(_POLL_S)
         http.shutdown()
 
@@ -109,4 +110,4 @@ def _of_torchserve(state: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    serve(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), process.Identity(int(sys.argv[4]), int(sys.argv[5])))
