@@ -157,20 +157,24 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DR
         ServerError: if a start is under way that has no process yet.
     """
     deadline = time.monotonic() + drain_s
-    if (server := load(state)) is not None:
+    if (seen := load(state)) is not None:
         with suppress(OSError):  # then it is not called unready, but no request is lost
-            mark_draining(Path(server.tmp))  # a command under way gives up
+            mark_draining(Path(seen.tmp))  # a command under way gives up
     with _held(state, "stop", min(LOCK_S, drain_s)) as is_held:
         server = load(state)
         if server is None:
-            return f"No server runs in {state}."
+            return _ended(seen, state)
         if not process.members(server.java):
             _end(server, state, grace_s, is_held)
-            return f"The server at {server.url} had ended already."
+            return _ended(server, state)
         dropped = _drain(server, state, deadline) if process.is_running(server.java) else None
         with finishing():
             _end(server, state, grace_s, is_held)
     return f"Stopped the server at {server.url}" + (f"; what was in flight was dropped: {dropped}." if dropped else ".")
+
+
+def _ended(server: Server | None, state: Path) -> str:
+    return f"The server at {server.url} had ended already." if server else f"No server runs in {state}."
 
 
 def _drain(server: Server, state: Path, deadline: float) -> str | None:

@@ -47,7 +47,7 @@ def wait_ready(
 
 def _are_ready(models: Sequence[Archive], server: Server, state: Path, old: logs.Sizes, on_gpu: bool) -> bool:
     if is_draining(Path(server.tmp)):
-        raise ServerError(f"{server.url} must run until its workers are ready, got a stop")
+        raise ServerError(f"{server.url} must run until its workers are ready, got a stop: start it again")
     if not process.is_running(server.java):
         raise ServerError(f"TorchServe must stay up, got an exit: {logs.last_line(state / LOGS)}; {_see(state)}")
     _raise_failure(models, state, old)
