@@ -170,7 +170,7 @@ def workers_of(server: launch.Server, model: str) -> list[dict[str, Any]]:
 
 def exporter_of(server: launch.Server) -> int:
     """The process id of the exporter, which the keeper has begun."""
-    (pid,) = (member.pid for member in process.members(server.keeper) if member.pid != server.keeper)
+    (pid,) = (member.pid for member in process.members(server.keeper) if member.pid != server.keeper.pid)
     return pid
 
 

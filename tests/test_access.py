@@ -76,7 +76,7 @@ def test_each_interface_takes_its_own_key_and_no_other(guarded: Server, images: 
 
 
 def test_keys_stand_in_no_log_command_line_or_workers_environment(guarded: Server, folder: Path) -> None:
-    processes = [*process.members(guarded.pid), *process.members(guarded.keeper)]
+    processes = [*process.members(guarded.java), *process.members(guarded.keeper)]
     words = [" ".join([*one.cmdline(), *one.environ().values()]) for one in processes]
     places = (folder / "state", Path(guarded.tmp))
     files = [file for place in places for file in place.rglob("*") if file.is_file()]
@@ -205,7 +205,7 @@ def test_a_stock_server_answers_the_same_drains_and_stops(
     metrics = httpx.get(stock.metrics_url, trust_env=False).text
     libraries = [
         {Path(library.path).name for library in worker.memory_maps()}
-        for worker in process.members(stock.pid)
+        for worker in process.members(stock.java)
         if worker.pid != stock.pid
     ]
     ready = serving("status", "--state", tmp_path)
@@ -219,4 +219,4 @@ def test_a_stock_server_answers_the_same_drains_and_stops(
     assert [file.name for file in tmp_path.rglob("*.class")] == []
     assert ready.returncode == 0
     assert (stopped.returncode, stopped.stdout) == (0, f"Stopped the server at {stock.url}.\n")
-    assert process.members(stock.pid) == []
+    assert process.members(stock.java) == []

@@ -103,7 +103,7 @@ def test_a_worker_that_is_stopped_is_not_ready_and_is_replaced(kept: Server, fol
 def test_a_worker_that_is_stuck_in_a_batch_is_replaced(kept: Server, folder: Path, images: list[bytes]) -> None:
     before = pids(kept)
 
-    with ThreadPoolExecutor() as pool, (folder / "state" / "door").open() as door:
+    with ThreadPoolExecutor() as pool, (Path(kept.tmp) / "door").open() as door:
         fcntl.flock(door, fcntl.LOCK_EX)  # which a batch waits for on its way in
         answer = pool.submit(ask, kept, images[0])
         until(lambda: is_ready(kept) is False, HUNG_S + REPLACED_S)
@@ -126,7 +126,7 @@ def test_an_exporter_that_is_gone_or_stopped_is_begun_again(harm: int, kept: Ser
 
 
 def test_a_pause_of_the_whole_server_harms_nobody(kept: Server, folder: Path) -> None:
-    members, before = [*process.members(kept.pid), *process.members(kept.keeper)], pids(kept)
+    members, before = [*process.members(kept.java), *process.members(kept.keeper)], pids(kept)
     log = (folder / "state" / "logs" / "keeper.log").read_text()
 
     for one in members:
@@ -168,10 +168,10 @@ def test_what_soon_ends_is_begun_again_after_pauses() -> None:
 
 
 def test_without_a_keeper_nothing_is_ready_and_stop_stops_all(kept: Server, folder: Path) -> None:
-    members = [*process.members(kept.pid), *process.members(kept.keeper)]
+    members = [*process.members(kept.java), *process.members(kept.keeper)]
     assert len(members) == 5
 
-    os.kill(kept.keeper, signal.SIGKILL)
+    os.kill(kept.keeper.pid, signal.SIGKILL)
     until(lambda: is_ready(kept) is None)
     shown = serving("status", "--state", folder / "state")
     assert shown.returncode == 1

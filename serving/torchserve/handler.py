@@ -20,7 +20,7 @@ from serving.request_log import RequestLog
 from serving.settings import WorkerSettings
 from serving.torchserve.door import Door
 from serving.torchserve.heartbeat import HEARTBEATS, Heartbeat
-from serving.torchserve.state import LOGS, state_of_worker
+from serving.torchserve.state import LOGS, state_of_worker, tmp_of_worker
 
 ID_HEADER = "x-request-id"
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -52,7 +52,7 @@ class ImageHandler:
         )
         predictor.warm_up()
         state, manifest = state_of_worker(), bundle.manifest
-        self.door = Door(state)
+        self.door = Door(tmp_of_worker())
         log = RequestLog(state / LOGS, manifest.name, str(manifest.version)) if state else None
         self.plane = DataPlane(predictor, Metrics(manifest), log)
         self.heartbeat = Heartbeat(state / HEARTBEATS if state else None)

@@ -2,7 +2,8 @@
 
 It has the exporter as its child, and begins it again when it has ended. A worker or an exporter that has gone silent
 (see `heartbeat.py`) it kills; Java fills the place of a worker by itself. It says so in logs/keeper.log, and ends, with
-the exporter, when Java has ended. Run by the launcher: python -m serving.torchserve.keeper STATE HOST PORT PID
+the exporter, when Java has ended. Run by the launcher:
+python -m serving.torchserve.keeper STATE HOST PORT PID STARTED
 """
 
 import contextlib
@@ -60,30 +61,30 @@ def next_pause_s(last_s: float, lived_s: float) -> float:
     return _SHORTEST_PAUSE_S if lived_s > 2 * _LONGEST_PAUSE_S else min(2 * last_s, _LONGEST_PAUSE_S)
 
 
-def keep(state: Path, host: str, port: str, pid: int) -> None:
-    """Keep workers and exporter until the server whose process is `pid` has ended."""
+def keep(state: Path, host: str, port: str, java: process.Identity) -> None:
+    """Keep workers and exporter until the server that `java` leads has ended."""
     exporter = Child([sys.executable, "-m", process.EXPORTER, str(state), host, port])
     looks: Counter[int] = Counter()
     try:
-        while process.is_running(pid):
+        while process.is_running(java):
             exporter.keep()
             ages = hung(state / HEARTBEATS)
             looks = Counter({one: looks[one] + 1 for one in ages})
             for one in (one for one, count in looks.items() if count >= _PATIENCE):
-                if not end_hung(one, ages[one], pid):
+                if not end_hung(one, ages[one], java):
                     forget_heartbeat(state / HEARTBEATS, one)
             time.sleep(_POLL_S)
     finally:
         exporter.end()
 
 
-def end_hung(silent: int, age_s: float, server: int) -> bool:
+def end_hung(silent: int, age_s: float, java: process.Identity) -> bool:
     """Kill a process that has gone silent, unless it has ended, and its number is nobody's or another program's.
 
     Returns:
         Whether it was still there.
     """
-    for one in (*process.members(server), *process.members(os.getpid())):
+    for one in (*process.members(java), *process.members(process.own())):
         if one.pid == silent:
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended this moment
                 one.kill()
@@ -99,4 +100,4 @@ def say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    keep(Path(sys.argv[1]), sys.argv[2], sys.argv[3], process.Identity(int(sys.argv[4]), int(sys.argv[5])))

@@ -1,7 +1,7 @@
 """TorchServe's management interface: what each worker is doing, and changes of what is served."""
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,35 @@ class Management:
             raise ServerError(f"{method} {url} must be answered, got {exc}") from exc
         if response.is_error:
             raise ServerError(f"{method} {url} must succeed, got {response.status_code}: {response.text.strip()}")
+
+    def models(self) -> list[str]:
+        """The names of all models that are registered.
+
+        Raises:
+            ServerError: if the server does not answer, or answers something else.
+        """
+        names: list[str] = []
+        page: dict[str, str] = {"limit": "100"}
+        while True:
+            answer = self._read("/models", page)
+            names += [one["modelName"] for one in answer["models"]]
+            if "nextPageToken" not in answer:
+                return names
+            page["next_page_token"] = answer["nextPageToken"]
+
+    def default(self, model: str) -> int:
+        """The version that answers where none is named; raises as `models`."""
+        return int(self._read(f"/models/{model}")[0]["modelVersion"])
+
+    def _read(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+        url = f"{self.url}{path}"
+        try:
+            response = httpx.get(
+                url, params=parameters, headers=self._headers, timeout=_ANSWER_TIMEOUT_S, trust_env=False
+            )
+            return response.raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as exc:
+            raise ServerError(f"{url} must answer with what is registered, got {exc}") from exc
 
     @property
     def _headers(self) -> dict[str, str]:

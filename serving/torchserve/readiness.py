@@ -12,6 +12,7 @@ import httpx
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import logs, process
 from serving.torchserve.archive import Archive
+from serving.torchserve.door import is_draining
 from serving.torchserve.management import Management
 from serving.torchserve.state import LOGS, Server
 
@@ -73,7 +74,9 @@ def unwatched(server: Server) -> str | None:
 
 
 def _are_ready(models: Sequence[Archive], server: Server, state: Path, old: logs.Sizes, on_gpu: bool) -> bool:
-    if not process.is_running(server.pid):
+    if is_draining(Path(server.tmp)):
+        raise ServerError(f"{server.url} must run until its workers are ready, got a stop: start it again")
+    if not process.is_running(server.java):
         raise ServerError(f"TorchServe must stay up, got an exit: {logs.last_line(state / LOGS)}; {_see(state)}")
     _raise_failure(models, state, old)
     try:
