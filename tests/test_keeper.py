@@ -5,6 +5,7 @@ import os
 import signal
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,14 +14,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import exporter_of, serving, until, workers_of
+from conftest import ROOT, exporter_of, serving, until, workers_of
 
 from serving.errors import ServerError
 from serving.settings import WorkerSettings
 from serving.torchserve import launch, process
 from serving.torchserve.archive import package
 from serving.torchserve.heartbeat import HEARTBEATS, HUNG_S, hung
-from serving.torchserve.keeper import next_pause_s
+from serving.torchserve.keeper import Child, next_pause_s
 from serving.torchserve.readiness import unwatched, wait_watched
 from serving.torchserve.state import Server, load
 
@@ -165,6 +166,34 @@ def test_what_soon_ends_is_begun_again_after_pauses() -> None:
         pauses.append(next_pause_s(pauses[-1], lived_s))
 
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30, 1, 2]
+
+
+def test_a_child_that_cannot_be_begun_is_tried_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program, aside, ran = (tmp_path / name for name in ("program", "aside", "ran"))
+    program.write_text(f"#!/bin/sh\ntouch {ran}\nexit 3\n")
+    program.chmod(0o700)
+    log = []
+
+    def says(what: str) -> bool:
+        child.keep()
+        log.append(capfd.readouterr().out)
+        return what in "".join(log)
+
+    child = Child([str(program)])
+    until(ran.exists)
+    program.rename(aside)
+    until(lambda: says(f"{program} has ended with 3 and is begun again\n"))
+    until(lambda: says(f" it cannot be begun: [Errno 2] No such file or directory: '{program}'\n"))
+    ran.unlink()
+    aside.rename(program)
+    until(lambda: says("") and ran.exists())
+    child.end()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_keeper() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", "from serving.torchserve.keeper import say; say('something')"]
+        subprocess.run(command, cwd=ROOT, stdout=full, check=True)
 
 
 def test_without_a_keeper_nothing_is_ready_and_stop_stops_all(kept: Server, folder: Path) -> None:

@@ -40,11 +40,12 @@ class Child:
         if status is None or lived_s < self._pause_s:
             return
         self._pause_s = next_pause_s(self._pause_s, lived_s)
-        say(f"{' '.join(self._command)} has ended with {status}; begun again")
+        self._process.communicate()  # closes what it read from
+        say(f"{' '.join(self._command)} has ended with {status} and is begun again")
         try:
             self._begin()
         except OSError as exc:  # neither memory nor process ids are left for it; there may be later
-            say(f"it cannot begin: {exc}")
+            say(f"it cannot be begun: {exc}")
 
     def end(self) -> None:
         """End it for good."""

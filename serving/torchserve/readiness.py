@@ -1,6 +1,6 @@
 """Readiness: the one wait until every worker of some models can answer, or until it is clear that one never will.
 
-`/ping` says Healthy while every worker is dead, so nothing here asks it. And whether the server is watched.
+`/ping` says Healthy while every worker is dead, so nothing here asks it. Likewise, whether anybody watches the server.
 """
 
 import time
@@ -52,11 +52,11 @@ def wait_watched(server: Server, state: Path, timeout_s: float) -> None:
     """Wait until the exporter answers.
 
     Raises:
-        ServerError: if it does not, with the reason.
+        ServerError: if it does not in time, or nobody is there to begin it again, with the reason.
     """
     deadline = time.monotonic() + timeout_s
     while (fault := unwatched(server)) is not None:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or not process.is_running(server.keeper):
             raise ServerError(f"{fault}; {_see(state)}")
         time.sleep(_POLL_S)
 
