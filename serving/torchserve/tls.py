@@ -12,7 +12,7 @@ from pathlib import Path
 from serving.errors import ServerError
 
 CERTIFICATE = "certificate.pem"  # in the state folder
-CIPHERS = "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-SHA"  # TorchServe's own, with TLS 1.2
+CIPHERS = ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-SHA")  # TorchServe's, with TLS 1.2
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 
 
@@ -52,7 +52,7 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 def _check_use(server: ssl.SSLContext, client: ssl.SSLContext, certificate: Path, private_key: Path) -> None:
     """Refuse what no client could connect to."""
     server.maximum_version = ssl.TLSVersion.TLSv1_2
-    server.set_ciphers(CIPHERS)
+    server.set_ciphers(":".join(CIPHERS))
     try:
         named = _handshake(server, client)
     except ssl.SSLError as exc:
