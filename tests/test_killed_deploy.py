@@ -89,6 +89,20 @@ def test_a_deploy_that_is_interrupted_changes_nothing(
     assert seen(served, images[0]) == whole(1, 2)
 
 
+def test_a_rollback_that_is_interrupted_is_finished(
+    served: Path, make_bundle: Callable[..., Path], images: list[bytes]
+) -> None:
+    versions.deploy(make_bundle(version=2), served)
+    command = [sys.executable, "-m", "serving", "rollback", "tiny-mda", "--state", str(served)]
+    rollback = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    until(Path(running(served).store, "tiny-mda-2.mar.rolled-back").exists)
+
+    rollback.send_signal(signal.SIGINT)
+    said = rollback.communicate(timeout=WAIT_S)
+    assert (rollback.returncode, said) == (0, ("tiny-mda is version 1 again; version 2 is gone\n", ""))
+    assert seen(served, images[0]) == whole(1)
+
+
 def test_a_deploy_that_was_killed_before_it_was_in_the_store_is_undone(
     served: Path, make_bundle: Callable[..., Path], images: list[bytes]
 ) -> None:

@@ -79,8 +79,8 @@ def test_a_server_whose_certificate_is_gone_is_stopped(
     (own_state / "certificate.pem").unlink()
 
     assert launch.stop(own_state) == (
-        f"Stopped the server at {server.url}; what was in flight was dropped: "
-        "FileNotFoundError [Errno 2] No such file or directory."
+        f"Stopped the server at {server.url}; what was in flight was dropped: {own_state}/certificate.pem must be the "
+        "server's copy of its certificate, got [Errno 2] No such file or directory: start anew."
     )
     assert launch.status(own_state) is None
 
@@ -146,4 +146,16 @@ def test_half_of_tls_and_a_wrong_key_are_refused(own_state: Path, model_store: P
         launch.start(model_store=model_store, state=own_state, port=0, certificate=file)
     with pytest.raises(ServerError, match=r" must be a certificate and its key, got "):
         launch.start(model_store=model_store, state=own_state, port=0, certificate=file, private_key=file)
-    assert not (own_state / "certificate.pem").exists()
+    assert list(own_state.glob("certificate*")) == []
+
+
+def test_a_key_is_never_copied(authority: trustme.CA, own_state: Path, tmp_path: Path) -> None:
+    certificate, key = issued(authority, tmp_path)
+    both = tmp_path / "both.pem"
+    both.write_bytes(key.read_bytes() + certificate.read_bytes())
+
+    with pytest.raises(ServerError, match=r"key\.pem and .*certificate\.pem must be a certificate and its key, got "):
+        take_tls(key, certificate, own_state)
+    assert list(own_state.iterdir()) == []
+    assert take_tls(both, both, own_state) == (own_state / "certificate.pem", both)
+    assert (own_state / "certificate.pem").read_bytes() == certificate.read_bytes()
