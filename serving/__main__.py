@@ -31,7 +31,7 @@ from serving.torchserve.gpus import DeviceChoice
 from serving.torchserve.management import inference_key
 from serving.torchserve.ports import LOOPBACK
 from serving.torchserve.readiness import unwatched
-from serving.torchserve.signals import Interrupted, raise_interrupted
+from serving.torchserve.signals import Interrupted, finishing, raise_interrupted
 from serving.torchserve.state import KEY_FILE, Server, load
 
 app = typer.Typer(
@@ -114,7 +114,7 @@ def start(
         else:
             _print_next(server, state)
     except Interrupted:
-        print(_stopped(state, launch.DRAIN_S), flush=True)
+        _stop(state, launch.DRAIN_S)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def stop(
 ) -> None:
     """Refuse new requests, answer those that were accepted, and stop the server; no error if none runs."""
     raise_interrupted()
-    print(_stopped(state, drain))
+    _stop(state, drain)
 
 
 @app.command()
@@ -247,12 +247,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _stopped(state: Path, drain_s: float) -> str:
-    """Stop the server, whatever signal comes; what was done."""
+def _stop(state: Path, drain_s: float) -> None:
+    """Stop the server, whatever signal comes."""
     try:
-        return launch.stop(state, drain_s=drain_s)
+        print(launch.stop(state, drain_s=drain_s), flush=True)
     except Interrupted:
-        return launch.stop(state, drain_s=0)
+        with finishing():
+            print(launch.stop(state, drain_s=0), flush=True)
 
 
 def _as_it_was() -> typer.Exit:

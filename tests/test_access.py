@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from serving.speedup import told
 from serving.status_table import print_status
 from serving.torchserve import launch, process
 from serving.torchserve.archive import package, read_settings
+from serving.torchserve.drain import stand_in_line
 from serving.torchserve.state import Server, load
 
 PACKAGED = WorkerSettings(workers=1, threads=1, batch_size=8)
@@ -73,6 +75,14 @@ def test_each_interface_takes_its_own_key_and_no_other(guarded: Server, images: 
         for key in (INFERENCE, MANAGEMENT, "x" * 20)
     }
     assert answers == {INFERENCE: 400, MANAGEMENT: 200, "x" * 20: 400}
+
+
+def test_a_ticket_with_another_key_is_no_answer(guarded: Server) -> None:
+    deadline = time.monotonic() + 60
+    (refused,) = stand_in_line(guarded, ["tiny-mda/1"], "x" * 20, deadline)
+
+    assert refused.startswith('tiny-mda/1 gave 400 { "code": 400, "type": "InvalidKeyException"')
+    assert stand_in_line(guarded, ["tiny-mda/1"], INFERENCE, deadline) == []
 
 
 def test_keys_stand_in_no_log_command_line_or_workers_environment(guarded: Server, folder: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import trustme
 from conftest import ROOT, gmm_answers, golden_images, serving, tampered, until
 
 from serving.errors import DeviceUnavailable, ServerError
@@ -121,39 +120,6 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     assert leftovers(own_state) == []
     assert process.members(server.java) == []
     assert not tmp.exists()
-
-
-def test_tls_by_two_options(
-    begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes], tmp_path: Path
-) -> None:
-    authority = trustme.CA(key_type=trustme.KeyType.RSA)
-    issued = authority.issue_cert("discriminant.example", key_type=trustme.KeyType.RSA)
-    certificate, key, image = (tmp_path / name for name in ("certificate.pem", "key.pem", "image.png"))
-    certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems) + authority.cert_pem.bytes())
-    issued.private_key_pem.write_to_path(str(key))
-    image.write_bytes(images[0])
-    command = begin("--tls-certificate", str(certificate), "--tls-key", str(key))
-    assert command.wait(WAIT_S) == 0, command.communicate()
-    server = load(own_state)
-    assert server is not None
-
-    assert server.url.startswith("https://")
-    assert json.loads(serving("classify", image, "--json", "--state", own_state, check=True).stdout)["label"]
-    with pytest.raises(httpx.ConnectError):  # it is signed by nobody that the world knows
-        httpx.post(f"{server.url}/predictions/tiny-mda", content=images[0], trust_env=False)
-    plain = f"http{server.url.removeprefix('https')}/predictions/tiny-mda"
-    assert httpx.post(plain, content=images[0], trust_env=False).status_code == 403
-    assert serving("stop", "--state", own_state).stdout == f"Stopped the server at {server.url}.\n"
-
-
-def test_half_of_tls_and_a_wrong_key_are_refused(own_state: Path, model_store: Path, tmp_path: Path) -> None:
-    file = tmp_path / "text.pem"
-    file.write_text("no key")
-
-    with pytest.raises(ServerError, match=r"^TLS must have a certificate and a private key, got only one of them$"):
-        launch.start(model_store=model_store, state=own_state, port=0, certificate=file)
-    with pytest.raises(ServerError, match=r" must be a certificate and its key, got "):
-        launch.start(model_store=model_store, state=own_state, port=0, certificate=file, private_key=file)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

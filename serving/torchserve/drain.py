@@ -75,7 +75,7 @@ def _refusal(client: httpx.Client, version: str, deadline: float) -> str | None:
             return str(exc)
         if _is_of_a_worker(response):
             return None
-        refusal = f"{response.status_code} {response.text.strip()}"
+        refusal = f"{response.status_code} {' '.join(response.text.split())}"
         if not response.is_server_error:
             return refusal
         time.sleep(_POLL_S)

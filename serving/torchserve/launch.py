@@ -31,7 +31,7 @@ from serving.torchserve.lock import locked
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
 from serving.torchserve.readiness import wait_ready, wait_watched
-from serving.torchserve.signals import finishing, held_back
+from serving.torchserve.signals import Interrupted, finishing, held_back
 from serving.torchserve.spawn import Plan, spawn_server
 from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, METRICS_FOLDER, Server, forget, is_recorded, load
 from serving.torchserve.store import choose
@@ -187,7 +187,7 @@ def _drain(server: Server, state: Path, deadline: float) -> str | None:
     try:
         return "; ".join(drain(server, inference_key(state), deadline))
     except BaseException as exc:
-        return f"{type(exc).__name__} {exc}".strip()
+        return str(exc) if isinstance(exc, ServerError | Interrupted) else repr(exc)
 
 
 @contextmanager

@@ -46,4 +46,4 @@ def finishing() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted
+    raise Interrupted("a signal came")

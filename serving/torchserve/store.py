@@ -53,6 +53,7 @@ def publish(made: Path, store: Path) -> None:
     partial = store / f".{made.name}.partial"
     shutil.copyfile(made, partial)
     partial.replace(store / made.name)
+    _aside(store / made.name).unlink(missing_ok=True)
 
 
 def set_aside(store: Path, archive: Archive) -> None:

@@ -4,6 +4,7 @@ The certificate that counts is a copy in the state folder: whatever becomes of t
 server and its clients here have the same one.
 """
 
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -12,7 +13,10 @@ from pathlib import Path
 from serving.errors import ServerError
 
 CERTIFICATE = "certificate.pem"  # in the state folder
-CIPHERS = "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-SHA"  # TorchServe's own, with TLS 1.2
+CERTIFICATES = re.compile(
+    rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
+)  # and no key beside them
+CIPHERS = ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-SHA")  # TorchServe's, with TLS 1.2
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 
 
@@ -27,32 +31,43 @@ def take_tls(certificate: Path | None, private_key: Path | None, state: Path) ->
         return None, None
     if certificate is None or private_key is None:
         raise ServerError("TLS must have a certificate and a private key, got only one of them")
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server, copy, partial = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        state / CERTIFICATE,
+        state / f"{CERTIFICATE}.partial",
+    )
     try:
-        copy, partial = state / CERTIFICATE, state / f"{CERTIFICATE}.partial"
-        partial.write_bytes(certificate.read_bytes())
+        partial.write_bytes(b"\n".join(CERTIFICATES.findall(certificate.read_bytes())) + b"\n")
         server.load_cert_chain(partial, private_key, password="")
+        _check_use(server, trusting(partial), certificate, private_key)
         partial.replace(copy)
-        client = trusting(copy)
     except (OSError, ssl.SSLError) as exc:
         raise ServerError(f"{certificate} and {private_key} must be a certificate and its key, got {exc}") from exc
-    _check_use(server, client, certificate, private_key)
+    finally:
+        partial.unlink(missing_ok=True)
     return copy, private_key.resolve()
 
 
 def trusting(certificate: Path) -> ssl.SSLContext:
-    """What believes a server with this very certificate, whoever issued it, whatever host and time it names."""
+    """What believes a server with this very certificate, whoever issued it, whatever host and time it names.
+
+    Raises:
+        ServerError: if it cannot be read.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | NO_CHECK_TIME
-    context.load_verify_locations(certificate)
+    try:
+        context.load_verify_locations(certificate)
+    except OSError as exc:
+        raise ServerError(f"{certificate} must be the server's copy of its certificate, got {exc}: start anew") from exc
     return context
 
 
 def _check_use(server: ssl.SSLContext, client: ssl.SSLContext, certificate: Path, private_key: Path) -> None:
     """Refuse what no client could connect to."""
     server.maximum_version = ssl.TLSVersion.TLSv1_2
-    server.set_ciphers(CIPHERS)
+    server.set_ciphers(":".join(CIPHERS))
     try:
         named = _handshake(server, client)
     except ssl.SSLError as exc:
