@@ -7,11 +7,9 @@ python -m serving stop
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import orjson
 import typer
@@ -32,6 +30,8 @@ from serving.torchserve.archive import package as package_bundle
 from serving.torchserve.gpus import DeviceChoice
 from serving.torchserve.management import inference_key
 from serving.torchserve.ports import LOOPBACK
+from serving.torchserve.readiness import unwatched
+from serving.torchserve.signals import Interrupted, finishing, raise_interrupted
 from serving.torchserve.state import KEY_FILE, Server, load
 
 app = typer.Typer(
@@ -84,8 +84,7 @@ def start(
     **settings: object,
 ) -> None:
     """Start the server and return when every worker can answer."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    raise_interrupted()
     names = [name.strip() for entry in models or [] for name in entry.split(",") if name.strip()]
     try:
         server = launch.start(
@@ -108,17 +107,14 @@ def start(
     except Interrupted:
         print("Interrupted; nothing is left running.", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
-    if inference_key(state) is not None:
-        print(
-            f"Requests need a key, Authorization: Bearer KEY; it is {_place_of_key(key_file, state, stock)}", flush=True
-        )
-    for name, speedup in server.speedups.items():
-        print_speedup(name, speedup)
-    if foreground:
-        _stay(server, state)
-    else:
-        _print_next(server, state)
+    try:
+        _print_started(server, state, _place_of_key(key_file, state, stock))
+        if foreground:
+            launch.wait(server, state)
+        else:
+            _print_next(server, state)
+    except Interrupted:
+        _stop(state, launch.DRAIN_S)
 
 
 @app.command()
@@ -129,7 +125,8 @@ def stop(
     state: StateOption = launch.STATE,
 ) -> None:
     """Refuse new requests, answer those that were accepted, and stop the server; no error if none runs."""
-    print(launch.stop(state, drain_s=drain))
+    raise_interrupted()
+    _stop(state, drain)
 
 
 @app.command()
@@ -143,7 +140,11 @@ def deploy(
     **settings: object,
 ) -> None:
     """Serve a new version of a model beside the old one, and make it the default once all of its workers can answer."""
-    new = versions.deploy(bundle, state, timeout, **settings)
+    raise_interrupted()
+    try:
+        new = versions.deploy(bundle, state, timeout, **settings)
+    except Interrupted:
+        raise _as_it_was() from None
     print(f"{new.name} is version {new.version} now; python -m serving rollback {new.name}  undoes it")
     server = load(state)
     if server is not None and str(new) in server.speedups:
@@ -155,20 +156,27 @@ def rollback(
     model: Annotated[str, typer.Argument(help="Name of the model.")], state: StateOption = launch.STATE
 ) -> None:
     """Make the version before the last deploy the default again, and take the deployed one away."""
-    before, gone = versions.rollback(model, state)
+    raise_interrupted()
+    try:
+        before, gone = versions.rollback(model, state)
+    except Interrupted:
+        raise _as_it_was() from None
     print(f"{model} is version {before} again; version {gone} is gone")
 
 
 @app.command()
 def status(state: StateOption = launch.STATE) -> None:
-    """Show each model's workers; exit code 0: all are ready, 1: some are not, or it drains, 3: no server runs."""
+    """Show each model's workers; exit code 0: ready, 1: not, or not watched, or it drains, 3: no server runs."""
     statuses, server = launch.status(state), load(state)
     if statuses is None or server is None:
         print(f"No server runs in {state}.")
         raise typer.Exit(3)
     print_status(statuses, server, state)
     print(f"The server is at {server.url}, since {server.started}.")
-    if not all(one.is_ready for one in statuses):
+    fault = unwatched(server)
+    if fault is not None:
+        print(f"Not ready: {fault}.")
+    if fault is not None or not all(one.is_ready for one in statuses):
         raise typer.Exit(1)
 
 
@@ -239,24 +247,26 @@ def main() -> None:
         sys.exit(1)
 
 
-class Interrupted(BaseException):
-    """A signal asks for the end; Python would turn a KeyboardInterrupt that meets an `exec` into another exit code."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted
-
-
-def _stay(server: Server, state: Path) -> None:
-    """Wait for a signal; the first one drains the server, a second one stops it at once."""
+def _stop(state: Path, drain_s: float) -> None:
+    """Stop the server, whatever signal comes."""
     try:
-        launch.wait(server, state)
+        print(launch.stop(state, drain_s=drain_s), flush=True)
     except Interrupted:
-        try:
-            done = launch.stop(state)
-        except Interrupted:
-            done = launch.stop(state, drain_s=0)
-        print(done, flush=True)
+        with finishing():
+            print(launch.stop(state, drain_s=0), flush=True)
+
+
+def _as_it_was() -> typer.Exit:
+    print("Interrupted; the server is as it was.", file=sys.stderr)
+    return typer.Exit(130)
+
+
+def _print_started(server: Server, state: Path, place_of_key: str) -> None:
+    print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
+    if inference_key(state) is not None:
+        print(f"Requests need a key, Authorization: Bearer KEY; it is {place_of_key}", flush=True)
+    for name, speedup in server.speedups.items():
+        print_speedup(name, speedup)
 
 
 def _place_of_key(key_file: Path | None, state: Path, stock: bool) -> str:

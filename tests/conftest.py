@@ -28,7 +28,7 @@ from PIL import Image
 
 from serving.bundle import Bundle, graph_files, staged, write_manifest
 from serving.settings import WorkerSettings
-from serving.torchserve import launch
+from serving.torchserve import launch, process
 from serving.torchserve.archive import package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,6 +174,12 @@ def workers_of(server: launch.Server, model: str) -> list[dict[str, Any]]:
     (status,) = httpx.get(f"{server.management_url}/models/{model}", trust_env=False).json()
     workers: list[dict[str, Any]] = status["workers"]
     return workers
+
+
+def exporter_of(server: launch.Server) -> int:
+    """The process id of the exporter, which the keeper has begun."""
+    (pid,) = (member.pid for member in process.members(server.keeper) if member.pid != server.keeper.pid)
+    return pid
 
 
 def until(condition: Callable[[], object], timeout_s: float = 120) -> None:

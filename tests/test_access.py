@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import serving, with_int8
+from conftest import exporter_of, serving, with_int8
 
 from serving.errors import ServerError
 from serving.keys import KEY
@@ -18,6 +19,7 @@ from serving.speedup import told
 from serving.status_table import print_status
 from serving.torchserve import launch, process
 from serving.torchserve.archive import package, read_settings
+from serving.torchserve.drain import stand_in_line
 from serving.torchserve.state import Server, load
 
 PACKAGED = WorkerSettings(workers=1, threads=1, batch_size=8)
@@ -75,14 +77,22 @@ def test_each_interface_takes_its_own_key_and_no_other(guarded: Server, images: 
     assert answers == {INFERENCE: 400, MANAGEMENT: 200, "x" * 20: 400}
 
 
+def test_a_ticket_with_another_key_is_no_answer(guarded: Server) -> None:
+    deadline = time.monotonic() + 60
+    (refused,) = stand_in_line(guarded, ["tiny-mda/1"], "x" * 20, deadline)
+
+    assert refused.startswith('tiny-mda/1 gave 400 { "code": 400, "type": "InvalidKeyException"')
+    assert stand_in_line(guarded, ["tiny-mda/1"], INFERENCE, deadline) == []
+
+
 def test_keys_stand_in_no_log_command_line_or_workers_environment(guarded: Server, folder: Path) -> None:
-    processes = [*process.members(guarded.pid), psutil.Process(guarded.exporter)]
+    processes = [*process.members(guarded.java), *process.members(guarded.keeper)]
     words = [" ".join([*one.cmdline(), *one.environ().values()]) for one in processes]
     places = (folder / "state", Path(guarded.tmp))
     files = [file for place in places for file in place.rglob("*") if file.is_file()]
     holders = {file for file in files if {INFERENCE, MANAGEMENT} & set(KEY.findall(file.read_text("latin-1")))}
 
-    assert len(processes) == 3
+    assert len(processes) == 4
     assert [text for text in words if INFERENCE in text or MANAGEMENT in text] == []
     assert {file.name for file in holders} == {"key_file.json", "TokenAuthorization.class"}
     assert [place.stat().st_mode & 0o077 for place in (folder / "state" / "key_file.json", places[1])] == [0, 0]
@@ -97,7 +107,7 @@ def test_the_exporter_is_reached_where_it_was_told_to_listen_and_all_else_stays(
     assert 'discriminant_workers_ready{model="tiny-mda",version="1"} 1.0' in metrics.text
     of_exporter, of_java = (
         {one.laddr.ip.removeprefix("::ffff:") for one in connections if one.status == psutil.CONN_LISTEN}
-        for connections in (psutil.Process(pid).net_connections() for pid in (guarded.exporter, guarded.pid))
+        for connections in (psutil.Process(pid).net_connections() for pid in (exporter_of(guarded), guarded.pid))
     )
     assert (of_exporter, of_java) == ({BEYOND}, {"127.0.0.1"})
 
@@ -205,7 +215,7 @@ def test_a_stock_server_answers_the_same_drains_and_stops(
     metrics = httpx.get(stock.metrics_url, trust_env=False).text
     libraries = [
         {Path(library.path).name for library in worker.memory_maps()}
-        for worker in process.members(stock.pid)
+        for worker in process.members(stock.java)
         if worker.pid != stock.pid
     ]
     ready = serving("status", "--state", tmp_path)
@@ -219,4 +229,4 @@ def test_a_stock_server_answers_the_same_drains_and_stops(
     assert [file.name for file in tmp_path.rglob("*.class")] == []
     assert ready.returncode == 0
     assert (stopped.returncode, stopped.stdout) == (0, f"Stopped the server at {stock.url}.\n")
-    assert process.members(stock.pid) == []
+    assert process.members(stock.java) == []

@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,20 +19,25 @@ from serving.torchserve import launch
 from serving.torchserve.archive import package
 from serving.torchserve.door import Door, open_door
 from serving.torchserve.drain import drain
+from serving.torchserve.process import Identity
 from serving.torchserve.state import Server, load
 
 CLIENTS = 16
 NOWHERE = Server(
-    pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, gpus=0, metrics_url="",
-    torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={}, started="", tmp="",
-    max_request_bytes=1, speedups={},
+    java=Identity(2**22 + 1, 1), url="http://127.0.0.1:1", management_url="", keeper=Identity(2**22 + 2, 1), gpus=0,
+    metrics_url="", torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={},
+    beside={}, started="", tmp="", max_request_bytes=1, speedups={},
 )  # fmt: skip
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
+def tmp(tmp_path: Path) -> Path:
     open_door(tmp_path)
     return tmp_path
+
+
+def drained(tmp: Path, seconds: float, **changes: Any) -> list[str]:
+    return drain(replace(NOWHERE, tmp=str(tmp), **changes), None, time.monotonic() + seconds)
 
 
 def test_a_door_without_a_server_is_open() -> None:
@@ -38,25 +45,22 @@ def test_a_door_without_a_server_is_open() -> None:
         assert is_open
 
 
-def test_a_drain_closes_the_door_until_the_next_start(state: Path) -> None:
-    door = Door(state)
+def test_a_drain_closes_the_door(tmp: Path) -> None:
+    door = Door(tmp)
     with door.entered() as is_open:
         assert is_open
 
-    assert drain(state, NOWHERE, [], None, timeout_s=1)
+    assert drained(tmp, 1) == []
     with door.entered() as is_open:
         assert not is_open
-    open_door(state)
-    with door.entered() as is_open:
-        assert is_open
 
 
-def test_a_drain_waits_for_the_batch_in_hand(state: Path) -> None:
+def test_a_drain_waits_for_the_batch_in_hand(tmp: Path) -> None:
     done: list[float] = []
     entered = threading.Event()
 
     def answer() -> None:
-        with Door(state).entered() as is_open:
+        with Door(tmp).entered() as is_open:
             assert is_open
             entered.set()
             time.sleep(0.5)
@@ -65,19 +69,22 @@ def test_a_drain_waits_for_the_batch_in_hand(state: Path) -> None:
     with ThreadPoolExecutor() as pool:
         worker = pool.submit(answer)
         assert entered.wait(5)
-        assert drain(state, NOWHERE, [], None, timeout_s=10)
+        assert drained(tmp, 10) == []
         assert done
         assert time.monotonic() > done[0]
         worker.result()
 
 
-def test_a_drain_gives_up_in_time(state: Path) -> None:
-    with Door(state).entered():
-        assert not drain(state, NOWHERE, [], None, timeout_s=0.2)
+def test_a_drain_gives_up_in_time(tmp: Path) -> None:
+    with Door(tmp).entered():
+        assert drained(tmp, 0.2) == ["a worker has not finished its batch"]
 
 
-def test_a_server_that_does_not_answer_is_not_drained(state: Path) -> None:
-    assert not drain(state, NOWHERE, ["tiny-mda"], None, timeout_s=1)
+def test_a_server_that_does_not_answer_is_not_drained(tmp: Path) -> None:
+    refused = "gave [Errno 111] Connection refused"
+    served = {"history": {"a": [1, 2]}, "beside": {"a": [3]}}
+
+    assert drained(tmp, 5, **served) == [f"a/{version} {refused}" for version in (1, 2, 3)]
 
 
 class Client(threading.Thread):

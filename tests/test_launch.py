@@ -13,16 +13,16 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import trustme
 from conftest import ROOT, gmm_answers, golden_images, serving, tampered, until
 
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import config, launch, logs, process
 from serving.torchserve.archive import Archive, package
+from serving.torchserve.lock import locked
 from serving.torchserve.management import Management
 from serving.torchserve.memory import Memory
 from serving.torchserve.ports import Ports, choose_ports, is_loopback
-from serving.torchserve.state import Server, load, locked, save
+from serving.torchserve.state import Server, load, save
 
 WAIT_S = 120
 MEMORY = Memory(heap_bytes=8, uploads_bytes=4, queue=2)
@@ -68,10 +68,10 @@ def record(state: Path, **changes: object) -> Server:
     """Write a server.json by hand."""
     state.mkdir(parents=True, exist_ok=True)
     fields = {
-        "pid": 2**22 + 1,  # beyond Linux's greatest process id
+        "java": process.Identity(2**22 + 1, 1),  # beyond Linux's greatest process id
         "url": "http://127.0.0.1:1",
         "management_url": "http://127.0.0.1:1",
-        "exporter": 2**22 + 2,
+        "keeper": process.Identity(2**22 + 2, 1),
         "metrics_url": "http://127.0.0.1:1/metrics",
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
@@ -80,6 +80,7 @@ def record(state: Path, **changes: object) -> Server:
         "certificate": None,
         "model_api": False,
         "history": {"tiny-mda": [1]},
+        "beside": {},
         "started": "2026-01-01T00:00:00+00:00",
         "tmp": str(state / "tmp"),
         "max_request_bytes": 1,
@@ -101,7 +102,7 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     assert serving_line == f"Serving tiny-mda at {server.url}\n"
     place = own_state / "keys.json"
     assert key_line == f"Requests need a key, Authorization: Bearer KEY; it is `inference` in {place}\n"
-    assert len(process.members(server.pid)) == 2
+    assert len(process.members(server.java)) == 2
     tmp = Path(server.tmp)
     assert tmp.is_dir()
 
@@ -119,41 +120,8 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
     assert (command.returncode, errors) == (0, "")
     assert output == f"Stopped the server at {server.url}.\n"
     assert leftovers(own_state) == []
-    assert process.members(server.pid) == []
+    assert process.members(server.java) == []
     assert not tmp.exists()
-
-
-def test_tls_by_two_options(
-    begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes], tmp_path: Path
-) -> None:
-    authority = trustme.CA(key_type=trustme.KeyType.RSA)
-    issued = authority.issue_cert("discriminant.example", key_type=trustme.KeyType.RSA)
-    certificate, key, image = (tmp_path / name for name in ("certificate.pem", "key.pem", "image.png"))
-    certificate.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems) + authority.cert_pem.bytes())
-    issued.private_key_pem.write_to_path(str(key))
-    image.write_bytes(images[0])
-    command = begin("--tls-certificate", str(certificate), "--tls-key", str(key))
-    assert command.wait(WAIT_S) == 0, command.communicate()
-    server = load(own_state)
-    assert server is not None
-
-    assert server.url.startswith("https://")
-    assert json.loads(serving("classify", image, "--json", "--state", own_state, check=True).stdout)["label"]
-    with pytest.raises(httpx.ConnectError):  # it is signed by nobody that the world knows
-        httpx.post(f"{server.url}/predictions/tiny-mda", content=images[0], trust_env=False)
-    plain = f"http{server.url.removeprefix('https')}/predictions/tiny-mda"
-    assert httpx.post(plain, content=images[0], trust_env=False).status_code == 403
-    assert serving("stop", "--state", own_state).stdout == f"Stopped the server at {server.url}.\n"
-
-
-def test_half_of_tls_and_a_wrong_key_are_refused(own_state: Path, model_store: Path, tmp_path: Path) -> None:
-    file = tmp_path / "text.pem"
-    file.write_text("no key")
-
-    with pytest.raises(ServerError, match=r"^TLS must have a certificate and a private key, got only one of them$"):
-        launch.start(model_store=model_store, state=own_state, port=0, certificate=file)
-    with pytest.raises(ServerError, match=r" must be a certificate and its key, got "):
-        launch.start(model_store=model_store, state=own_state, port=0, certificate=file, private_key=file)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -165,13 +133,13 @@ def test_an_interrupted_start_leaves_nothing(
     server = load(own_state)
     assert server is not None
     if number == signal.SIGINT:  # one signal finds Java alone, the other its worker too
-        until(lambda: len(process.members(server.pid)) == 2)
+        until(lambda: len(process.members(server.java)) == 2)
 
     command.send_signal(number)
     _, errors = command.communicate(timeout=WAIT_S)
     assert (command.returncode, errors) == (130, "Interrupted; nothing is left running.\n")
     assert leftovers(own_state) == []
-    assert process.members(server.pid) == []
+    assert process.members(server.java) == []
     assert not Path(server.tmp).exists()
 
 
@@ -244,7 +212,7 @@ def test_a_server_that_was_killed_is_cleared_away(begin: Callable[..., subproces
     assert server is not None
 
     os.kill(server.pid, signal.SIGKILL)
-    until(lambda: not process.is_running(server.pid))
+    until(lambda: not process.is_running(server.java))
     assert launch.status(own_state) is None
     with pytest.raises(ServerError, match=r"^TorchServe must stay up, got its end; see "):
         launch.wait(server, own_state)
@@ -254,7 +222,7 @@ def test_a_server_that_was_killed_is_cleared_away(begin: Callable[..., subproces
         f"Stopped the server at {server.url}.",  # if its worker was still about to notice
     )
     assert launch.stop(own_state) == f"No server runs in {own_state}."
-    assert process.members(server.pid) == []
+    assert process.members(server.java) == []
     assert leftovers(own_state) == []
 
 
@@ -267,9 +235,9 @@ def test_a_second_server_in_the_same_folder_is_refused(server: Server, state: Pa
 
 def test_two_starts_at_once_are_refused(own_state: Path, model_store: Path) -> None:
     own_state.mkdir()
-    message = rf"^one start at a time must use {own_state}, got another that is under way$"
+    message = rf"^one command at a time must change {own_state}, got `deploy` under way: try again when it has ended$"
 
-    with locked(own_state), pytest.raises(ServerError, match=message):
+    with locked(own_state, "deploy"), pytest.raises(ServerError, match=message):
         launch.start(model_store=model_store, state=own_state, port=0)
 
 
@@ -296,7 +264,7 @@ def test_status_counts_the_workers(server: Server, state: Path) -> None:
 
 
 def test_a_worker_that_is_gone_is_not_ready(server: Server, state: Path) -> None:
-    worker = next(member for member in process.members(server.pid) if member.pid != server.pid)
+    worker = next(member for member in process.members(server.java) if member.pid != server.pid)
     worker.kill()
 
     until(lambda: not all(one.is_ready for one in launch.status(state) or []))
@@ -454,13 +422,13 @@ def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_process_is_seen_from_its_first_moment(tmp_path: Path) -> None:
-    command = ["sh", "-c", "sleep 60", config.SERVER_CLASS]
+    command = ["sh", "-c", "sleep 60", process.SERVER_CLASS]
 
     for _ in range(40):
-        pid = process.spawn(command, os.environ, tmp_path, tmp_path / "output")
-        assert process.is_running(pid)
-        process.end(pid, grace_s=0)
-        assert not process.is_running(pid)
+        leader = process.spawn(command, os.environ, tmp_path, tmp_path / "output")
+        assert process.is_running(leader)
+        process.end(leader, grace_s=0)
+        assert not process.is_running(leader)
 
 
 def test_waiting_ends_in_peace_when_somebody_has_stopped_the_server(own_state: Path) -> None:
@@ -471,9 +439,9 @@ def test_waiting_ends_in_peace_when_somebody_has_stopped_the_server(own_state: P
 
 
 def test_another_program_with_the_servers_number_is_left_alone(own_state: Path) -> None:
-    server = record(own_state, pid=os.getpid())
+    server = record(own_state, java=process.Identity(os.getpid(), process.started(os.getpid()) or 0))
 
-    assert not process.is_running(os.getpid())
+    assert not process.is_running(server.java)
     assert launch.stop(own_state) == f"The server at {server.url} had ended already."
 
 

@@ -85,16 +85,16 @@ def wait_out(what_is_missing: Callable[[], Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def events(server: Server, state: Path, images: list[bytes]) -> None:
+def events(server: Server, images: list[bytes]) -> None:
     """One request of each kind that leaves its mark: an answer, a bad image, and a refusal by the server."""
     for model in server.models:
         url = f"{server.url}/predictions/{model}"
         statuses = [httpx.post(url, content=body, trust_env=False).status_code for body in (images[0], b"text")]
-        close_door(state)
+        close_door(Path(server.tmp))
         try:
             statuses.append(httpx.post(url, content=images[0], trust_env=False).status_code)
         finally:
-            open_door(state)
+            open_door(Path(server.tmp))
         assert statuses == [200, 415, 503]
 
 

@@ -67,7 +67,7 @@ def test_what_is_not_sent_to_the_end_never_reaches_the_server(proxy: int, server
 
         assert post(proxy).status_code == 200
         port = urlsplit(server.url).port
-        connections = [one for one in psutil.Process(server.pid).net_connections() if one.laddr.port == port]
+        connections = [one for one in psutil.Process(server.java.pid).net_connections() if one.laddr.port == port]
         assert len([one for one in connections if one.raddr]) < STALLED / 2
         for connection in stalled:
             assert closed(connection)

@@ -12,10 +12,10 @@ from serving.torchserve.archive import Archive
 from serving.torchserve.memory import Memory
 from serving.torchserve.patches.folder import CLASS_FOLDER, PYTHON
 from serving.torchserve.ports import LOOPBACK, Ports
-from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STATE_VARIABLE
+from serving.torchserve.process import SERVER_CLASS
+from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STATE_VARIABLE, TMP_VARIABLE
 
 FILE_NAME = "config.properties"
-SERVER_CLASS = "org.pytorch.serve.ModelServer"
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
 MIN_RESPONSE_BYTES = 16 * 1024 * 1024  # is always let through, as an answer may be larger than its request
@@ -162,7 +162,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
         base: what to start from.
         java_home: of the Java to use.
         state: the server's folder.
-        tmp: folder for extracted archives and the workers' sockets.
+        tmp: folder for extracted archives, the workers' sockets and their door.
     """
     logs = str(state / LOGS)
     paths = [str(PROJECT_ROOT), *filter(None, [base.get("PYTHONPATH")])]
@@ -175,6 +175,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
         "METRICS_LOCATION": logs,
         STATE_VARIABLE: str(state),
         METRICS_VARIABLE: str(state / METRICS_FOLDER),
+        TMP_VARIABLE: str(tmp),
         "TMPDIR": str(tmp),
         "TEMP": str(tmp),
     }

@@ -1,4 +1,8 @@
-"""The workers' door: open while the server takes requests, closed by the launcher when it drains (see `drain.py`)."""
+"""The workers' door: open while the server takes requests, closed by the launcher when it drains (see `drain.py`).
+
+It lies in the server's private folder, beside the mark that the server is about to stop. To close it and to set that
+mark takes no space on a disk, which may be full.
+"""
 
 import fcntl
 import os
@@ -8,20 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _POLL_S = 0.01
+_MARK = "draining"
 
 
 class Door:
-    """What every batch of a worker passes on its way in; it is open while its file is empty.
+    """What every batch of a worker passes on its way in; it is open while its file holds something.
 
     A shared lock on that file while a batch is answered tells the launcher to wait. The file stays open, as opening it
     for each batch would cost more than all the rest.
 
     Args:
-        state: the server's folder; None is a door that nobody closes.
+        tmp: the server's private folder; None is a door that nobody closes.
     """
 
-    def __init__(self, state: Path | None) -> None:
-        self._file = None if state is None else os.open(_file_of(state), os.O_RDONLY)
+    def __init__(self, tmp: Path | None) -> None:
+        self._file = None if tmp is None else os.open(_file_of(tmp), os.O_RDONLY)
 
     @contextmanager
     def entered(self) -> Iterator[bool]:
@@ -35,24 +40,24 @@ class Door:
             return
         fcntl.flock(self._file, fcntl.LOCK_SH)  # before the look at its size, so that none slips in between
         try:
-            yield os.fstat(self._file).st_size == 0
+            yield os.fstat(self._file).st_size > 0
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-def open_door(state: Path) -> None:
+def open_door(tmp: Path) -> None:
     """Let batches in; for a server that is about to start."""
-    _file_of(state).write_bytes(b"")
+    _file_of(tmp).write_bytes(b"open")
 
 
-def close_door(state: Path) -> None:
+def close_door(tmp: Path) -> None:
     """Refuse each batch that comes from now on."""
-    _file_of(state).write_bytes(b"closed")
+    os.truncate(_file_of(tmp), 0)
 
 
-def left_door(state: Path, deadline: float) -> bool:
+def left_door(tmp: Path, deadline: float) -> bool:
     """Wait for the batches that were let in, until `deadline` by `time.monotonic`; whether all of them are done."""
-    with _file_of(state).open("rb") as lock:
+    with _file_of(tmp).open("rb") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,5 +69,15 @@ def left_door(state: Path, deadline: float) -> bool:
                 return True
 
 
-def _file_of(state: Path) -> Path:
-    return state / "door"
+def mark_draining(tmp: Path) -> None:
+    """Say that the server is about to stop and should get no more requests."""
+    (tmp / _MARK).touch()
+
+
+def is_draining(tmp: Path) -> bool:
+    """Whether the server is about to stop."""
+    return (tmp / _MARK).exists()
+
+
+def _file_of(tmp: Path) -> Path:
+    return tmp / "door"

@@ -2,65 +2,88 @@
 
 TorchServe cuts every connection as soon as it is told to stop, so nothing may be in flight by then. The launcher
 
-1. says in server.json that the server drains, and `status` calls it unready;
-2. lets one request per model stand in line: when that is answered, all that came before it have left the queue;
+1. marks the server as about to stop, and `status` calls it unready;
+2. lets one request per version stand in line: when a worker has answered it, all that came before have left the queue;
 3. closes the workers' door: from then on each batch is refused (503 `draining`), which also closes its connections;
 4. waits for the batches that were in the workers' hands, and for their answers to reach the clients.
 """
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import httpx
 
+from serving.errors import Draining, ImageError
 from serving.torchserve.door import close_door, left_door
 from serving.torchserve.state import Server
 
 _POLL_S = 0.01
 ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
 TICKET = "drain"
+OF_A_WORKER = (ImageError.code, Draining.code)  # what it says of a request that holds no image
 
 
-def drain(state: Path, server: Server, models: Sequence[str], key: str | None, timeout_s: float) -> bool:
-    """Steps 2 to 4 above.
+def drain(server: Server, key: str | None, deadline: float) -> list[str]:
+    """Steps 2 to 4 above, until `deadline` by `time.monotonic`.
 
     Args:
-        state: the server's folder.
         server: what it is.
-        models: the paths of the models there, `name` or `name/version`.
         key: its inference key, if it asks for one.
-        timeout_s: how long all of it may take.
+        deadline: of all of it.
 
     Returns:
-        Whether everything was answered in time.
+        Why not everything was answered; nothing if it was.
     """
-    deadline = time.monotonic() + timeout_s
-    with ThreadPoolExecutor(max_workers=max(1, len(models))) as pool:
-        passed = list(pool.map(lambda model: stand_in_line(server, model, key, deadline), models))
-    close_door(state)
-    finished = left_door(state, deadline)
-    time.sleep(ANSWERS_S)
-    return all(passed) and finished
+    tmp = Path(server.tmp)
+    lost = stand_in_line(server, [f"{name}/{version}" for name, version in server.versions], key, deadline)
+    close_door(tmp)
+    if not left_door(tmp, deadline):
+        lost.append("a worker has not finished its batch")
+    time.sleep(max(0.0, min(ANSWERS_S, deadline - time.monotonic())))
+    return lost
 
 
-def stand_in_line(server: Server, model: str, key: str | None, deadline: float) -> bool:
-    """Send one request to `name` or `name/version` behind all that wait; a full queue is asked again.
+def stand_in_line(server: Server, versions: Sequence[str], key: str | None, deadline: float) -> list[str]:
+    """Send one request to each `name/version`, behind all that wait there.
 
     Returns:
-        Whether a worker has answered it in time: what came before it has then left the queue.
+        What went wrong, of each that no worker has answered by then; what came before the others has left the queue.
     """
-    url = f"{server.url}/predictions/{model}"
     headers = {"X-Request-Id": TICKET} | ({"Authorization": f"Bearer {key}"} if key else {})
+    pool = ThreadPoolExecutor(max_workers=max(1, len(versions)))
+    with httpx.Client(base_url=server.url, headers=headers, verify=server.trusted, trust_env=False) as client:
+        try:
+            tickets = {version: pool.submit(_refusal, client, version, deadline) for version in versions}
+            done, _ = wait(tickets.values(), timeout=max(0.0, deadline - time.monotonic()))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        said = {version: one.result() if one in done else "no answer in time" for version, one in tickets.items()}
+    return [f"{version} gave {refusal}" for version, refusal in said.items() if refusal]
+
+
+def _refusal(client: httpx.Client, version: str, deadline: float) -> str | None:
+    """What one request gets instead of a worker's answer; a full queue and a worker that dies are asked again."""
+    refusal = "no answer in time"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            response = httpx.post(
-                url, content=b"", headers=headers, timeout=left, verify=server.trusted, trust_env=False
-            )
-        except httpx.HTTPError:
-            return False
-        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            return True
+            response = client.post(f"/predictions/{version}", content=b"", timeout=left)
+        except httpx.TimeoutException:
+            return "no answer in time"
+        except httpx.HTTPError as exc:
+            return str(exc)
+        if _is_of_a_worker(response):
+            return None
+        refusal = f"{response.status_code} {' '.join(response.text.split())}"
+        if not response.is_server_error:
+            return refusal
         time.sleep(_POLL_S)
-    return False
+    return refusal
+
+
+def _is_of_a_worker(response: httpx.Response) -> bool:
+    try:
+        return response.json()["error"]["code"] in OF_A_WORKER
+    except (ValueError, LookupError, TypeError):
+        return False

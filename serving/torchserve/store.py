@@ -1,6 +1,7 @@
 """The model store: a folder of archives, several versions of a model beside each other."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,26 @@ def choose(models: Sequence[str] | None, store: Path) -> tuple[Archive, ...]:
     return tuple(dict.fromkeys(known[name] for name in models or [one.name for one in found]))
 
 
+def publish(made: Path, store: Path) -> None:
+    """Put an archive into the store, in place of one of its name."""
+    partial = store / f".{made.name}.partial"
+    shutil.copyfile(made, partial)
+    partial.replace(store / made.name)
+    _aside(store / made.name).unlink(missing_ok=True)
+
+
 def set_aside(store: Path, archive: Archive) -> None:
-    """Give an archive another name, so that no start takes it for the newest."""
+    """Give an archive another name, if it is there, so that no start takes it for the newest."""
     file = store / archive.file
-    file.rename(file.with_name(file.name + ASIDE))
+    if file.exists():
+        file.rename(_aside(file))
+
+
+def is_aside(store: Path, archive: Archive) -> bool:
+    """Whether an archive is there by that other name alone."""
+    file = store / archive.file
+    return _aside(file).exists() and not file.exists()
+
+
+def _aside(file: Path) -> Path:
+    return file.with_name(file.name + ASIDE)

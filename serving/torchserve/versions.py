@@ -4,12 +4,12 @@
     python -m serving rollback mnist-mda                 # version 1 is default again, version 2 is gone
 
 A version becomes default when all of its workers can answer, so no request fails. The version before it stays, to roll
-back to; one that is older is taken away once it has answered what it accepted.
+back to; one that is older is taken away once it has answered what it accepted. A deploy that fails or is interrupted
+leaves the server as it was; the model store gets the archive last.
 """
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +18,18 @@ from serving.cores import workers
 from serving.errors import ServerError
 from serving.settings import DEFAULT_SETTINGS, WorkerSettings, changed
 from serving.torchserve import logs, process
-from serving.torchserve.archive import Archive, package, read_settings, rebuild
-from serving.torchserve.drain import stand_in_line
+from serving.torchserve.archive import Archive, package, read_settings
+from serving.torchserve.door import is_draining
 from serving.torchserve.launch import STATE, speedups
-from serving.torchserve.management import Management, inference_key
+from serving.torchserve.lock import locked
+from serving.torchserve.management import Management
 from serving.torchserve.readiness import wait_ready
-from serving.torchserve.state import ARCHIVES, LOGS, Server, load, locked, save
-from serving.torchserve.store import set_aside
+from serving.torchserve.settle import KEPT_VERSIONS, make_default, retire, roll_back, settle, with_default
+from serving.torchserve.signals import finishing, held_back
+from serving.torchserve.state import ARCHIVES, LOGS, Server, load, save
+from serving.torchserve.store import is_aside, publish, set_aside
 
 DEPLOY_TIMEOUT_S = 120.0
-IN_HAND_S = 2.0  # for the last batch of a version that is taken away
-KEPT_VERSIONS = 2  # of a model: the default, and the one to go back to
 
 
 def deploy(
@@ -52,26 +53,20 @@ def deploy(
     """
     manifest = Bundle.load(bundle_dir).manifest
     new = Archive(manifest.name, manifest.version)
-    with _changeable(state) as server:
-        management, store = Management.of(server, state), Path(server.store)
+    with _changeable(state, "deploy") as (management, server):
+        server = _rolled_back(management, server, state)
         if management.status(new.name, new.version) is not None:
             raise ServerError(f"version of {new.name} must be a new one, got {new.version}, which is served already")
         settings = _settings(server, new, state, changes)
-        made = package(bundle_dir, model_store=store, settings=settings)
-        try:
-            rebuild(made, state / ARCHIVES)
+        with _taken_away(management, server, state, new):
+            package(bundle_dir, model_store=state / ARCHIVES, settings=settings)
             measured = speedups({new: settings}, state, server.gpus)
             _register(management, server, new, settings, state, ready_timeout_s)
-        except BaseException:
-            set_aside(store, new)
-            (state / ARCHIVES / new.file).unlink(missing_ok=True)
-            raise
-        history = [*server.history.get(new.name, []), new.version]
-        kept = server.history | {new.name: history[-KEPT_VERSIONS:]}
-        models = tuple(dict.fromkeys([*server.models, new.name]))
-        save(replace(server, models=models, history=kept, speedups=server.speedups | measured), state)
-        for old in history[:-KEPT_VERSIONS]:
-            _retire(management, server, state, Archive(new.name, old))
+        with finishing():
+            with _taken_away(management, server, state, new):
+                _commit(management, server, state, new, measured)
+            for old in server.history.get(new.name, [])[: 1 - KEPT_VERSIONS]:
+                retire(management, server, state, Archive(new.name, old))
     return new
 
 
@@ -84,32 +79,39 @@ def rollback(name: str, state: Path = STATE) -> tuple[int, int]:
     Raises:
         ServerError: if there is none to go back to.
     """
-    with _changeable(state) as server:
+    with _changeable(state, "rollback") as (management, server):
         history = server.history.get(name, [])
         if len(history) < KEPT_VERSIONS:
             raise ServerError(f"{name} must have had another version while the server ran, got {history or 'no model'}")
-        before, present = history
-        management = Management.of(server, state)
-        management.call("PUT", f"/models/{name}/{before}/set-default")
-        save(replace(server, history={**server.history, name: [before]}), state)
-        _retire(management, server, state, Archive(name, present))
-        set_aside(Path(server.store), Archive(name, present))
-    return before, present
+        with finishing():
+            roll_back(management, server, state, name)
+    return history[0], history[1]
 
 
 @contextmanager
-def _changeable(state: Path) -> Iterator[Server]:
-    """The running server of a folder, kept from other changes."""
+def _changeable(state: Path, command: str) -> Iterator[tuple[Management, Server]]:
+    """The running server of a folder, kept from other commands, as it should be after those before."""
     none = ServerError(f"a server must run in {state}, got none: start one")
     if not state.is_dir():
         raise none
-    with locked(state):
+    with locked(state, command):
         server = load(state)
-        if server is None or not process.is_running(server.pid):
+        if server is None or not process.is_running(server.java):
             raise none
         if not server.model_api:
             raise ServerError("the server must take new versions, got one that does not: start it with --model-api")
-        yield server
+        if is_draining(Path(server.tmp)):
+            raise ServerError(f"{server.url} must run on, got one that is about to stop")
+        management = Management.of(server, state)
+        yield management, settle(management, server, state)
+
+
+def _rolled_back(management: Management, server: Server, state: Path) -> Server:
+    """Carry out each rollback that was begun."""
+    for name, history in server.history.items():
+        if len(history) == KEPT_VERSIONS and is_aside(Path(server.store), Archive(name, history[-1])):
+            server = roll_back(management, server, state, name)
+    return server
 
 
 def _settings(server: Server, new: Archive, state: Path, changes: dict[str, object]) -> WorkerSettings:
@@ -126,23 +128,36 @@ def _settings(server: Server, new: Archive, state: Path, changes: dict[str, obje
 def _register(
     management: Management, server: Server, new: Archive, settings: WorkerSettings, state: Path, timeout_s: float
 ) -> None:
-    """Have a version served and, once all of its workers can answer, make it default; if that fails, take it away."""
-    path, old = f"/models/{new.name}/{new.version}", logs.sizes(state / LOGS)
-    count = workers(settings, server.gpus)
+    """Have a version served, and wait until all of its workers can answer."""
+    old, count = logs.sizes(state / LOGS), workers(settings, server.gpus)
     named = {"url": new.file, "model_name": new.name}
-    management.call("POST", "/models", initial_workers=str(count), synchronous="false", **named)
+    with held_back():  # else it could be registered after it was taken away
+        management.call("POST", "/models", initial_workers=str(count), synchronous="false", **named)
+    wait_ready([new], server, state, timeout_s, old=old)
+
+
+def _commit(management: Management, server: Server, state: Path, new: Archive, measured: dict[str, float]) -> None:
+    """Make a version that is ready the default here, and what the next start takes."""
+    store = Path(server.store)
+    make_default(management, new)
+    publish(state / ARCHIVES / new.file, store)
     try:
-        wait_ready([new], server, state, timeout_s, old=old)
-        management.call("PUT", f"{path}/set-default")
+        save(replace(with_default(server, new), speedups=server.speedups | measured), state)
     except BaseException:
-        management.call("DELETE", path)
+        set_aside(store, new)
         raise
 
 
-def _retire(management: Management, server: Server, state: Path, old: Archive) -> None:
-    """Take a version away when it has answered what was asked of it by its number."""
-    path = f"{old.name}/{old.version}"
-    stand_in_line(server, path, inference_key(state), time.monotonic() + IN_HAND_S)
-    time.sleep(IN_HAND_S)
-    management.call("DELETE", f"/models/{path}")
-    (state / ARCHIVES / old.file).unlink()
+@contextmanager
+def _taken_away(management: Management, server: Server, state: Path, new: Archive) -> Iterator[None]:
+    """If the block fails, take the new version away: the server is as it was."""
+    try:
+        yield
+    except BaseException:
+        with held_back():
+            with suppress(ServerError):  # it has ended, or has not registered the version yet
+                if server.history.get(new.name):
+                    make_default(management, Archive(new.name, server.history[new.name][-1]))
+                management.call("DELETE", f"/models/{new.name}/{new.version}")
+            (state / ARCHIVES / new.file).unlink(missing_ok=True)
+        raise
