@@ -20,8 +20,8 @@ Words of a refusal (class `ApiUtils`)
 
 Bodies that curl sends (class `InferenceRequestHandler`)
     `curl --data-binary @FILE` and `curl -d JSON` call what they send a web page's form, unless they are told otherwise.
-    TorchServe looks for the form's fields, answers 500, and logs parts of the image. In the copy no body is such a form,
-    and what curl sends is what it is.
+    TorchServe looks for the form's fields, answers 500, and logs parts of the image. In the copy no body is such a
+    form, and what curl sends is what it is.
 
 Connections (class `ServerInitializer`)
     A connection on which nothing comes for 75 seconds is closed. TorchServe waits for ever, and keeps what has come of
