@@ -90,11 +90,11 @@ def events(server: Server, state: Path, images: list[bytes]) -> None:
     for model in server.models:
         url = f"{server.url}/predictions/{model}"
         statuses = [httpx.post(url, content=body, trust_env=False).status_code for body in (images[0], b"text")]
-        close_door(state)
+        close_door(Path(server.tmp))
         try:
             statuses.append(httpx.post(url, content=images[0], trust_env=False).status_code)
         finally:
-            open_door(state)
+            open_door(Path(server.tmp))
         assert statuses == [200, 415, 503]
 
 
