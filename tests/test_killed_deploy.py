@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ from serving.settings import WorkerSettings
 from serving.torchserve import launch, versions
 from serving.torchserve.archive import Archive, package
 from serving.torchserve.management import Management
-from serving.torchserve.state import Server, load
+from serving.torchserve.state import Server, load, save
 from serving.torchserve.store import choose
 
 WAIT_S = 60
@@ -146,6 +147,15 @@ def test_a_new_model_whose_deploy_was_killed_is_taken_away(
     versions.deploy(make_bundle(version=2), served)
     assert Management.of(running(served), served).models() == ["tiny-mda"]
     assert seen(served, images[0]) == whole(1, 2)
+
+
+def test_a_server_that_is_about_to_stop_takes_no_version(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "draining").touch()
+    record = replace(server, model_api=True, tmp=str(tmp_path))
+    save(record, tmp_path)
+
+    with pytest.raises(ServerError, match=rf"^{server.url} must run on, got a stop: start it again$"):
+        versions.rollback("tiny-mda", tmp_path)
 
 
 def test_a_rollback_that_was_killed_is_carried_out_by_the_next_command(
