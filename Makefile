@@ -8,6 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 ENV := $(VENV)/.synced
+COMPILE = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --python-version 3.11
 EXTRAS := serve serve-cpu train load dev
 SERVING := $(PY) -m serving
 TRAINING := $(PY) -m training
@@ -79,9 +80,8 @@ gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worke
 	$(PY) -m load_tests.bench_serve --device gpu --precision float32 --precision float16 --out load_tests/results/gpu-check.json
 
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
-	@for extra in $(EXTRAS); do \
-	  $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header \
-	    --python-version 3.11 --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
+	@for extra in $(EXTRAS); do $(COMPILE) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
+	@$(COMPILE) requirements/uv.in -o requirements/uv.txt
 
 clean: ## remove the environment, runs, cached features, archives and samples; bundles stay
 	rm -rf $(VENV) .uv runs cache data/samples model_store/*.mar

@@ -30,6 +30,7 @@ from serving.torchserve.archive import package as package_bundle
 from serving.torchserve.gpus import DeviceChoice
 from serving.torchserve.management import inference_key
 from serving.torchserve.ports import LOOPBACK
+from serving.torchserve.readiness import unwatched
 from serving.torchserve.signals import Interrupted, finishing, raise_interrupted
 from serving.torchserve.state import KEY_FILE, Server, load
 
@@ -165,14 +166,17 @@ def rollback(
 
 @app.command()
 def status(state: StateOption = launch.STATE) -> None:
-    """Show each model's workers; exit code 0: all are ready, 1: some are not, or it drains, 3: no server runs."""
+    """Show each model's workers; exit code 0: ready, 1: not, or not watched, or it drains, 3: no server runs."""
     statuses, server = launch.status(state), load(state)
     if statuses is None or server is None:
         print(f"No server runs in {state}.")
         raise typer.Exit(3)
     print_status(statuses, server, state)
     print(f"The server is at {server.url}, since {server.started}.")
-    if not all(one.is_ready for one in statuses):
+    fault = unwatched(server)
+    if fault is not None:
+        print(f"Not ready: {fault}.")
+    if fault is not None or not all(one.is_ready for one in statuses):
         raise typer.Exit(1)
 
 

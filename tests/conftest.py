@@ -8,11 +8,13 @@ import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from PIL import Image
 
 from serving.bundle import Bundle, graph_files, staged, write_manifest
 from serving.settings import WorkerSettings
-from serving.torchserve import launch
+from serving.torchserve import launch, process
 from serving.torchserve.archive import package
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,11 +163,23 @@ def server(model_store: Path, state: Path) -> Iterator[launch.Server]:
     serving("stop", "--state", state, check=True)
 
 
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 def workers_of(server: launch.Server, model: str) -> list[dict[str, Any]]:
     """What TorchServe says of a model's workers."""
     (status,) = httpx.get(f"{server.management_url}/models/{model}", trust_env=False).json()
     workers: list[dict[str, Any]] = status["workers"]
     return workers
+
+
+def exporter_of(server: launch.Server) -> int:
+    """The process id of the exporter, which the keeper has begun."""
+    (pid,) = (member.pid for member in process.members(server.keeper) if member.pid != server.keeper.pid)
+    return pid
 
 
 def until(condition: Callable[[], object], timeout_s: float = 120) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import serving, with_int8
+from conftest import exporter_of, serving, with_int8
 
 from serving.errors import ServerError
 from serving.keys import KEY
@@ -86,13 +86,13 @@ def test_a_ticket_with_another_key_is_no_answer(guarded: Server) -> None:
 
 
 def test_keys_stand_in_no_log_command_line_or_workers_environment(guarded: Server, folder: Path) -> None:
-    processes = [*process.members(guarded.java), psutil.Process(guarded.exporter.pid)]
+    processes = [*process.members(guarded.java), *process.members(guarded.keeper)]
     words = [" ".join([*one.cmdline(), *one.environ().values()]) for one in processes]
     places = (folder / "state", Path(guarded.tmp))
     files = [file for place in places for file in place.rglob("*") if file.is_file()]
     holders = {file for file in files if {INFERENCE, MANAGEMENT} & set(KEY.findall(file.read_text("latin-1")))}
 
-    assert len(processes) == 3
+    assert len(processes) == 4
     assert [text for text in words if INFERENCE in text or MANAGEMENT in text] == []
     assert {file.name for file in holders} == {"key_file.json", "TokenAuthorization.class"}
     assert [place.stat().st_mode & 0o077 for place in (folder / "state" / "key_file.json", places[1])] == [0, 0]
@@ -107,7 +107,7 @@ def test_the_exporter_is_reached_where_it_was_told_to_listen_and_all_else_stays(
     assert 'discriminant_workers_ready{model="tiny-mda",version="1"} 1.0' in metrics.text
     of_exporter, of_java = (
         {one.laddr.ip.removeprefix("::ffff:") for one in connections if one.status == psutil.CONN_LISTEN}
-        for connections in (psutil.Process(pid).net_connections() for pid in (guarded.exporter.pid, guarded.pid))
+        for connections in (psutil.Process(pid).net_connections() for pid in (exporter_of(guarded), guarded.pid))
     )
     assert (of_exporter, of_java) == ({BEYOND}, {"127.0.0.1"})
 

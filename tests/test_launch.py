@@ -20,10 +20,12 @@ from serving.torchserve import config, launch, logs, process
 from serving.torchserve.archive import Archive, package
 from serving.torchserve.lock import locked
 from serving.torchserve.management import Management
+from serving.torchserve.memory import Memory
 from serving.torchserve.ports import Ports, choose_ports, is_loopback
 from serving.torchserve.state import Server, load, save
 
 WAIT_S = 120
+MEMORY = Memory(heap_bytes=8, uploads_bytes=4, queue=2)
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def record(state: Path, **changes: object) -> Server:
         "java": process.Identity(2**22 + 1, 1),  # beyond Linux's greatest process id
         "url": "http://127.0.0.1:1",
         "management_url": "http://127.0.0.1:1",
-        "exporter": process.Identity(2**22 + 2, 1),
+        "keeper": process.Identity(2**22 + 2, 1),
         "metrics_url": "http://127.0.0.1:1/metrics",
         "torchserve_metrics_url": "http://127.0.0.1:1/metrics",
         "models": ("tiny-mda",),
@@ -313,7 +315,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 def test_the_configuration_is_closed_by_default() -> None:
     models = {Archive("a", 2): 1, Archive("b", 1): 3}
-    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 1000)
+    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 1000, 7)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
@@ -323,11 +325,12 @@ def test_the_configuration_is_closed_by_default() -> None:
     assert values["enable_model_api"] == "false"
     assert values["disable_token_authorization"] == "true"
     assert values["number_of_gpu"] == "0"
+    assert values["job_queue_size"] == "7"
 
 
 def test_a_path_survives_javas_properties() -> None:
     text = config.properties(
-        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1
+        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1, 1
     )
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text
@@ -347,16 +350,17 @@ def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_se
 @pytest.mark.parametrize(("version", "expected"), [((21, 0, 1), 0), ((25, 0, 2), 2)])
 def test_only_new_javas_get_the_new_flags(version: tuple[int, ...], expected: int) -> None:
     paths = [Path("/x")] * 4
-    command = config.command(paths[0], version, *paths, cores=2)
+    command = config.command(paths[0], version, *paths, cores=2, memory=MEMORY)
 
     assert sum(word.startswith(("--sun", "--enable")) for word in command) == expected
 
 
 @pytest.mark.parametrize(("cores", "frugal"), [(4, True), (8, False)])
 def test_java_compiles_little_where_cores_are_few(cores: int, frugal: bool) -> None:
-    command = config.command(Path("/java"), (25,), *[Path("/x")] * 4, cores=cores)
+    command = config.command(Path("/java"), (25,), *[Path("/x")] * 4, cores=cores, memory=MEMORY)
 
     assert ("-XX:TieredStopAtLevel=1" in command) is frugal
+    assert {"-Xmx8", "-XX:MaxDirectMemorySize=4"} <= set(command)
 
 
 def test_the_reason_is_the_last_exception_of_the_first_worker_that_died(tmp_path: Path) -> None:
@@ -418,7 +422,7 @@ def test_a_record_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_process_is_seen_from_its_first_moment(tmp_path: Path) -> None:
-    command = ["sh", "-c", "sleep 60", config.SERVER_CLASS]
+    command = ["sh", "-c", "sleep 60", process.SERVER_CLASS]
 
     for _ in range(40):
         leader = process.spawn(command, os.environ, tmp_path, tmp_path / "output")

@@ -85,7 +85,7 @@ def wait_out(what_is_missing: Callable[[], Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def events(server: Server, state: Path, images: list[bytes]) -> None:
+def events(server: Server, images: list[bytes]) -> None:
     """One request of each kind that leaves its mark: an answer, a bad image, and a refusal by the server."""
     for model in server.models:
         url = f"{server.url}/predictions/{model}"

@@ -11,6 +11,8 @@ from serving.errors import ServerError
 from serving.keys import Keys
 from serving.torchserve.patches import classes
 
+KEYS_POOL_END = 5479  # of TokenAuthorization, by javap
+
 
 def torchserve_home() -> Path:
     package = find_spec("ts")
@@ -24,8 +26,9 @@ def test_only_constants_differ() -> None:
     with zipfile.ZipFile(torchserve_home() / classes.JAR) as jar:
         original = {name: jar.read(name) for name in changed}
 
-    model, job, words = (f"org/pytorch/serve/{name}.class" for name in ("wlm/Model", "job/RestJob", "util/ApiUtils"))
-    assert set(changed) == {model, job, words}
+    names = ("wlm/Model", "job/RestJob", "util/ApiUtils", "http/api/rest/InferenceRequestHandler", "ServerInitializer")
+    model, job, words, *others = (f"org/pytorch/serve/{name}.class" for name in names)
+    assert set(changed) == {model, job, words, *others}
     assert changed[words].count(classes.CLEAR_REFUSAL.encode()) == 1
     assert classes.REFUSAL.encode() not in changed[words]
     differing = [n for n, (one, other) in enumerate(zip(original[model], changed[model], strict=True)) if one != other]
@@ -43,7 +46,7 @@ def test_keys_are_two_more_constants_that_are_loaded_where_others_were_drawn() -
     with zipfile.ZipFile(torchserve_home() / classes.JAR) as jar:
         original = jar.read(name)
 
-    count, end = int.from_bytes(original[8:10]), classes.KEYS_POOL_END
+    count, end = int.from_bytes(original[8:10]), KEYS_POOL_END
     pool = changed[end : len(changed) - len(original) + end]
     assert int.from_bytes(changed[8:10]) == count + 4
     assert changed[:8] + original[8:10] + changed[10:end] == original[:end]
@@ -56,6 +59,23 @@ def test_keys_are_two_more_constants_that_are_loaded_where_others_were_drawn() -
     loads = [b"\x13" + (count + n).to_bytes(2) for n in (1, 3)]
     assert code[at : at + 12] == loads[0] + old[at + 3 : at + 6] + loads[1] + old[at + 9 : at + 12]
     assert (code[:at], code[at + 12 :]) == (old[:at], old[at + 12 :])
+
+
+def test_a_connection_gets_one_more_handler_before_its_others() -> None:
+    name = classes.CONNECTION_CLASS
+    changed = classes.changed_classes(torchserve_home())[name]
+    with zipfile.ZipFile(torchserve_home() / classes.JAR) as jar:
+        original = jar.read(name)
+
+    first = bytes.fromhex("2bb90011010 04d".replace(" ", ""))  # channel.pipeline(), kept
+    at, old = changed.index(first), original.index(first)
+    added = changed[at - 25 : at]
+    constants = changed.count(b"timeout") - original.count(b"timeout"), changed.count(b"ReadTimeoutHandler")
+    assert constants == (2, 1)  # the string, and in the handler's name
+    assert (added[:6], added[12:16], added[-6:]) == (first[:6], b"\x59\x11\x00\x4b", bytes.fromhex("b90030030057"))
+    length, before = int.from_bytes(changed[at - 29 : at - 25]), int.from_bytes(original[old - 4 : old])
+    assert length == before + 25
+    assert changed[at : at + before] == original[old : old + before]
 
 
 def test_another_torchserve_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_a_raw_body_is_answered_as_the_predictor_answers(
     assert_same(response.json(), predictor.predict([images[0]])[0])
 
 
+def test_a_body_that_curl_calls_a_form_is_what_it_is(http: httpx.Client, images: list[bytes]) -> None:
+    called = {"Content-Type": "application/x-www-form-urlencoded"}  # by --data-binary and -d
+    image = post(http, content=images[0], headers=called)
+    text = post(http, content=json.dumps({"instances": [b64(images[0])]}).encode(), headers=called)
+
+    assert (image.status_code, text.status_code) == (200, 200)
+    assert image.json() == text.json()["predictions"][0] == post(http, content=images[0]).json()
+    assert error_of(post(http, content=b"data=%89PNG&parameters={}", headers=called))[:2] == (
+        415,
+        "unsupported_image_type",
+    )
+
+
 def test_both_runtimes_answer_the_same(http: httpx.Client, images: list[bytes]) -> None:
     answer = {**post(http, content=images[0]).json(), "model": {"name": "tiny-mda-ts", "version": "1"}}
 

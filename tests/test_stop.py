@@ -59,7 +59,8 @@ def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def hung(server: Server) -> psutil.Process:
-    """Stop the server's worker by a signal; it answers nothing more."""
+    """Stop the server's worker by a signal, and the keeper, which would replace it; it answers nothing more."""
+    psutil.Process(server.keeper.pid).suspend()
     worker = next(member for member in process.members(server.java) if member.pid != server.pid)
     worker.suspend()
     return worker
@@ -68,8 +69,8 @@ def hung(server: Server) -> psutil.Process:
 def left(server: Server, state: Path) -> list[object]:
     """Whatever there still is of a server."""
     files = [path for path in (Path(server.tmp), state / "server.json") if path.exists()]
-    leaders = [one for one in (server.java, server.exporter) if process.is_running(one)]
-    return [*files, *leaders, *process.members(server.java)]
+    leaders = [one for one in (server.java, server.keeper) if process.is_running(one)]
+    return [*files, *leaders, *process.members(server.java), *process.members(server.keeper)]
 
 
 def answers(server: Server, image: bytes) -> int:
@@ -172,16 +173,16 @@ def test_a_stop_that_was_paused_harms_no_later_server(
 def test_a_number_that_is_another_servers_now_is_left_alone(server: Server, own_state: Path) -> None:
     own_state.mkdir()
     earlier = process.Identity(server.pid, server.java.started - 1)
-    exporter = process.Identity(server.exporter.pid, server.exporter.started - 1)
-    save(replace(server, java=earlier, exporter=exporter, tmp=str(own_state / "tmp")), own_state)
+    keeper = process.Identity(server.keeper.pid, server.keeper.started - 1)
+    save(replace(server, java=earlier, keeper=keeper, tmp=str(own_state / "tmp")), own_state)
 
     assert launch.status(own_state) is None
     assert launch.stop(own_state) == f"The server at {server.url} had ended already."
     assert process.is_running(server.java)
-    assert process.is_running(server.exporter)
+    assert process.is_running(server.keeper)
 
 
-def test_an_exporter_that_cannot_begin_leaves_no_java(
+def test_a_keeper_that_cannot_begin_leaves_no_java(
     own_state: Path, model_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.keys import KEY_VARIABLES
 from serving.torchserve.archive import Archive
+from serving.torchserve.memory import Memory
 from serving.torchserve.patches.folder import CLASS_FOLDER, PYTHON
 from serving.torchserve.ports import LOOPBACK, Ports
 from serving.torchserve.process import SERVER_CLASS
@@ -50,7 +51,13 @@ class Access:
 
 
 def properties(
-    models: Mapping[Archive, int], folder: Path, access: Access, ports: Ports, gpus: int, max_request_bytes: int
+    models: Mapping[Archive, int],
+    folder: Path,
+    access: Access,
+    ports: Ports,
+    gpus: int,
+    max_request_bytes: int,
+    queue: int,
 ) -> str:
     """The text of `config.properties`.
 
@@ -62,6 +69,7 @@ def properties(
         ports: of all listeners.
         gpus: how many to use.
         max_request_bytes: the largest request that is read.
+        queue: requests of a model that may wait.
     """
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for model, workers in models.items():
@@ -86,6 +94,7 @@ def properties(
         "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
         "max_request_size": max_request_bytes,
         "max_response_size": max(max_request_bytes, MIN_RESPONSE_BYTES),
+        "job_queue_size": queue,
         "metrics_mode": "prometheus",
         "metrics_config": METRICS_CONFIG,
         "disable_system_metrics": "true",
@@ -104,6 +113,7 @@ def command(
     log4j2: Path,
     tmp: Path,
     cores: int,
+    memory: Memory,
     stock_python: str | None = None,
 ) -> list[str]:
     """The command line that runs TorchServe's Java part, which starts the workers.
@@ -117,6 +127,7 @@ def command(
         tmp: folder for extracted archives and the workers' sockets, and of what is changed of TorchServe.
         cores: how many there are. On a few, Java's optimising compiler takes a tenth of the answers from the first
             minute of full load; afterwards it would give back a twentieth at one connection and nothing at many.
+        memory: what Java gets of the machine's.
         stock_python: the Python that runs the workers of a TorchServe of which nothing is changed; None has changes.
     """
     of_torchserve = str(torchserve_home / "ts" / "frontend" / "*")
@@ -127,6 +138,8 @@ def command(
         str(java),
         *(quiet if java_version >= (24,) else []),
         *(frugal if cores <= FEW_CORES else []),
+        f"-Xmx{memory.heap_bytes}",
+        f"-XX:MaxDirectMemorySize={memory.uploads_bytes}",
         "-XX:+ExitOnOutOfMemoryError",
         f"-Djava.io.tmpdir={tmp}",
         f"-Dmodel_server_home={torchserve_home}",

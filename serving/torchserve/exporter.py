@@ -4,14 +4,13 @@
     GET /ready     200 if every worker of every model can answer and the server does not drain, else 503
     GET /live      200
 
-It ends with the server that it tells of, whose process the last two name. Run by the launcher:
-python -m serving.torchserve.exporter STATE HOST PORT PID STARTED
+The keeper begins it, and begins it again when it has ended or gone silent. It ends when its input does, which is when
+the keeper has ended: python -m serving.torchserve.exporter STATE HOST PORT
 """
 
 import json
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from http import HTTPStatus
@@ -25,11 +24,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serving.metrics import PREFIX
-from serving.torchserve import launch, process
+from serving.torchserve import launch
+from serving.torchserve.heartbeat import HEARTBEATS, Heartbeat
 from serving.torchserve.management import ModelStatus
 from serving.torchserve.state import METRICS_FOLDER, load
 
-_POLL_S = 1.0
 _TIMEOUT_S = 5.0  # of TorchServe, and of a client that says nothing
 
 
@@ -65,8 +64,8 @@ def readiness(state: Path) -> tuple[HTTPStatus, bytes]:
     return HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body).encode()
 
 
-def serve(state: Path, host: str, port: int, java: process.Identity) -> None:
-    """Answer until the server that `java` leads has ended."""
+def serve(state: Path, host: str, port: int) -> None:
+    """Answer until the standard input ends."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT_S
@@ -93,8 +92,8 @@ def serve(state: Path, host: str, port: int, java: process.Identity) -> None:
 
     with ThreadingHTTPServer((host, port), Handler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
-        while process.is_running(java):
-            time.sleep(_POLL_S)
+        Heartbeat(state / HEARTBEATS)
+        sys.stdin.buffer.read()
         http.shutdown()
 
 
@@ -110,4 +109,4 @@ def _of_torchserve(state: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), process.Identity(int(sys.argv[4]), int(sys.argv[5])))
+    serve(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -19,6 +19,7 @@ from serving.request import Message
 from serving.request_log import RequestLog
 from serving.settings import WorkerSettings
 from serving.torchserve.door import Door
+from serving.torchserve.heartbeat import HEARTBEATS, Heartbeat
 from serving.torchserve.state import LOGS, state_of_worker, tmp_of_worker
 
 ID_HEADER = "x-request-id"
@@ -31,6 +32,7 @@ class ImageHandler:
 
     plane: DataPlane
     door: Door
+    heartbeat: Heartbeat
 
     def initialize(self, context: Any) -> None:
         """Load, verify and warm up the bundle in the model's folder; the worker is ready when this returns.
@@ -53,11 +55,12 @@ class ImageHandler:
         self.door = Door(tmp_of_worker())
         log = RequestLog(state / LOGS, manifest.name, str(manifest.version)) if state else None
         self.plane = DataPlane(predictor, Metrics(manifest), log)
+        self.heartbeat = Heartbeat(state / HEARTBEATS if state else None)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer each request of the batch, or refuse all of them while the server drains."""
         messages = [_message(fields, context, index) for index, fields in enumerate(data)]
-        with self.door.entered() as is_open:
+        with self.heartbeat.at_work(), self.door.entered() as is_open:
             replies = self.plane.answer(messages, None if is_open else Draining())
         for index, reply in enumerate(replies):
             context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)

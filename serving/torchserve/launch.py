@@ -26,10 +26,11 @@ from serving.torchserve.archive import Archive, extracted, rebuild
 from serving.torchserve.door import is_draining, mark_draining
 from serving.torchserve.drain import drain
 from serving.torchserve.gpus import DeviceChoice, count_gpus
+from serving.torchserve.heartbeat import HEARTBEATS
 from serving.torchserve.lock import locked
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
-from serving.torchserve.readiness import wait_ready
+from serving.torchserve.readiness import wait_ready, wait_watched
 from serving.torchserve.signals import Interrupted, finishing, held_back
 from serving.torchserve.spawn import Plan, spawn_server
 from serving.torchserve.state import ARCHIVES, KEY_FILE, LOGS, METRICS_FOLDER, Server, forget, is_recorded, load
@@ -44,6 +45,7 @@ DRAIN_S = 6.0  # with what follows, less than the 10 s after which Docker kills
 STOP_GRACE_S = 2.5  # Java takes 2.3 s with nothing in flight
 LOCK_S = 2.0  # what `stop` gives a command under way to end
 _POLL_S = 0.2
+_WATCHED_S = 10.0  # what the exporter may take beyond the workers
 
 
 def start(
@@ -105,6 +107,7 @@ def start(
         try:
             server = spawn_server(plan, state)
             wait_ready(chosen, server, state, ready_timeout_s, old={}, on_gpu=device == "gpu")
+            wait_watched(server, state, _WATCHED_S)
         except BaseException:
             with held_back():
                 _end_recorded(state)
@@ -234,7 +237,7 @@ def _end(server: Server, state: Path, grace_s: float, forgets: bool) -> None:
     try:
         process.end(server.java, grace_s)
     finally:
-        process.end(server.exporter, grace_s=0)  # last, so that it says to the end that the server is not ready
+        process.end(server.keeper, grace_s=0)  # last, so that it says to the end that the server is not ready
     if forgets:
         forget(server, state)
 
@@ -261,6 +264,6 @@ def _clean(state: Path) -> None:
         shutil.rmtree(before, ignore_errors=True)
         present.rename(before)
     present.mkdir()
-    for folder in (METRICS_FOLDER, ARCHIVES):
+    for folder in (METRICS_FOLDER, HEARTBEATS, ARCHIVES):
         shutil.rmtree(state / folder, ignore_errors=True)
         (state / folder).mkdir()

@@ -1,7 +1,7 @@
 """TorchServe's management interface: what each worker is doing, and changes of what is served."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from serving.errors import ServerError
+from serving.torchserve.heartbeat import HEARTBEATS, hung
 from serving.torchserve.state import KEY_FILE, Server
 
 _ANSWER_TIMEOUT_S = 5.0
@@ -37,18 +38,19 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class Management:
-    """TorchServe's management interface: its address, and its key if it asks for one."""
+    """TorchServe's management interface: its address, its key if it asks for one, where its workers' heartbeats are."""
 
     url: str
     key: str | None = None
+    heartbeats: Path | None = None
 
     @classmethod
     def of(cls, server: Server, state: Path) -> "Management":
         """That of a server and its folder."""
-        return cls(server.management_url, management_key(state))
+        return cls(server.management_url, management_key(state), state / HEARTBEATS)
 
     def describe(self, *models: str) -> list[ModelStatus]:
-        """Ask for the state of all versions of some models.
+        """Ask for the state of all versions of some models; a worker that has gone silent is not ready.
 
         Returns:
             One status per version; none for a model that is not registered.
@@ -64,7 +66,8 @@ class Management:
             response = httpx.get(url, headers=self._headers, timeout=_ANSWER_TIMEOUT_S, trust_env=False)
             if response.status_code == httpx.codes.NOT_FOUND:
                 return []
-            return [_status(entry) for entry in response.raise_for_status().json()]
+            silent = hung(self.heartbeats) if self.heartbeats else ()
+            return [_status(entry, silent) for entry in response.raise_for_status().json()]
         except (httpx.HTTPError, ValueError) as exc:
             raise ServerError(f"{url} must answer with the state of the model, got {exc}") from exc
 
@@ -132,9 +135,9 @@ def inference_key(state: Path) -> str | None:
     return _key(state, "inference")
 
 
-def _status(entry: dict[str, Any]) -> ModelStatus:
+def _status(entry: dict[str, Any], silent: Container[int]) -> ModelStatus:
     workers = entry["workers"]
-    ready = [worker for worker in workers if worker["status"] == "READY"]
+    ready = [worker for worker in workers if worker["status"] == "READY" and worker["pid"] not in silent]
     on_gpu = bool(ready) and all(worker["gpu"] for worker in ready)
     return ModelStatus(entry["modelName"], entry["modelVersion"], len(workers), len(ready), on_gpu)
 

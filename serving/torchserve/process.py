@@ -1,8 +1,8 @@
-"""The server's processes: Java leads a process group of its own, the workers are in it, and they end together.
+"""The server's processes in their groups: Java leads one with the workers, the keeper one with the exporter.
 
-The number of a process that has ended may become another one's, so a process is told by its number and its start. The
-number of a group is no process's while the group has a member: a leader's number with another start means that the
-whole group has ended.
+A group ends together. The number of a process that has ended may become another one's, so a process is told by its
+number and its start. The number of a group is no process's while the group has a member: a leader's number with another
+start means that the whole group has ended.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import psutil
 from serving.errors import ServerError
 
 SERVER_CLASS = "org.pytorch.serve.ModelServer"  # in Java's command line
-EXPORTER = "serving.torchserve.exporter"
-CHILDREN = ("model_service_worker.py", "jspawnhelper", EXPORTER)  # a worker, what Java starts on the way to one
+KEEPER, EXPORTER = "serving.torchserve.keeper", "serving.torchserve.exporter"
+OURS = ("model_service_worker.py", "jspawnhelper", KEEPER, EXPORTER)  # second, what Java starts on the way to a worker
 _POLL_S = 0.1
 KILL_TIMEOUT_S = 10.0
 
@@ -63,6 +63,11 @@ def started(pid: int) -> int | None:
     return int(fields.rpartition(")")[2].split()[19])  # the 22nd of all; the second, its name, is in parentheses
 
 
+def own() -> Identity:
+    """This process, if it leads a group."""
+    return Identity(os.getpid(), started(os.getpid()) or 0)
+
+
 def is_running(leader: Identity) -> bool:
     """Whether this very process lives."""
     _reap(leader.pid)
@@ -73,7 +78,7 @@ def is_running(leader: Identity) -> bool:
 
 
 def members(leader: Identity) -> list[psutil.Process]:
-    """The live processes of the server that `leader` leads or has led: Java and the workers."""
+    """The live processes of the group that `leader` leads or has led: Java and the workers, or keeper and exporter."""
     _reap(leader.pid)
     if started(leader.pid) not in (None, leader.started):
         return []
@@ -81,7 +86,7 @@ def members(leader: Identity) -> list[psutil.Process]:
 
 
 def end(leader: Identity, grace_s: float) -> None:
-    """End the server: ask Java, wait up to `grace_s` seconds for it, then kill whatever is left of the group.
+    """End a group: ask its leader, wait up to `grace_s` seconds for it, then kill whatever is left.
 
     Raises:
         ServerError: if something survives even that.
@@ -101,7 +106,7 @@ def _is_member(process: psutil.Process, group: int) -> bool:
         if os.getpgid(process.pid) != group or process.status() == psutil.STATUS_ZOMBIE:
             return False
         words = process.cmdline()  # none for a moment, while a process turns into another program
-        return not words or any(word == SERVER_CLASS or word.endswith(CHILDREN) for word in words)
+        return not words or any(word == SERVER_CLASS or word.endswith(OURS) for word in words)
     except (psutil.Error, OSError):
         return False
 

@@ -1,11 +1,13 @@
 """Readiness: the one wait until every worker of some models can answer, or until it is clear that one never will.
 
-`/ping` says Healthy while every worker is dead, so nothing here asks it.
+`/ping` says Healthy while every worker is dead, so nothing here asks it. Likewise, whether anybody watches the server.
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import httpx
 
 from serving.errors import DeviceUnavailable, ServerError
 from serving.torchserve import logs, process
@@ -15,6 +17,7 @@ from serving.torchserve.management import Management
 from serving.torchserve.state import LOGS, Server
 
 _POLL_S = 0.2
+_ANSWER_TIMEOUT_S = 5.0
 _LAST_WORDS_S = 0.5  # what a dying worker takes to print them
 
 
@@ -43,6 +46,31 @@ def wait_ready(
                 f"workers of {names} must be ready within {timeout_s:g} s, got some that are not; {_see(state)}"
             )
         time.sleep(_POLL_S)
+
+
+def wait_watched(server: Server, state: Path, timeout_s: float) -> None:
+    """Wait until the exporter answers.
+
+    Raises:
+        ServerError: if it does not in time, or nobody is there to begin it again, with the reason.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (fault := unwatched(server)) is not None:
+        if time.monotonic() > deadline or not process.is_running(server.keeper):
+            raise ServerError(f"{fault}; {_see(state)}")
+        time.sleep(_POLL_S)
+
+
+def unwatched(server: Server) -> str | None:
+    """What keeps `/ready` from being answered and hung workers from being replaced, if anything does."""
+    if not process.is_running(server.keeper):
+        return "the keeper must run, got its end: stop the server and start it again"
+    url = server.metrics_url.replace("/metrics", "/live")
+    try:
+        httpx.get(url, timeout=_ANSWER_TIMEOUT_S, trust_env=False).raise_for_status()
+    except httpx.HTTPError as exc:
+        return f"{url} must be answered by the exporter, got {exc}: the keeper begins it again in a moment"
+    return None
 
 
 def _are_ready(models: Sequence[Archive], server: Server, state: Path, old: logs.Sizes, on_gpu: bool) -> bool:

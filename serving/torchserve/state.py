@@ -31,7 +31,7 @@ class Server:
         java: which leads the process group.
         url: of the inference interface.
         management_url: of the management interface.
-        exporter: the process.
+        keeper: which leads the group of the exporter.
         metrics_url: where Prometheus finds the metrics; the exporter's.
         torchserve_metrics_url: of TorchServe's own part of them.
         models: names of the models.
@@ -50,7 +50,7 @@ class Server:
     java: Identity
     url: str
     management_url: str
-    exporter: Identity
+    keeper: Identity
     metrics_url: str
     torchserve_metrics_url: str
     models: tuple[str, ...]
@@ -85,7 +85,7 @@ def load(state: Path) -> Server | None:
     """The server that was started last in this folder and not stopped since; it may have died."""
     try:
         fields = json.loads((state / "server.json").read_bytes())
-        processes = {name: Identity(**fields[name]) for name in ("java", "exporter")}
+        processes = {name: Identity(**fields[name]) for name in ("java", "keeper")}
         return Server(**{**fields, **processes, "models": tuple(fields["models"])})
     except FileNotFoundError:
         return None

@@ -1,8 +1,9 @@
 """What is changed of TorchServe 0.12.0, and why. `start --stock` runs it without any of this.
 
-Nothing of the installed package is touched. In the server's private folder lie copies of four of its classes, which
+Nothing of the installed package is touched. In the server's private folder lie copies of six of its classes, which
 stand before TorchServe's own on Java's class path, and a script that TorchServe takes for Python. A copy differs from
-its class in a few constants; where a class has another digest than that which this was made for, a start is refused.
+its class in a few constants or instructions; where a class has another digest than that which this was made for, a
+start is refused.
 
 Batch delay (class `Model`)
     A worker gets at once what has gathered while it was busy. TorchServe waits for a batch to fill in whole
@@ -16,6 +17,16 @@ Names and unit of two metrics (class `RestJob`)
 
 Words of a refusal (class `ApiUtils`)
     Whoever meets a full queue is told so. TorchServe's words are that there is no worker, and how to add one.
+
+Bodies that curl sends (class `InferenceRequestHandler`)
+    `curl --data-binary @FILE` and `curl -d JSON` call what they send a web page's form, unless they are told otherwise.
+    TorchServe looks for the form's fields, answers 500, and logs parts of the image. In the copy no body is such a
+    form, and what curl sends is what it is.
+
+Connections (class `ServerInitializer`)
+    A connection on which nothing comes for 75 seconds is closed. TorchServe waits for ever, and keeps what has come of
+    a request in memory. Whoever is waiting for an answer has one long before; proxies commonly give up an idle
+    connection after 60 seconds, before it is closed under their hands.
 
 Keys (class `TokenAuthorization`, where the server asks for keys)
     Keys can be given, and survive a restart. TorchServe draws new ones, of six random bytes, at each start; stock, they
