@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ from serving.settings import WorkerSettings
 from serving.torchserve import launch, versions
 from serving.torchserve.archive import Archive, package
 from serving.torchserve.management import Management
-from serving.torchserve.state import Server, load
+from serving.torchserve.state import Server, load, save
 from serving.torchserve.store import choose
 
 WAIT_S = 60
@@ -36,6 +37,12 @@ def running(state: Path) -> Server:
     server = load(state)
     assert server is not None
     return server
+
+
+def begun(*words: object) -> subprocess.Popen[str]:
+    """A command that is under way."""
+    command = [sys.executable, "-m", "serving", *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def killed(at: str, state: Path, *command: object) -> None:
@@ -73,33 +80,24 @@ def whole(*history: int) -> dict[str, object]:
     }
 
 
-def test_a_deploy_that_is_interrupted_changes_nothing(
+def test_a_deploy_that_is_interrupted_changes_nothing_and_a_rollback_is_finished(
     served: Path, make_bundle: Callable[..., Path], images: list[bytes]
 ) -> None:
-    management = Management.of(running(served), served)
-    command = [sys.executable, "-m", "serving", "deploy", str(make_bundle(version=2)), "--state", str(served)]
-    deploy = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
-    until(lambda: management.status("tiny-mda", 2))
-
+    second = make_bundle(version=2)
+    deploy = begun("deploy", second, "--state", served)
+    until(lambda: Management.of(running(served), served).status("tiny-mda", 2))
     deploy.send_signal(signal.SIGTERM)
-    said = deploy.communicate(timeout=WAIT_S)
-    assert (deploy.returncode, said) == (130, ("", "Interrupted; the server is as it was.\n"))
+    assert deploy.communicate(timeout=WAIT_S) == ("", "Interrupted; the server is as it was.\n")
+    assert deploy.returncode == 130
     assert seen(served, images[0]) == whole(1)
-    versions.deploy(make_bundle(version=2), served)
+
+    versions.deploy(second, served)
     assert seen(served, images[0]) == whole(1, 2)
-
-
-def test_a_rollback_that_is_interrupted_is_finished(
-    served: Path, make_bundle: Callable[..., Path], images: list[bytes]
-) -> None:
-    versions.deploy(make_bundle(version=2), served)
-    command = [sys.executable, "-m", "serving", "rollback", "tiny-mda", "--state", str(served)]
-    rollback = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    rollback = begun("rollback", "tiny-mda", "--state", served)
     until(Path(running(served).store, "tiny-mda-2.mar.rolled-back").exists)
-
     rollback.send_signal(signal.SIGINT)
-    said = rollback.communicate(timeout=WAIT_S)
-    assert (rollback.returncode, said) == (0, ("tiny-mda is version 1 again; version 2 is gone\n", ""))
+    assert rollback.communicate(timeout=WAIT_S) == ("tiny-mda is version 1 again; version 2 is gone\n", "")
+    assert rollback.returncode == 0
     assert seen(served, images[0]) == whole(1)
 
 
@@ -148,6 +146,15 @@ def test_a_new_model_whose_deploy_was_killed_is_taken_away(
     assert seen(served, images[0]) == whole(1, 2)
 
 
+def test_a_server_that_is_about_to_stop_takes_no_version(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "draining").touch()
+    record = replace(server, model_api=True, tmp=str(tmp_path))
+    save(record, tmp_path)
+
+    with pytest.raises(ServerError, match=rf"^{server.url} must run on, got a stop: start it again$"):
+        versions.rollback("tiny-mda", tmp_path)
+
+
 def test_a_rollback_that_was_killed_is_carried_out_by_the_next_command(
     served: Path, make_bundle: Callable[..., Path], images: list[bytes]
 ) -> None:
@@ -179,8 +186,7 @@ def test_a_version_that_was_started_beside_the_default_stays(
 def test_a_deploy_fails_when_its_server_is_stopped(served: Path, make_bundle: Callable[..., Path]) -> None:
     server = running(served)
     management = Management.of(server, served)
-    command = [sys.executable, "-m", "serving", "deploy", str(make_bundle(version=2)), "--state", str(served)]
-    deploy = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    deploy = begun("deploy", make_bundle(version=2), "--state", served)
     until(lambda: management.status("tiny-mda", 2))
 
     stopped = launch.stop(served)

@@ -78,9 +78,10 @@ def test_a_server_whose_certificate_is_gone_is_stopped(
     server = started(model_store, own_state, *issued(authority, tmp_path))
     (own_state / "certificate.pem").unlink()
 
+    copy = own_state / "certificate.pem"
     assert launch.stop(own_state) == (
-        f"Stopped the server at {server.url}; what was in flight was dropped: {own_state}/certificate.pem must be the "
-        "server's copy of its certificate, got [Errno 2] No such file or directory: start anew."
+        f"Stopped the server at {server.url}; what was in flight was dropped: {copy} must be the server's copy of its "
+        f"certificate, got [Errno 2] No such file or directory: '{copy}': start anew."
     )
     assert launch.status(own_state) is None
 

@@ -150,7 +150,7 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DR
 
     Args:
         state: the server's folder.
-        grace_s: how long Java may take to end; 0 kills it.
+        grace_s: how long Java may take to end once all is answered; 0 kills it, as it does where something was dropped.
         drain_s: how long the answers may take, and a command under way; 0 drops them.
 
     Returns:
@@ -172,7 +172,7 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DR
             return _ended(server, state)
         dropped = _drain(server, state, deadline) if process.is_running(server.java) else None
         with finishing():
-            _end(server, state, grace_s, is_held)
+            _end(server, state, 0 if dropped else grace_s, is_held)
     return f"Stopped the server at {server.url}" + (f"; what was in flight was dropped: {dropped}." if dropped else ".")
 
 

@@ -101,7 +101,7 @@ def _changeable(state: Path, command: str) -> Iterator[tuple[Management, Server]
         if not server.model_api:
             raise ServerError("the server must take new versions, got one that does not: start it with --model-api")
         if is_draining(Path(server.tmp)):
-            raise ServerError(f"{server.url} must run on, got one that is about to stop")
+            raise ServerError(f"{server.url} must run on, got a stop: start it again")
         management = Management.of(server, state)
         yield management, settle(management, server, state)
 
