@@ -103,9 +103,9 @@ def test_a_failure_of_one_request_is_its_own(
 
 
 def test_a_message_that_cannot_even_be_read(plane: DataPlane, images: list[bytes]) -> None:
-    wrong: Any = object()
+    wrong: Any = 7
 
-    assert answers(plane, Message(wrong), Message(images[0]))[0] == (500, {"error": UNEXPECTED})
+    assert answers(plane, Message(b"{}", json_length=wrong), Message(images[0]))[0] == (500, {"error": UNEXPECTED})
 
 
 def test_all_of_a_batch_may_be_refused_unread(plane: DataPlane, images: list[bytes]) -> None:

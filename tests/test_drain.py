@@ -23,7 +23,7 @@ CLIENTS = 16
 NOWHERE = Server(
     pid=2**22 + 1, url="http://127.0.0.1:1", management_url="", exporter=2**22 + 2, gpus=0, metrics_url="",
     torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={}, started="", tmp="",
-    max_request_bytes=1, speedups={},
+    max_request_bytes=1, max_response_bytes=1, speedups={},
 )  # fmt: skip
 
 

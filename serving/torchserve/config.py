@@ -17,7 +17,7 @@ FILE_NAME = "config.properties"
 SERVER_CLASS = "org.pytorch.serve.ModelServer"
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
-MIN_RESPONSE_BYTES = 16 * 1024 * 1024  # is always let through, as an answer may be larger than its request
+MIN_RESPONSE_BYTES = 64 * 1024  # is always let through: TorchServe ends a worker for an error, too, that is longer
 FEW_CORES = 4
 TOKEN_LIFETIME_MIN = 500 * 10**12  # 950 million years; Java's clock ends soon after
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,13 @@ class Access:
 
 
 def properties(
-    models: Mapping[Archive, int], folder: Path, access: Access, ports: Ports, gpus: int, max_request_bytes: int
+    models: Mapping[Archive, int],
+    folder: Path,
+    access: Access,
+    ports: Ports,
+    gpus: int,
+    max_request_bytes: int,
+    max_response_bytes: int,
 ) -> str:
     """The text of `config.properties`.
 
@@ -62,6 +68,7 @@ def properties(
         ports: of all listeners.
         gpus: how many to use.
         max_request_bytes: the largest request that is read.
+        max_response_bytes: the largest answer that is sent.
     """
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for model, workers in models.items():
@@ -85,7 +92,7 @@ def properties(
         "models": json.dumps(counts),
         "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
         "max_request_size": max_request_bytes,
-        "max_response_size": max(max_request_bytes, MIN_RESPONSE_BYTES),
+        "max_response_size": max(max_response_bytes, MIN_RESPONSE_BYTES),
         "metrics_mode": "prometheus",
         "metrics_config": METRICS_CONFIG,
         "disable_system_metrics": "true",

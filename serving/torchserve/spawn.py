@@ -52,6 +52,11 @@ class Plan:
         """The largest request that one of the models may get."""
         return max(settings.limits.max_request_bytes for settings in self.models.values())
 
+    @property
+    def max_response_bytes(self) -> int:
+        """The largest answer that one of the models may give."""
+        return max(settings.limits.max_response_bytes for settings in self.models.values())
+
 
 def spawn_server(plan: Plan, state: Path) -> Server:
     """Begin a server's processes in its state folder, which holds the archives already.
@@ -60,7 +65,8 @@ def spawn_server(plan: Plan, state: Path) -> Server:
         ServerError: if there is no TorchServe, or not the version that this was made for.
     """
     counts = {one: workers(settings, plan.gpus) for one, settings in plan.models.items()}
-    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes)
+    most = plan.max_request_bytes, plan.max_response_bytes
+    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, *most)
     (state / config.FILE_NAME).write_text(text)
     # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
     tmp = Path(tempfile.mkdtemp(prefix="serving-"))
@@ -116,6 +122,7 @@ def _record(plan: Plan, pid: int, exporter: int, tmp: Path) -> Server:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         tmp=str(tmp),
         max_request_bytes=plan.max_request_bytes,
+        max_response_bytes=plan.max_response_bytes,
         speedups=plan.speedups,
     )
 

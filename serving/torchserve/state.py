@@ -40,6 +40,7 @@ class Server:
         started: when, UTC, ISO 8601.
         tmp: folder of its extracted archives and sockets, and of what is changed of TorchServe.
         max_request_bytes: the largest request that it reads.
+        max_response_bytes: the largest answer that it sends.
         speedups: how many times as fast as float32 the models in int8 compute on this CPU, by `name:version`.
         draining: whether it is about to stop and should get no more requests.
     """
@@ -59,6 +60,7 @@ class Server:
     started: str
     tmp: str
     max_request_bytes: int
+    max_response_bytes: int
     speedups: dict[str, float]
     draining: bool = False
 
