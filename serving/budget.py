@@ -22,7 +22,7 @@ FLOORS_S = 0.8  # what the last batches of a run may take together, so that smal
 IDLE_S = 0.5  # after so long nobody has waited for what was before
 QUEUE = 100  # requests that TorchServe lets wait for a model
 
-ARRIVE_S = 1e-9  # a byte on its way from TorchServe into the worker
+ARRIVE_S = 7e-9  # a byte on its way from TorchServe into the worker
 READ_S = 4e-9  # a byte of a body: JSON and base64
 CHECK_S = 2e-9  # a byte of an image: its parts and their checksums
 OPEN_S = 0.1e-3  # the header of one image

@@ -45,6 +45,11 @@ def _number(value: float) -> bytes:
     return struct.pack(">Bd", 6, value)
 
 
+def _whole(value: int) -> bytes:
+    """An int32 there."""
+    return struct.pack(">Bi", 3, value)
+
+
 CHANGES = (
     Change(
         "org/pytorch/serve/wlm/Model.class",
@@ -64,6 +69,11 @@ CHANGES = (
         "org/pytorch/serve/util/ApiUtils.class",
         "c98900b13f1e13722cbdb97d76d83db7671476a5e1e69ad57270b519b6bd86d0",
         ((_text(REFUSAL), _text(CLEAR_REFUSAL)),),
+    ),
+    Change(
+        "io/netty/buffer/AbstractByteBufAllocator.class",
+        "4852a094a9492360701e9dabaa14ad8ba618886237f85107f174976c537937ff",
+        ((_whole(4 * 2**20), _whole(2**30)),),
     ),
 )
 
