@@ -17,8 +17,8 @@ from contextlib import contextmanager
 
 BATCH_S = 1.5  # a batch
 REQUEST_S = 1.4  # one request, by the estimate, once it is read
-WAIT_S = 3.0  # a request, from its acceptance to its answer
-FLOORS_S = 0.8  # what the last batches of a run may take together, so that small requests are always answered
+WAIT_S = 2.6  # a request in a worker; on its way there and back it may wait as long as three seconds are long
+SMALL_S = 0.8  # what all small requests take that may wait at a time; they are always answered
 IDLE_S = 0.5  # after so long nobody has waited for what was before
 QUEUE = 100  # requests that TorchServe lets wait for a model
 
@@ -41,7 +41,8 @@ class Allowance:
 
     Args:
         seconds: from now on.
-        is_fresh: whether its requests have waited for nothing: then the first one is granted whatever it takes, for no
+        small_s: what a request may take for which there is always time.
+        is_fresh: whether the batch has all of its time: then the first request is granted whatever it takes, for no
             other batch could ever take it.
         request_s: what one request may take at all.
         clock: of the time.
@@ -50,24 +51,33 @@ class Allowance:
     def __init__(
         self,
         seconds: float,
+        small_s: float = 0.0,
         is_fresh: bool = True,
         request_s: float = REQUEST_S,
         clock: Clock = time.perf_counter,
     ) -> None:
         self.request_s = request_s
         self._clock = clock
+        self._small_s = small_s
         self._reads_until, self._ends = clock() + seconds / 2, clock() + seconds
         self._may_read_any = self._may_grant_any = is_fresh
 
     def lets_read(self, seconds: float) -> bool:
         """Whether a request may be read, which must leave half of the time for computing."""
-        is_allowed = self._may_read_any or self._clock() + seconds <= self._reads_until
+        is_allowed = self._may_read_any or seconds <= self._small_s or self._clock() + seconds <= self._reads_until
         self._may_read_any = False
         return is_allowed
 
-    def grants(self, seconds: float) -> bool:
-        """Whether there is time for so much; one that gets it has to take it."""
-        is_granted = self._may_grant_any or self._clock() + seconds <= self._ends
+    def grants(self, seconds: float, ahead_s: float) -> bool:
+        """Whether a request may be computed.
+
+        Args:
+            seconds: that it takes.
+            ahead_s: what has been granted and is still to be done.
+        """
+        if seconds <= self._small_s:
+            return True
+        is_granted = self._may_grant_any or self._clock() + ahead_s + seconds <= self._ends
         self._may_grant_any = False
         return is_granted
 
@@ -86,9 +96,8 @@ class Budget:
     def __init__(self, batch_size: int, clock: Clock = time.perf_counter) -> None:
         self._batch_size = batch_size
         self._clock = clock
-        depth = -(-QUEUE // batch_size)  # full batches ahead of a request at most
-        self._floor_s = FLOORS_S / depth
-        self._later_s = FLOORS_S - self._floor_s  # of the batches behind a full one
+        depth = -(-QUEUE // batch_size)  # batches that requests may wait for: that in hand, and full ones
+        self._small_s = SMALL_S / depth  # of a batch
         self._run: deque[float] = deque(maxlen=depth)  # seconds of batches that requests may have waited for
         self._ended = clock()
 
@@ -99,13 +108,13 @@ class Budget:
         Args:
             sizes: bytes of its requests.
         """
-        began, is_full = self._clock(), len(sizes) >= self._batch_size
-        if began - self._ended > IDLE_S:
+        began, arriving_s = self._clock(), ARRIVE_S * sum(sizes)
+        if began - self._ended > IDLE_S + arriving_s:
             self._run.clear()
-        waited_s = sum(self._run) + ARRIVE_S * sum(sizes)
-        allowed_s = min(BATCH_S, WAIT_S - waited_s - (self._later_s if is_full else 0))
-        yield Allowance(max(self._floor_s, allowed_s), allowed_s >= REQUEST_S, clock=self._clock)
+        is_full = len(sizes) >= self._batch_size  # there may be others behind it, and their small ones must have time
+        seconds = min(BATCH_S, WAIT_S - sum(self._run) - arriving_s - (SMALL_S if is_full else self._small_s))
+        yield Allowance(seconds, self._small_s / self._batch_size, seconds >= REQUEST_S, clock=self._clock)
         if not is_full:
             self._run.clear()
         self._ended = self._clock()
-        self._run.append(self._ended - began + ARRIVE_S * sum(sizes))
+        self._run.append(self._ended - began + arriving_s)

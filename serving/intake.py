@@ -113,11 +113,11 @@ class Intake:
         begun: dict[int, list[Decoded | Future[Decoded]]] = {}
         ahead_s, aside_s, running = 0.0, 0.0, list[Future[Decoded]]()
         for n, one in sorted(requests.items(), key=lambda item: item[1].decoding_s + item[1].computing_s):
-            needed_s = one.decoding_s + one.computing_s + ahead_s
-            if not allowance.grants(needed_s + aside_s):
+            needed_s = one.decoding_s + one.computing_s
+            if not allowance.grants(needed_s, ahead_s + aside_s):
                 wait(running)
                 aside_s, running = 0.0, []
-                if not allowance.grants(needed_s):
+                if not allowance.grants(needed_s, ahead_s):
                     continue
             begun[n] = [self._begin(image, pool) for image in one.images]
             running += [item for item in begun[n] if isinstance(item, Future)]
