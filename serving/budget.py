@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
 
 BATCH_S = 1.5  # a batch
 REQUEST_S = 1.4  # one request, by the estimate, once it is read
@@ -29,6 +31,7 @@ OPEN_S = 0.1e-3  # the header of one image
 IMAGE_S = 0.2e-3  # decoding one image, beside its pixels
 PIXEL_S = 55e-9  # a counted pixel
 NUMBER_S = 0.4e-6  # a number of an answer
+LAST_RUNS, MANY_IMAGES = 4, 8  # of a graph: the last ones that ran so many images say how it is lately
 
 Clock = Callable[[], float]
 
@@ -80,6 +83,44 @@ class Allowance:
         is_granted = self._may_grant_any or self._clock() + ahead_s + seconds <= self._ends
         self._may_grant_any = False
         return is_granted
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What an image takes once it is decoded.
+
+    Attributes:
+        least_s: at best; what is refused by it would be too much at any time.
+        lately_s: as the last images did.
+    """
+
+    least_s: float = 0.0
+    lately_s: float = 0.0
+
+    def plus(self, seconds: float) -> "Pace":
+        """With so much more."""
+        return Pace(self.least_s + seconds, self.lately_s + seconds)
+
+
+class PaceMaker:
+    """Learns from each run of a graph what an image takes in it."""
+
+    def __init__(self) -> None:
+        self._least_s = math.inf
+        self._last_s: deque[float] = deque(maxlen=LAST_RUNS)
+
+    def learn(self, images: int, seconds: float) -> None:
+        """Take a run into account; one of few images tells little of what many take."""
+        self._least_s = min(self._least_s, seconds / images)
+        if images >= MANY_IMAGES:
+            self._last_s.append(seconds / images)
+
+    @property
+    def pace(self) -> Pace:
+        """What is known; nothing takes nothing."""
+        if math.isinf(self._least_s):
+            return Pace()
+        return Pace(self._least_s, fmean(self._last_s) if self._last_s else self._least_s)
 
 
 UNLIMITED = Allowance(math.inf, request_s=math.inf)

@@ -1,7 +1,7 @@
 """The images of all requests of a batch: headers → limits → what they will take → pixels, as far as there is time.
 
     intake = Intake(manifest.input, limits, threads=2)
-    [arrays] = intake.decode([[image]], [seconds_per_image], allowance)
+    [arrays] = intake.decode([[image]], [pace], allowance)
 
 The headers of all images are read before one is decoded, and the requests that take least are decoded first. A request
 that asks for too much, or that there is no time for, is refused whole, and none of its images has been decoded then.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.budget import CHECK_S, IMAGE_S, OPEN_S, PIXEL_S, Allowance
+from serving.budget import CHECK_S, IMAGE_S, OPEN_S, PIXEL_S, Allowance, Pace
 from serving.bundle import InputSpec
 from serving.decode import OpenImage, open_image
 from serving.errors import ImageTooLarge, Overloaded, ServingError
@@ -53,37 +53,38 @@ class Intake:
         self._decoders = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
 
     def decode(
-        self, requests: Sequence[Images], image_s: Sequence[float], allowance: Allowance
+        self, requests: Sequence[Images], paces: Sequence[Pace], allowance: Allowance
     ) -> list[list[Decoded] | ServingError]:
         """Decode the images of several requests.
 
         Args:
             requests: the images of each; an error instead of them, or of one of them, is passed through.
-            image_s: what an image of each request takes once it is decoded.
+            paces: what an image of each request takes once it is decoded.
             allowance: what all of it may take.
 
         Returns:
             The images, (channels, height, width), or errors of each request; or the error of the whole.
         """
         smallest_first = sorted(range(len(requests)), key=lambda n: _bytes_of(requests[n]))
-        opened = {n: self._open_request(requests[n], image_s[n], allowance) for n in smallest_first}
+        opened = {n: self._open_request(requests[n], paces[n], allowance) for n in smallest_first}
         return self._decode_all([opened[n] for n in range(len(requests))], allowance)
 
-    def _open_request(self, images: Images, image_s: float, allowance: Allowance) -> _Request | ServingError:
+    def _open_request(self, images: Images, pace: Pace, allowance: Allowance) -> _Request | ServingError:
         """Read the headers of a request's images, if they can be answered in time."""
         if isinstance(images, ServingError):
             return images
-        if len(images) * (IMAGE_S + image_s) > allowance.request_s and len(images) > 1:
-            return _takes_too_long(len(images), IMAGE_S + image_s, allowance)
+        if _is_too_long(len(images), IMAGE_S + pace.least_s, allowance):
+            return _takes_too_long(len(images), IMAGE_S + pace.least_s, allowance)
         if not allowance.lets_read(OPEN_S * len(images) + CHECK_S * _bytes_of(images)):
             return Overloaded()
         opened = self._open_all(images)
         if isinstance(opened, ServingError):
             return opened
-        request = _Request(opened, self._decoding_s(opened), image_s * len(images))
-        if request.decoding_s + request.computing_s > allowance.request_s and len(images) > 1:
-            return _takes_too_long(len(images), request.decoding_s / len(images) + image_s, allowance)
-        return request
+        decoding_s = self._decoding_s(opened)
+        image_s = decoding_s / len(images) + pace.least_s if images else 0
+        if _is_too_long(len(images), image_s, allowance):
+            return _takes_too_long(len(images), image_s, allowance)
+        return _Request(opened, decoding_s, pace.lately_s * len(images))
 
     def _open_all(self, images: Sequence[bytes | ServingError]) -> list[Opened] | ServingError:
         """Read the headers of a request's images, until there are more pixels than it may have."""
@@ -139,6 +140,11 @@ class Intake:
             return image if isinstance(image, ServingError) else read_open_image(image, self._spec)
         except ServingError as error:
             return error
+
+
+def _is_too_long(count: int, image_s: float, allowance: Allowance) -> bool:
+    """One image is always taken, whatever it takes."""
+    return count > 1 and count * image_s > allowance.request_s
 
 
 def _takes_too_long(count: int, image_s: float, allowance: Allowance) -> ImageTooLarge:

@@ -7,7 +7,6 @@ Servers call `predict_together`; the scorer of folders composes `decode`, `infer
 all of them answer the same.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.budget import NUMBER_S, UNLIMITED, Allowance
+from serving.budget import NUMBER_S, UNLIMITED, Allowance, Pace, PaceMaker
 from serving.bundle import Bundle, Precision
 from serving.errors import BundleError, ServingError
 from serving.intake import Decoded, Images, Intake
@@ -94,7 +93,7 @@ class Predictor:
         self._precision: Precision = precision
         self._run = open_runtime(bundle, runtime, device, threads, precision)
         self._intake = Intake(bundle.manifest.input, limits, threads)
-        self._graph_s = math.inf  # what an image takes in the graph: the least that was seen
+        self._pace_maker = PaceMaker()
 
     @classmethod
     def open(
@@ -121,7 +120,7 @@ class Predictor:
         began = time.perf_counter()
         starts = range(0, len(images), self._max_batch)
         parts = [self._run(images[start : start + self._max_batch]) for start in starts]
-        self._graph_s = min(self._graph_s, (time.perf_counter() - began) / len(images))
+        self._pace_maker.learn(len(images), time.perf_counter() - began)
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def encode(self, outputs: Outputs, options: Sequence[Options]) -> list[Answer]:
@@ -156,8 +155,8 @@ class Predictor:
             for, its error. None of its images has been decoded then.
         """
         with timer("decode"):
-            image_s = [self._image_s(options) for _, options in work]
-            taken = self._intake.decode([images for images, _ in work], image_s, allowance)
+            paces = [self._pace(options) for _, options in work]
+            taken = self._intake.decode([images for images, _ in work], paces, allowance)
         decoded = [image for images in taken if isinstance(images, list) for image in images]
         chosen = [one for images, (_, one) in zip(taken, work, strict=True) if isinstance(images, list) for _ in images]
         results = iter(self._answer(decoded, chosen, timer))
@@ -176,10 +175,9 @@ class Predictor:
         for _ in range(TIMED_RUNS):
             self.infer(images)
 
-    def _image_s(self, options: Options) -> float:
-        """Seconds that an image takes once it is decoded: the graph, as far as it is known, and the answer."""
-        graph_s = self._graph_s if math.isfinite(self._graph_s) else 0.0
-        return graph_s + NUMBER_S * answer_numbers(self.bundle.manifest, options)
+    def _pace(self, options: Options) -> Pace:
+        """What an image takes once it is decoded: the graph, and the answer."""
+        return self._pace_maker.pace.plus(NUMBER_S * answer_numbers(self.bundle.manifest, options))
 
     def _answer(self, decoded: Sequence[Decoded], options: Sequence[Options], timer: Timer) -> list[Result]:
         """Infer and encode what is decoded, each by its options; errors stay in their places."""
