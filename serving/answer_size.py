@@ -46,8 +46,7 @@ class AnswerSizes:
         """
         if isinstance(request.images, ServingError):
             return
-        head, each = self._sizes(request)
-        count = len(request.images)
+        count, (head, each) = len(request.images), self.of(request)
         if head + count * each > self._most:
             fewer = (self._most - head) // each
             cure = f"send at most {fewer} images at a time, or " if fewer > 0 else ""
@@ -56,13 +55,8 @@ class AnswerSizes:
                 f"bytes each: {cure}ask for less by parameters.return or outputs"
             )
 
-    def most_bytes(self, request: Request) -> int:
-        """The most bytes that the reply to a request with images can have."""
-        head, each = self._sizes(request)
-        return head + len(request.images) * each  # type: ignore[arg-type]
-
-    def _sizes(self, request: Request) -> tuple[int, int]:
-        """Bytes of a reply that do not grow with its images, and those of each image."""
+    def of(self, request: Request) -> tuple[int, int]:
+        """The most bytes of a reply: those that do not grow with its images, and those of each image."""
         options = request.options
         longest = self._longest(Options(min(options.top_k, self._classes), options.returns))
         one, two = (len(orjson.dumps(request.reply([longest] * count)[1])) for count in (1, 2))

@@ -2,11 +2,12 @@
 
     budget = Budget(batch_size=32)
     with budget.batch([len(body) for body in bodies]) as allowance:
-        if allowance.grants(seconds): ...
+        if allowance.grants(seconds, ahead_s): ...
 
 A request waits for the batch in hand, for those of the requests accepted before it, and for its own. What is ahead of a
 batch is estimated before it is done, and what has been done is charged by the clock, so that a busy machine takes less.
-A batch that was not full has left nobody waiting; full ones are a run, and share what a request may wait.
+A batch that was not full has left nobody waiting; full ones are a run, and share what a request may wait. Some of it is
+kept for small requests, as many as can wait at a time: for them there is always time, whatever came before.
 """
 
 import math
@@ -15,11 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import fmean
 
 BATCH_S = 1.5  # a batch
 REQUEST_S = 1.4  # one request, by the estimate, once it is read
-WAIT_S = 2.6  # a request in a worker; on its way there and back it may wait as long as three seconds are long
+WAIT_S = 2.6  # a request, in its own batch and those before; its way there and back comes on top: three seconds in all
 SMALL_S = 0.8  # what all small requests take that may wait at a time; they are always answered
 IDLE_S = 0.5  # after so long nobody has waited for what was before
 QUEUE = 100  # requests that TorchServe lets wait for a model
@@ -91,7 +91,7 @@ class Pace:
 
     Attributes:
         least_s: at best; what is refused by it would be too much at any time.
-        lately_s: as the last images did.
+        lately_s: at best of the last runs, which other work on the machine may have made slower.
     """
 
     least_s: float = 0.0
@@ -102,7 +102,7 @@ class Pace:
         return Pace(self.least_s + seconds, self.lately_s + seconds)
 
 
-class PaceMaker:
+class PaceMeter:
     """Learns from each run of a graph what an image takes in it."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class PaceMaker:
         """What is known; nothing takes nothing."""
         if math.isinf(self._least_s):
             return Pace()
-        return Pace(self._least_s, fmean(self._last_s) if self._last_s else self._least_s)
+        return Pace(self._least_s, min(self._last_s, default=self._least_s))
 
 
 UNLIMITED = Allowance(math.inf, request_s=math.inf)
@@ -154,8 +154,10 @@ class Budget:
             self._run.clear()
         is_full = len(sizes) >= self._batch_size  # there may be others behind it, and their small ones must have time
         seconds = min(BATCH_S, WAIT_S - sum(self._run) - arriving_s - (SMALL_S if is_full else self._small_s))
-        yield Allowance(seconds, self._small_s / self._batch_size, seconds >= REQUEST_S, clock=self._clock)
-        if not is_full:
-            self._run.clear()
-        self._ended = self._clock()
-        self._run.append(self._ended - began + arriving_s)
+        try:
+            yield Allowance(seconds, self._small_s / self._batch_size, seconds >= REQUEST_S, clock=self._clock)
+        finally:
+            if not is_full:
+                self._run.clear()
+            self._ended = self._clock()
+            self._run.append(self._ended - began + arriving_s)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.budget import NUMBER_S, UNLIMITED, Allowance, Pace, PaceMaker
+from serving.budget import NUMBER_S, UNLIMITED, Allowance, Pace, PaceMeter
 from serving.bundle import Bundle, Precision
 from serving.errors import BundleError, ServingError
 from serving.intake import Decoded, Images, Intake
@@ -93,7 +93,7 @@ class Predictor:
         self._precision: Precision = precision
         self._run = open_runtime(bundle, runtime, device, threads, precision)
         self._intake = Intake(bundle.manifest.input, limits, threads)
-        self._pace_maker = PaceMaker()
+        self._meter = PaceMeter()
 
     @classmethod
     def open(
@@ -120,7 +120,7 @@ class Predictor:
         began = time.perf_counter()
         starts = range(0, len(images), self._max_batch)
         parts = [self._run(images[start : start + self._max_batch]) for start in starts]
-        self._pace_maker.learn(len(images), time.perf_counter() - began)
+        self._meter.learn(len(images), time.perf_counter() - began)
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def encode(self, outputs: Outputs, options: Sequence[Options]) -> list[Answer]:
@@ -177,7 +177,7 @@ class Predictor:
 
     def _pace(self, options: Options) -> Pace:
         """What an image takes once it is decoded: the graph, and the answer."""
-        return self._pace_maker.pace.plus(NUMBER_S * answer_numbers(self.bundle.manifest, options))
+        return self._meter.pace.plus(NUMBER_S * answer_numbers(self.bundle.manifest, options))
 
     def _answer(self, decoded: Sequence[Decoded], options: Sequence[Options], timer: Timer) -> list[Result]:
         """Infer and encode what is decoded, each by its options; errors stay in their places."""
