@@ -17,7 +17,7 @@ from serving.bundle import Manifest
 from serving.errors import AnswerTooLarge, ServingError
 from serving.limits import Limits
 from serving.request import Request
-from serving.respond import Answer, Options, encode
+from serving.respond import ALONE, EACH, Answer, Form, Options, encode
 
 LONGEST_SHARE = 1.234567e-05  # of 0 to 1, with seven digits: 13 characters
 LONGEST_NUMBER = -1.234567e15  # 19 characters
@@ -37,6 +37,7 @@ class AnswerSizes:
         self._most = limits.max_response_bytes
         self._classes = manifest.head.classes
         self._longest = lru_cache(KEPT)(lambda options: longest_answer(manifest, options))
+        self._of_form = lru_cache(KEPT)(lambda form, options: _sizes(form, self._longest(options)))
 
     def check(self, request: Request) -> None:
         """Refuse a request whose answers could have more bytes than allowed.
@@ -57,11 +58,16 @@ class AnswerSizes:
 
     def of(self, request: Request) -> tuple[int, int]:
         """The most bytes of a reply: those that do not grow with its images, and those of each image."""
-        options = request.options
-        longest = self._longest(Options(min(options.top_k, self._classes), options.returns))
-        one, two = (len(orjson.dumps(request.reply([longest] * count)[1])) for count in (1, 2))
-        each = max(two - one, ERROR_BYTES)
-        return max(one, ERROR_BYTES) - each, each
+        options = Options(min(request.options.top_k, self._classes), request.options.returns)
+        if request.form is ALONE or request.form is EACH:
+            return self._of_form(request.form, options)
+        return _sizes(request.form, self._longest(options))
+
+
+def _sizes(form: Form, longest: Answer) -> tuple[int, int]:
+    one, two = (len(orjson.dumps(form.respond([longest] * count)[1])) for count in (1, 2))
+    each = max(two - one, ERROR_BYTES)
+    return max(one, ERROR_BYTES) - each, each
 
 
 def longest_answer(manifest: Manifest, options: Options) -> Answer:
