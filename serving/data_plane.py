@@ -12,15 +12,18 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
-from serving.errors import ServingError
+from serving.answer_size import AnswerSizes
+from serving.budget import OPEN_S, READ_S, Allowance, Budget
+from serving.errors import Overloaded, ServingError
 from serving.metrics import Metrics, Stopwatch
 from serving.predictor import Predictor, Results, Stage
 from serving.request import Message, Request, read
 from serving.request_log import RequestLog
+from serving.settings import DEFAULT_SETTINGS
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +44,19 @@ class DataPlane:
         predictor: of the model.
         metrics: what is counted; of its own if None.
         log: where a line a request goes, if anywhere.
+        batch_size: requests in a full batch.
     """
 
-    def __init__(self, predictor: Predictor, metrics: Metrics | None = None, log: RequestLog | None = None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        metrics: Metrics | None = None,
+        log: RequestLog | None = None,
+        batch_size: int = DEFAULT_SETTINGS.batch_size,
+    ) -> None:
         self.predictor = predictor
+        self._budget = Budget(batch_size)
+        self._sizes = AnswerSizes(predictor.bundle.manifest, predictor.limits)
         self._metrics = metrics or Metrics(predictor.bundle.manifest)
         self._log = log
         self._aside = ThreadPoolExecutor(max_workers=1)  # counts and logs while the replies are on their way
@@ -57,10 +69,11 @@ class DataPlane:
             refusal: the error that all of them get instead, unread.
         """
         began, stopwatch = time.perf_counter(), Stopwatch()
-        requests = [Request(refusal) if refusal else self._read(message) for message in messages]
-        outcomes = self._predict(requests, stopwatch)
-        answers = [request.reply(outcome) for request, outcome in zip(requests, outcomes, strict=True)]
-        replies = [Reply(status, orjson.dumps(body)) for status, body in answers]
+        with self._budget.batch([message.size for message in messages]) as allowance:
+            requests = [Request(refusal)] * len(messages) if refusal else self._read_all(messages, allowance)
+            outcomes = self._predict(requests, stopwatch, allowance)
+            answers = [request.reply(outcome) for request, outcome in zip(requests, outcomes, strict=True)]
+            replies = [Reply(status, orjson.dumps(body)) for status, body in answers]
         seconds = time.perf_counter() - began
         names, statuses = [message.request_id for message in messages], [reply.status for reply in replies]
         self._aside.submit(self._tell, names, statuses, outcomes, seconds, stopwatch.seconds)
@@ -70,23 +83,36 @@ class DataPlane:
         """Finish counting and logging."""
         self._aside.shutdown()
 
-    def _read(self, message: Message) -> Request:
+    def _read_all(self, messages: Sequence[Message], allowance: Allowance) -> list[Request]:
+        """Read the requests of a batch, the smallest first, so that large ones take no time from them."""
+        smallest_first = sorted(range(len(messages)), key=lambda n: messages[n].size)
+        requests = {n: self._read(messages[n], allowance) for n in smallest_first}
+        return [requests[n] for n in range(len(messages))]
+
+    def _read(self, message: Message, allowance: Allowance) -> Request:
         """One request; what is wrong with it as a whole stands in the place of its images."""
+        request = Request(())
         try:
-            return read(message, self.predictor.limits)
+            if not allowance.lets_read(READ_S * message.size + OPEN_S):
+                return Request(Overloaded())
+            request = read(message, self.predictor.limits)
+            self._sizes.check(request)
         except ServingError as error:
-            return Request(error)
+            return replace(request, images=error)
         except Exception:
             return Request(_unexpected())
+        return request
 
-    def _predict(self, requests: Sequence[Request], stopwatch: Stopwatch) -> list[Results]:
+    def _predict(self, requests: Sequence[Request], stopwatch: Stopwatch, allowance: Allowance) -> list[Results]:
         """What each request gets: all by one call, or, if that fails unexpectedly, request by request."""
         try:
             work = [(request.images, request.options) for request in requests]
-            return self.predictor.predict_together(work, stopwatch.time)
+            return self.predictor.predict_together(work, stopwatch.time, allowance)
         except Exception:
             error = _unexpected()
-        return [error] if len(requests) == 1 else [self._predict([request], stopwatch)[0] for request in requests]
+        if len(requests) == 1:
+            return [error]
+        return [self._predict([request], stopwatch, allowance)[0] for request in requests]
 
     def _tell(
         self,

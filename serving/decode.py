@@ -39,7 +39,7 @@ UPRIGHT = {
 }
 TURNED = (5, 6, 7, 8)  # the orientations of an image that lies on its side
 DRAFT_MARGIN = 2  # a draft this many times as large leaves the antialiasing to the resize
-PIXEL_BYTES, RGBA_BYTES = 3, 4  # a pixel of more than the first counts for more; the latter is what transparency takes
+PIXEL_BYTES, RGBA_BYTES = 3, 4  # a pixel of more than the first counts for more; WebP and transparency take the latter
 JPEG_SCANS = 10  # as many as a progressive JPEG has; its pixels count half, and more if there are more scans
 CODE_PIXELS, CODE_BYTES = 16, 2.5  # a lossless WebP may have a Huffman code for so many pixels, or bytes,
 COUNTED_PER_CODE = 160  # which takes as long as so many pixels
@@ -159,7 +159,7 @@ def _counted_pixels(picture: Image.Image, kept: Essentials) -> int:
         return pixels * max(JPEG_SCANS, kept.scans) // (2 * JPEG_SCANS)
     size = len(picture.getbands()) * (2 if kept.depth > 8 else 1)
     codes = min(pixels // CODE_PIXELS, int(kept.lossless_bytes / CODE_BYTES))
-    size = max(PIXEL_BYTES, size, RGBA_BYTES if picture.has_transparency_data else 0)
+    size = max(PIXEL_BYTES, size, RGBA_BYTES if picture.format == "WEBP" or picture.has_transparency_data else 0)
     return pixels * size // PIXEL_BYTES + codes * COUNTED_PER_CODE
 
 

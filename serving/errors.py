@@ -5,6 +5,8 @@ ServingError                 500  internal_error
 ├── DeviceUnavailable        500  device_unavailable
 ├── ServerError              500  server_error           the launcher: cannot start, stop or reach TorchServe
 ├── Draining                 503  draining               the server is about to stop
+├── Overloaded               503  overloaded             its batch has no time for the request
+├── AnswerTooLarge           413  answer_too_large       what the request asks for is too much to send
 ├── BadRequest               400  bad_request            the request as a whole cannot be read
 │   └── BadParameter         422  bad_parameter
 └── ImageError               400  undecodable_image      one image; its neighbours are answered
@@ -60,6 +62,23 @@ class Draining(ServingError):
         super().__init__("the server is about to stop: send the request to another one, or again in a while")
 
 
+class Overloaded(ServingError):
+    """Others have sent so much that the request would have to wait too long, and others behind it."""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self) -> None:
+        super().__init__("the server has too much to do for this request: send it again in a moment")
+
+
+class AnswerTooLarge(ServingError):
+    """The answers of one request could have more bytes than the limits allow."""
+
+    status = 413
+    code = "answer_too_large"
+
+
 class BadRequest(ServingError):
     """The request as a whole cannot be read."""
 
@@ -82,7 +101,7 @@ class ImageError(ServingError):
 
 
 class ImageTooLarge(ImageError):
-    """An image, or those of one request together, have more bytes or pixels than the limits allow."""
+    """An image, or those of one request together, have more bytes or pixels, or take longer, than the limits allow."""
 
     status = 413
     code = "image_too_large"

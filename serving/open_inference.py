@@ -28,6 +28,7 @@ KEYS = ("id", "inputs", "model_name", "outputs", "parameters")
 TENSOR_KEYS = ("name", "shape", "datatype", "data", "parameters")
 OUTPUT_KEYS = ("name", "parameters")
 MAX_DIMENSIONS = 4  # of a shape; one is enough for a list of images
+MAX_ID = 1024  # characters
 LENGTH = struct.Struct("<I")
 
 
@@ -107,7 +108,10 @@ def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
         raise BadRequest(f"the tensor must be {INPUT} of datatype BYTES, got {shown(name)} of {shown(datatype)}")
     images = _images(inputs[0], binary)
     _text("model_name", body.get("model_name"))
-    return TensorRequest(images, _text("id", body.get("id")), _wanted(body.get("outputs")))
+    request_id = _text("id", body.get("id"))
+    if request_id is not None and len(request_id) > MAX_ID:  # it comes back in the answer
+        raise BadRequest(f"id must be text of at most {MAX_ID} characters, got {len(request_id)}")
+    return TensorRequest(images, request_id, _wanted(body.get("outputs")))
 
 
 def _check_keys(what: str, found: dict[str, Any], allowed: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ HELP = {
     "max_instances": "Images in one request.",
     "max_request_pixels": "Pixels of all images of one request.",
     "max_request_bytes": "Bytes of one request.",
+    "max_response_bytes": "Bytes of the answers to one request.",
 }
 NAMES = {"timeout_s": "--response-timeout"}  # where the option is not called as the setting
 PANEL = "Settings of the models"

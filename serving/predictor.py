@@ -7,8 +7,8 @@ Servers call `predict_together`; the scorer of folders composes `decode`, `infer
 all of them answer the same.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.budget import NUMBER_S, UNLIMITED, Allowance, Pace, PaceMeter
 from serving.bundle import Bundle, Precision
-from serving.decode import OpenImage, open_image
-from serving.errors import BundleError, ImageTooLarge, ServingError
+from serving.errors import BundleError, ServingError
+from serving.intake import Decoded, Images, Intake
 from serving.limits import DEFAULT_LIMITS, Limits
-from serving.preprocess import read_image, read_open_image
-from serving.respond import DEFAULT_OPTIONS, Answer, Options, Result, encode
+from serving.preprocess import read_image
+from serving.respond import DEFAULT_OPTIONS, Answer, Options, Result, answer_numbers, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
 # How far a runtime may be from the golden outputs: absolute, and relative to the value. One step of rounding, which
@@ -49,14 +50,12 @@ TOLERANCES: dict[Precision, dict[str, tuple[float, float]]] = {
     },
 }
 
-PHOTO_PIXELS = 64 * 1024  # from here on an image takes longer to decode than a thread to be told of it
+TIMED_RUNS = 3  # of the golden inputs; the fastest says what an image takes
 
-Decoded = NDArray[np.uint8] | ServingError
-Opened = OpenImage | ServingError
 Results = list[Result] | ServingError
 Stage = Literal["decode", "inference", "encode"]
 Timer = Callable[[Stage], AbstractContextManager[Any]]
-Work = tuple[Sequence[bytes | ServingError] | ServingError, Options]
+Work = tuple[Images, Options]
 
 
 class Predictor:
@@ -93,7 +92,8 @@ class Predictor:
         self._max_batch = max_batch
         self._precision: Precision = precision
         self._run = open_runtime(bundle, runtime, device, threads, precision)
-        self._decoders = ThreadPoolExecutor(threads) if threads and threads > 1 else None
+        self._intake = Intake(bundle.manifest.input, limits, threads)
+        self._meter = PaceMeter()
 
     @classmethod
     def open(
@@ -117,8 +117,10 @@ class Predictor:
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """Run the graph on (N, channels, height, width), N ≥ 1, in batches of at most `max_batch`."""
+        began = time.perf_counter()
         starts = range(0, len(images), self._max_batch)
         parts = [self._run(images[start : start + self._max_batch]) for start in starts]
+        self._meter.learn(len(images), time.perf_counter() - began)
         return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def encode(self, outputs: Outputs, options: Sequence[Options]) -> list[Answer]:
@@ -138,26 +140,30 @@ class Predictor:
             raise outcome
         return outcome
 
-    def predict_together(self, work: Sequence[Work], timer: Timer = nullcontext) -> list[Results]:
+    def predict_together(
+        self, work: Sequence[Work], timer: Timer = nullcontext, allowance: Allowance = UNLIMITED
+    ) -> list[Results]:
         """Answer several requests, each with its own options, by one call of the graph.
 
         Args:
             work: images and options of each request; an error instead of its images is passed through.
             timer: makes a context manager that each stage runs in.
+            allowance: what all of it may take.
 
         Returns:
-            What the images of each request got; or, for a request that asks for too much, its error. None of its
-            images has been decoded then.
+            What the images of each request got; or, for a request that asks for too much or that there is no time
+            for, its error. None of its images has been decoded then.
         """
         with timer("decode"):
-            opened = [self._open_request(images) for images, _ in work]
-            decoded = self._decode_all([item for items in opened if isinstance(items, list) for item in items])
-        chosen = [one for items, (_, one) in zip(opened, work, strict=True) if isinstance(items, list) for _ in items]
+            paces = [self._pace(options) for _, options in work]
+            taken = self._intake.decode([images for images, _ in work], paces, allowance)
+        decoded = [image for images in taken if isinstance(images, list) for image in images]
+        chosen = [one for images, (_, one) in zip(taken, work, strict=True) if isinstance(images, list) for _ in images]
         results = iter(self._answer(decoded, chosen, timer))
-        return [list(islice(results, len(items))) if isinstance(items, list) else items for items in opened]
+        return [list(islice(results, len(items))) if isinstance(items, list) else items for items in taken]
 
     def warm_up(self) -> None:
-        """Run the bundle's golden inputs, which also makes the first request as fast as the next.
+        """Run the bundle's golden inputs, which also makes the first request as fast as the next, and time them.
 
         Raises:
             BundleError: if the answers are not the golden ones: such a runtime must not serve.
@@ -166,40 +172,12 @@ class Predictor:
         outputs, file = self.infer(images), self.bundle.golden(self._precision)
         for name in self.bundle.manifest.outputs:
             _check_golden(name, outputs[name], expected[name], TOLERANCES[self._precision][name], file)
+        for _ in range(TIMED_RUNS):
+            self.infer(images)
 
-    def _open_request(self, images: Sequence[bytes | ServingError] | ServingError) -> list[Opened] | ServingError:
-        """Read the headers of a request's images, until there are more pixels than it may have."""
-        if isinstance(images, ServingError):
-            return images
-        opened: list[Opened] = []
-        pixels, most = 0, self.limits.max_request_pixels
-        for image in images:
-            opened.append(self._open(image))
-            pixels += _pixels_of(opened[-1])
-            if pixels > most:
-                return ImageTooLarge(
-                    f"images of one request must count at most {most} pixels together, got {pixels} by "
-                    f"image {len(opened)} of {len(images)}: send fewer or smaller ones at a time"
-                )
-        return opened
-
-    def _decode_all(self, images: Sequence[Opened]) -> list[Decoded]:
-        """Decode side by side what takes long: Pillow holds Python's lock for all else than the pixels."""
-        if self._decoders is None or sum(_pixels_of(image) >= PHOTO_PIXELS for image in images) < 2:
-            return [self._decode(image) for image in images]
-        return list(self._decoders.map(self._decode, images))
-
-    def _open(self, image: bytes | ServingError) -> Opened:
-        try:
-            return image if isinstance(image, ServingError) else open_image(image, self.limits)
-        except ServingError as error:
-            return error
-
-    def _decode(self, image: Opened) -> Decoded:
-        try:
-            return image if isinstance(image, ServingError) else read_open_image(image, self.bundle.manifest.input)
-        except ServingError as error:
-            return error
+    def _pace(self, options: Options) -> Pace:
+        """What an image takes once it is decoded: the graph, and the answer."""
+        return self._meter.pace.plus(NUMBER_S * answer_numbers(self.bundle.manifest, options))
 
     def _answer(self, decoded: Sequence[Decoded], options: Sequence[Options], timer: Timer) -> list[Result]:
         """Infer and encode what is decoded, each by its options; errors stay in their places."""
@@ -211,10 +189,6 @@ class Predictor:
             with timer("encode"):
                 answers = iter(self.encode(outputs, [one for _, one in good]))
         return [item if isinstance(item, ServingError) else next(answers) for item in decoded]
-
-
-def _pixels_of(image: Opened) -> int:
-    return 0 if isinstance(image, ServingError) else image.counted_pixels
 
 
 def _check_golden(

@@ -35,6 +35,8 @@ from serving.respond import (
 
 FORMS = 'an image as body, a form field "data", or JSON {"instances": [{"b64": "..."}]}'
 PARAMETERS = ("top_k", "return")
+VALUE_STARTS = (b",", b"[", b"{")  # base64 holds none of them
+MAX_VALUES = 100_000
 
 Buffer = bytes | bytearray
 
@@ -56,6 +58,11 @@ class Message:
     content_type: str = ""
     json_length: str | None = None
     request_id: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return sum(map(len, self.parts.values())) if self.body is None else len(self.body)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def read(message: Message, limits: Limits = DEFAULT_LIMITS) -> Request:
         BadParameter: if one of its parameters breaks its rule.
         ImageTooLarge: if it has more bytes than allowed.
     """
-    size = sum(map(len, message.parts.values())) if message.body is None else len(message.body)
+    size = message.size
     if size > limits.max_request_bytes:
         raise ImageTooLarge(f"request must have at most {limits.max_request_bytes} bytes, got {size}")
     if message.body is None:
@@ -192,6 +199,9 @@ def _read_options(parameters: Any) -> Options:
 
 
 def _loads(what: str, text: bytes, error: type[BadRequest]) -> Any:
+    """JSON of not too many values: each may take as long to read as hundreds of bytes of text."""
+    if sum(map(text.count, VALUE_STARTS)) > MAX_VALUES:
+        raise error(f"{what} must be JSON of at most {MAX_VALUES} values, got more")
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as exc:

@@ -80,6 +80,14 @@ def encode(outputs: Arrays, manifest: Manifest, options: Sequence[Options]) -> l
     return answers
 
 
+def answer_numbers(manifest: Manifest, options: Options) -> int:
+    """How many numbers must be rounded for an answer, or, of those chosen by `top_k`, picked out."""
+    head = manifest.head
+    each_class = 1 + (head.components if "responsibilities" in manifest.outputs else 0)
+    features = head.dim if "features" in options.returns else 0
+    return head.classes * each_class + features + 3 * min(options.top_k, head.classes)
+
+
 def _significant_lists(outputs: Arrays) -> dict[str, Any]:
     """Each array rounded, as nested lists; all in one pass, which for a single image takes most of the time."""
     flat = significant(np.concatenate([values.ravel() for values in outputs.values()]))

@@ -12,6 +12,8 @@ from serving.errors import ServerError
 from serving.limits import DEFAULT_LIMITS, Limits
 from serving.runtimes import RuntimeName
 
+LEAST_TIMEOUT_S = 10  # several times what `budget.py` lets a batch take
+
 
 class WorkerSettings(BaseModel):
     """How a model is served.
@@ -22,7 +24,7 @@ class WorkerSettings(BaseModel):
         batch_size: requests that a worker gets at once, at most; it gets what has gathered while it was busy.
         workers: processes that serve the model; None leaves it to the machine that serves, see `cores.py`.
         threads: of one inference on the CPU; likewise.
-        timeout_s: how long a worker may take for a batch before it is replaced.
+        timeout_s: how long a worker may take for a batch before it is replaced; a legal one never takes so long.
         limits: what one request may ask for.
     """
 
@@ -33,7 +35,7 @@ class WorkerSettings(BaseModel):
     batch_size: int = Field(default=32, ge=1)
     workers: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
-    timeout_s: int = Field(default=120, ge=1)
+    timeout_s: int = Field(default=120, ge=LEAST_TIMEOUT_S)
     limits: Limits = DEFAULT_LIMITS
 
 

@@ -262,13 +262,17 @@ def manifest_fields(name: str, kind: str, version: int, outputs: tuple[str, ...]
 
 def export_graphs(kind: str, folder: Path) -> Path:
     """Write model.pt and model.onnx."""
-    import torch
-
-    module = torch_module(kind).eval()
-    example = torch.from_numpy(golden_images())
     outputs = (
         ["posterior", "responsibilities", "log_density", "features"] if kind == "mda" else ["posterior", "features"]
     )
+    return export_module(torch_module(kind).eval(), outputs, folder)
+
+
+def export_module(module: Any, outputs: list[str], folder: Path) -> Path:
+    """Likewise, of any module that takes the golden images."""
+    import torch
+
+    example = torch.from_numpy(golden_images())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.trace(module, example).save(str(folder / "model.pt"))

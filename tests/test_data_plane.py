@@ -103,9 +103,9 @@ def test_a_failure_of_one_request_is_its_own(
 
 
 def test_a_message_that_cannot_even_be_read(plane: DataPlane, images: list[bytes]) -> None:
-    wrong: Any = object()
+    wrong: Any = 7
 
-    assert answers(plane, Message(wrong), Message(images[0]))[0] == (500, {"error": UNEXPECTED})
+    assert answers(plane, Message(b"{}", json_length=wrong), Message(images[0]))[0] == (500, {"error": UNEXPECTED})
 
 
 def test_all_of_a_batch_may_be_refused_unread(plane: DataPlane, images: list[bytes]) -> None:
@@ -113,6 +113,29 @@ def test_all_of_a_batch_may_be_refused_unread(plane: DataPlane, images: list[byt
 
     assert [reply.status for reply in replies] == [503, 503]
     assert {json.loads(reply.body)["error"]["code"] for reply in replies} == {"draining"}
+
+
+def test_where_there_is_no_time_each_request_is_refused_in_its_form_and_small_ones_are_answered(
+    bundle_dir: Path, images: list[bytes]
+) -> None:
+    plane = DataPlane(Predictor(Bundle.load(bundle_dir), threads=1), batch_size=2)
+    with plane._budget.batch([10**9] * 2):  # which takes seconds to arrive
+        pass
+    large = encoded(np.zeros((1000, 1000), dtype=np.uint8))
+    data = [b64encode(large).decode()]
+    tensors = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": data}]}
+    unread = Message(json.dumps(tensors).encode() + b" " * 10**7)
+
+    alone, several, tensor, last, small = answers(
+        plane, Message(large), instances(large), Message(json.dumps(tensors).encode()), unread, Message(images[0])
+    )
+    error = {
+        "code": "overloaded",
+        "message": "the server has too much to do for this request: send it again in a moment",
+    }
+    assert alone == several == last == (503, {"error": error})
+    assert tensor == (503, {"error": f"overloaded: {error['message']}"})
+    assert small[0] == 200
 
 
 def test_each_request_is_counted_and_logged(bundle_dir: Path, images: list[bytes], tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def record(state: Path, **changes: object) -> Server:
         "started": "2026-01-01T00:00:00+00:00",
         "tmp": str(state / "tmp"),
         "max_request_bytes": 1,
+        "max_response_bytes": 1,
         "speedups": {},
         **changes,
     }
@@ -315,7 +316,7 @@ def test_only_this_machine_reaches_the_loopback() -> None:
 
 def test_the_configuration_is_closed_by_default() -> None:
     models = {Archive("a", 2): 1, Archive("b", 1): 3}
-    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 1000, 7)
+    text = config.properties(models, Path("/ms"), config.Access(), Ports(1, 2, 3, 4, 5, 6), 0, 1000, 2**20, 7)
     values = dict(line.split("=", 1) for line in text.splitlines())
 
     assert values["load_models"] == "a=a-2.mar,b=b-1.mar"
@@ -330,7 +331,7 @@ def test_the_configuration_is_closed_by_default() -> None:
 
 def test_a_path_survives_javas_properties() -> None:
     text = config.properties(
-        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1, 1
+        {}, Path("/mödels\\store"), config.Access("::1", token_auth=True), Ports(1, 2, 3, 4, 5, 6), 1, 1, 1, 1
     )
 
     assert "model_store=/m\\u00f6dels\\\\store\n" in text

@@ -55,8 +55,9 @@ def test_the_defaults() -> None:
         "max_pixels": 40_000_000,
         "max_side": 32_768,
         "max_instances": 256,
-        "max_request_pixels": 32_000_000,
+        "max_request_pixels": 24_000_000,
         "max_request_bytes": 16 * 2**20,
+        "max_response_bytes": 16 * 2**20,
     }
 
 
@@ -79,7 +80,7 @@ def test_a_side_that_is_too_long_is_refused_by_the_header_alone(size: tuple[int,
         (png(600, 50, depth=16, colour=RGB), 60_000),
         (png(600, 50, depth=16, colour=RGBA), 80_000),
         (encoded(np.full((50, 600), 7, dtype=np.uint8), "PNG", transparency=7), 40_000),
-        (encoded(PIXELS, "WebP"), 24 * 31),
+        (encoded(PIXELS, "WebP"), 24 * 31 * 4 // 3),
         (encoded(PIXELS, "JPEG"), 12 * 31),
         (encoded(PIXELS, "JPEG", progressive=True), 12 * 31),
         (with_scans(10, 64), 64 * 64 // 2),
@@ -108,7 +109,7 @@ def test_a_webp_without_loss_counts_for_the_codes_that_it_may_hold(
 def test_which_are_no_more_than_its_pixels_allow() -> None:
     noise = encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), "WebP", lossless=True)
 
-    assert open_image(noise).counted_pixels == 64 * 64 + 160 * (64 * 64 // 16)
+    assert open_image(noise).counted_pixels == 64 * 64 * 4 // 3 + 160 * (64 * 64 // 16)
 
 
 def test_the_jpeg_of_many_scans_is_a_whole_image() -> None:

@@ -27,7 +27,11 @@ DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 SHOWN = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 VARIABLES = {"$model": ".*", "$version": ".*", "$__rate_interval": "1m"}  # as Grafana fills them in
 LISTENS = re.compile(r"Listening on.*address=(127\.0\.0\.1:\d+)")
-NOT_NAMES = [re.compile(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\bby *\([^)]*\)'), re.compile(r"\b[a-z_]+\s*\(")]
+NOT_NAMES = [
+    re.compile(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\bby *\([^)]*\)'),
+    re.compile(r"\b[a-z_]+\s*\("),
+    re.compile(r"\b(or|unless|offset)\b"),
+]
 TIMEOUT_S = 30.0
 POLL_S = 0.2
 
@@ -136,8 +140,9 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
 
 def test_the_names_in_an_expression() -> None:
     expression = 'sum by (model, le) (rate(a_total{x="$y", z=~"b c"}[5m])) / up > 0.01 * 1e6 + label_replace(c, "d")'
+    more = " or (e unless f offset 10m) / on () group_left () g"
 
-    assert names(expression) == {"a_total", "up", "c"}
+    assert names(expression + more) == {"a_total", "up", "c", "e", "f", "g"}
 
 
 @needs_prometheus

@@ -30,9 +30,9 @@ def test_options_change_the_settings_that_they_name() -> None:
 
     assert CliRunner().invoke(app, []).exit_code == 0
     assert (
-        CliRunner().invoke(app, ["--precision", "int8", "--response-timeout", "7", "--max-bytes", "9"]).exit_code == 0
+        CliRunner().invoke(app, ["--precision", "int8", "--response-timeout", "17", "--max-bytes", "9"]).exit_code == 0
     )
-    assert found == [DEFAULT_SETTINGS, changed(DEFAULT_SETTINGS, precision="int8", timeout_s=7, max_bytes=9)]
+    assert found == [DEFAULT_SETTINGS, changed(DEFAULT_SETTINGS, precision="int8", timeout_s=17, max_bytes=9)]
     refused = CliRunner().invoke(app, ["--workers", "0"])
     assert (refused.exit_code, "--workers" in refused.output) == (2, True)
 

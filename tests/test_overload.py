@@ -65,7 +65,7 @@ def worker_pids(server: Server) -> set[int]:
 
 
 def test_a_crowd_is_answered_or_refused_and_nobody_waits_longer_than_the_queue(served: Server) -> None:
-    image = encoded(np.zeros((2000, 2000), dtype=np.uint8))
+    image = encoded(np.zeros((1000, 1000), dtype=np.uint8))
     alone = []
     for _ in range(9):
         began = time.monotonic()
@@ -137,7 +137,7 @@ def test_a_killed_worker_fails_what_it_holds_and_nothing_else(served: Server, st
     assert serves_fully()
     assert says_ready()
     before = worker_pids(served)
-    with Crowd(served, encoded(np.zeros((1000, 1000), dtype=np.uint8))) as crowd:
+    with Crowd(served, encoded(np.zeros((500, 500), dtype=np.uint8))) as crowd:
         until(lambda: len(crowd.ends) > 4 * CLIENTS, 60)
         victim = min(before)
         killed = time.monotonic()

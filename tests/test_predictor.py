@@ -6,8 +6,9 @@ from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images, tampered
 
 from serving.bundle import Bundle
 from serving.errors import BadRequest, BundleError, ImageError, ImageTooLarge, ServingError, UnsupportedImage
+from serving.intake import PHOTO_PIXELS
 from serving.limits import Limits
-from serving.predictor import PHOTO_PIXELS, Predictor
+from serving.predictor import Predictor
 from serving.respond import Options
 
 

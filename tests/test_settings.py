@@ -20,6 +20,7 @@ def test_changes_keep_what_they_do_not_name() -> None:
     [
         ("batch_size", 0, "greater than or equal to 1"),
         ("max_pixels", -1, "greater than or equal to 1"),
+        ("timeout_s", 9, "greater than or equal to 10"),
         ("precision", "int4", "'float32', 'float16' or 'int8'"),
     ],
 )

@@ -173,7 +173,7 @@ def test_more_pixels_than_a_request_may_have(http: httpx.Client) -> None:
     assert error_of(many) == (
         413,
         "image_too_large",
-        "images of one request must count at most 32000000 pixels together, got 40000000 by image 1 of 256: "
+        "images of one request must count at most 24000000 pixels together, got 40000000 by image 1 of 256: "
         "send fewer or smaller ones at a time",
     )
     message = "image must be at most 32768 pixels high and wide, got 1 x 40000000"

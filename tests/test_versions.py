@@ -118,10 +118,10 @@ def test_a_version_that_cannot_load_changes_nothing_and_the_next_one_is_none_the
     versions.deploy(make_bundle("another"), served, batch_size=2)
     assert read_settings(served / "models" / "another-1.mar") == WorkerSettings(batch_size=2)
     most = 16 * 1024 * 1024
-    with pytest.raises(
-        ServerError, match=rf"^max_request_bytes must be at most the server's {most}, got {most + 1}: start it anew$"
-    ):
-        versions.deploy(make_bundle(version=3), served, max_request_bytes=most + 1)
+    for limit in ("max_request_bytes", "max_response_bytes"):
+        message = rf"^{limit} must be at most the server's {most}, got {most + 1}: start it anew$"
+        with pytest.raises(ServerError, match=message):
+            versions.deploy(make_bundle(version=3), served, **{limit: most + 1})
 
 
 def test_a_version_that_is_served_already_is_refused_and_its_archive_stays(served: Path, make_bundle: Any) -> None:

@@ -1,7 +1,9 @@
 """What a worker's process holds, and how it comes to run."""
 
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -9,7 +11,7 @@ import pytest
 from conftest import workers_of
 
 from serving.torchserve.patches import folder
-from serving.torchserve.patches.worker import Deferred
+from serving.torchserve.patches.worker import Deferred, receive
 from serving.torchserve.state import Server
 
 
@@ -39,6 +41,22 @@ assert held.rgb_to_hsv is sys.modules["colorsys"].rgb_to_hsv
 def test_a_deferred_module_that_is_missing_is_so_said() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         _ = Deferred("no_such_module").anything
+
+
+def test_bytes_are_received_whole_however_they_come() -> None:
+    sent = bytes(range(256)) * 20_000
+    here, there = socket.socketpair()
+    with here, there:
+        sender = threading.Thread(target=here.sendall, args=(sent,))
+        sender.start()
+
+        assert receive(there, 10) == sent[:10]
+        assert receive(there, len(sent) - 10) == sent[10:]
+        assert receive(there, 0) == b""
+        sender.join()
+        here.close()
+        with pytest.raises(SystemExit):
+            receive(there, 1)
 
 
 def test_the_script_hands_its_arguments_on_as_they_are(tmp_path: Path) -> None:

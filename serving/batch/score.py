@@ -27,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from serving.bundle import Bundle, Precision
 from serving.errors import ImageError, ImageTooLarge, ServingError
-from serving.predictor import Decoded, Predictor
+from serving.intake import Decoded
+from serving.predictor import Predictor
 from serving.respond import Answer, Options
 from serving.runtimes import RuntimeName
 

@@ -18,7 +18,7 @@ from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STA
 FILE_NAME = "config.properties"
 SECRET_VARIABLES = ".*(SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY).*"
 METRICS_CONFIG = Path(__file__).with_name("metrics.yaml")
-MIN_RESPONSE_BYTES = 16 * 1024 * 1024  # is always let through, as an answer may be larger than its request
+MIN_RESPONSE_BYTES = 64 * 1024  # is always let through: TorchServe ends a worker for an error, too, that is longer
 FEW_CORES = 4
 TOKEN_LIFETIME_MIN = 500 * 10**12  # 950 million years; Java's clock ends soon after
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +57,7 @@ def properties(
     ports: Ports,
     gpus: int,
     max_request_bytes: int,
+    max_response_bytes: int,
     queue: int,
 ) -> str:
     """The text of `config.properties`.
@@ -69,6 +70,7 @@ def properties(
         ports: of all listeners.
         gpus: how many to use.
         max_request_bytes: the largest request that is read.
+        max_response_bytes: the largest answer that is sent.
         queue: requests of a model that may wait.
     """
     counts: dict[str, dict[str, dict[str, int]]] = {}
@@ -93,7 +95,7 @@ def properties(
         "models": json.dumps(counts),
         "decode_input_request": "false",  # the handler reads JSON itself, so that broken JSON gets a proper answer
         "max_request_size": max_request_bytes,
-        "max_response_size": max(max_request_bytes, MIN_RESPONSE_BYTES),
+        "max_response_size": max(max_response_bytes, MIN_RESPONSE_BYTES),
         "job_queue_size": queue,
         "metrics_mode": "prometheus",
         "metrics_config": METRICS_CONFIG,

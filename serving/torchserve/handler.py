@@ -25,6 +25,7 @@ from serving.torchserve.state import LOGS, state_of_worker, tmp_of_worker
 ID_HEADER = "x-request-id"
 JSON_LENGTH_HEADER = "inference-header-content-length"
 MAX_CHARACTERS = 128  # of a header
+RETRY_AFTER_S = "1"
 
 
 class ImageHandler:
@@ -54,7 +55,7 @@ class ImageHandler:
         state, manifest = state_of_worker(), bundle.manifest
         self.door = Door(tmp_of_worker())
         log = RequestLog(state / LOGS, manifest.name, str(manifest.version)) if state else None
-        self.plane = DataPlane(predictor, Metrics(manifest), log)
+        self.plane = DataPlane(predictor, Metrics(manifest), log, settings.batch_size)
         self.heartbeat = Heartbeat(state / HEARTBEATS if state else None)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
@@ -65,6 +66,8 @@ class ImageHandler:
         for index, reply in enumerate(replies):
             context.set_response_status(reply.status, HTTPStatus(reply.status).phrase, index)
             context.set_response_content_type(index, reply.content_type)
+            if reply.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                context.set_response_header(index, "retry-after", RETRY_AFTER_S)
         return [reply.body for reply in replies]
 
 

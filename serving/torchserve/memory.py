@@ -17,7 +17,7 @@ from serving.errors import ServerError
 MIB = 2**20
 HEAP_SHARE, UPLOADS_SHARE = 2, 8  # the whole memory is so many times as much
 OWN_BYTES = 128 * MIB  # what Java takes without any request
-COPIES_AT_WORK = 3  # of a request in a worker's batch: its body, the batch, and the batch while it grows
+COPIES_AT_WORK = 4  # of a request in a worker's batch: its body, and the batch while it grows to twice its length
 COPIES_ON_ARRIVAL = 2  # of a request in each of Java's threads
 MAX_QUEUE = 100
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")

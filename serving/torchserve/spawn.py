@@ -60,6 +60,11 @@ class Plan:
         versions = 2 if self.access.model_api else 1
         return [settings.batch_size * counts[one] for one, settings in self.models.items()] * versions
 
+    @property
+    def max_response_bytes(self) -> int:
+        """The largest answer that one of the models may give."""
+        return max(settings.limits.max_response_bytes for settings in self.models.values())
+
 
 def spawn_server(plan: Plan, state: Path) -> Server:
     """Begin a server's processes in its state folder, which holds the archives already, and record them there.
@@ -69,9 +74,8 @@ def spawn_server(plan: Plan, state: Path) -> Server:
     """
     counts = {one: workers(settings, plan.gpus) for one, settings in plan.models.items()}
     memory = divide(memory_bytes(), plan.batches(counts), plan.max_request_bytes)
-    text = config.properties(
-        counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, plan.max_request_bytes, memory.queue
-    )
+    most = plan.max_request_bytes, plan.max_response_bytes
+    text = config.properties(counts, state / ARCHIVES, plan.access, plan.ports, plan.gpus, *most, memory.queue)
     (state / config.FILE_NAME).write_text(text)
     with held_back():  # so that nothing runs that no record names
         # Not in the state folder: the path of a Unix socket, which the workers make there, may have 107 characters.
@@ -145,6 +149,7 @@ def _record(plan: Plan, java: process.Identity, keeper: process.Identity, tmp: P
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         tmp=str(tmp),
         max_request_bytes=plan.max_request_bytes,
+        max_response_bytes=plan.max_response_bytes,
         speedups=plan.speedups,
     )
 

@@ -44,6 +44,7 @@ class Server:
         started: when, UTC, ISO 8601.
         tmp: its private folder: extracted archives, sockets, the workers' door, and what is changed of TorchServe.
         max_request_bytes: the largest request that it reads.
+        max_response_bytes: the largest answer that it sends.
         speedups: how many times as fast as float32 the models in int8 compute on this CPU, by `name:version`.
     """
 
@@ -63,6 +64,7 @@ class Server:
     started: str
     tmp: str
     max_request_bytes: int
+    max_response_bytes: int
     speedups: dict[str, float]
 
     @property

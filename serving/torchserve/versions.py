@@ -119,9 +119,10 @@ def _settings(server: Server, new: Archive, state: Path, changes: dict[str, obje
     history = server.history.get(new.name)
     present = read_settings(state / ARCHIVES / Archive(new.name, history[-1]).file) if history else DEFAULT_SETTINGS
     settings = changed(present, **changes)
-    wanted, most = settings.limits.max_request_bytes, server.max_request_bytes
-    if wanted > most:
-        raise ServerError(f"max_request_bytes must be at most the server's {most}, got {wanted}: start it anew")
+    for name in ("max_request_bytes", "max_response_bytes"):
+        wanted, most = getattr(settings.limits, name), getattr(server, name)
+        if wanted > most:
+            raise ServerError(f"{name} must be at most the server's {most}, got {wanted}: start it anew")
     return settings
 
 

@@ -1,6 +1,6 @@
 """What is changed of TorchServe 0.12.0, and why. `start --stock` runs it without any of this.
 
-Nothing of the installed package is touched. In the server's private folder lie copies of six of its classes, which
+Nothing of the installed package is touched. In the server's private folder lie copies of seven of its classes, which
 stand before TorchServe's own on Java's class path, and a script that TorchServe takes for Python. A copy differs from
 its class in a few constants or instructions; where a class has another digest than that which this was made for, a
 start is refused.
@@ -28,6 +28,10 @@ Connections (class `ServerInitializer`)
     a request in memory. Whoever is waiting for an answer has one long before; proxies commonly give up an idle
     connection after 60 seconds, before it is closed under their hands.
 
+Large batches (class `AbstractByteBufAllocator`, of Netty)
+    A batch is put together for its worker in a buffer that grows: twice as large up to 4 MiB, then by 4 MiB, and copied
+    each time. A batch of 32 bodies of 15 MiB took five seconds of that. In the copy it doubles up to 1 GiB.
+
 Keys (class `TokenAuthorization`, where the server asks for keys)
     Keys can be given, and survive a restart. TorchServe draws new ones, of six random bytes, at each start; stock, they
     are what `key_file.json` in the state folder says.
@@ -35,4 +39,7 @@ Keys (class `TokenAuthorization`, where the server asks for keys)
 Torch (`worker.py`, and the script that runs it)
     TorchServe's worker imports torch only to tell whether an answer is a tensor: two of the 2.6 s of a core that it
     took to start. A worker that runs ONNX Runtime does without; stock, each of them imports it.
+
+Receiving (`worker.py`)
+    A worker receives a body into one buffer of its length: 16 MiB take 6 ms instead of 18.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serving.errors import ServerError
 from serving.keys import Keys
-from serving.torchserve.patches.pool import Pool, double, text
+from serving.torchserve.patches.pool import Pool, double, text, whole
 
 VERSION = "0.12.0"
 JAR = "ts/frontend/model-server.jar"
@@ -60,6 +60,11 @@ CHANGES = (
         "org/pytorch/serve/http/api/rest/InferenceRequestHandler.class",
         "915ac25d1f8a2360181528aa8eabd3c769ebd807d54798f0bce9bc934213eb93",
         ((text("APPLICATION_X_WWW_FORM_URLENCODED"), text("TRAILERS")),),  # fields of Netty's HttpHeaderValues
+    ),
+    Change(
+        "io/netty/buffer/AbstractByteBufAllocator.class",
+        "4852a094a9492360701e9dabaa14ad8ba618886237f85107f174976c537937ff",
+        ((whole(4 * 2**20), whole(2**30)),),
     ),
 )
 

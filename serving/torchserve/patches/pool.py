@@ -3,14 +3,19 @@
 import struct
 
 COUNT = slice(8, 10)  # where a class says how many constants it has, and one more
-TEXT, DOUBLE, CLASS, STRING, METHOD = 1, 6, 7, 8, 10
-SIZES = {3: 4, 4: 4, 5: 8, DOUBLE: 8, CLASS: 2, STRING: 2, 9: 4, METHOD: 4, 11: 4, 12: 4, 15: 3, 16: 2, 18: 4}
+TEXT, WHOLE, DOUBLE, CLASS, STRING, METHOD = 1, 3, 6, 7, 8, 10
+SIZES = {WHOLE: 4, 4: 4, 5: 8, DOUBLE: 8, CLASS: 2, STRING: 2, 9: 4, METHOD: 4, 11: 4, 12: 4, 15: 3, 16: 2, 18: 4}
 WIDE = (5, DOUBLE)  # have two numbers
 
 
 def text(value: str) -> bytes:
     """A text as the pool holds it."""
     return struct.pack(">BH", TEXT, len(value)) + value.encode()
+
+
+def whole(value: int) -> bytes:
+    """An int32 as the pool holds it."""
+    return struct.pack(">Bi", WHOLE, value)
 
 
 def double(value: float) -> bytes:
