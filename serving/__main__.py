@@ -20,10 +20,11 @@ from serving import client
 from serving.answer_table import print_answers
 from serving.bundle import Precision
 from serving.errors import ServerError, ServingError
-from serving.keys import INFERENCE_VARIABLE, client_key
+from serving.keys import client_key
 from serving.options import HELP, takes_settings
 from serving.runtimes import RuntimeName
 from serving.settings import DEFAULT_SETTINGS, changed
+from serving.start_text import place_of_key, print_next, print_started
 from serving.status_table import print_speedup, print_status
 from serving.torchserve import launch, versions
 from serving.torchserve.archive import package as package_bundle
@@ -32,7 +33,7 @@ from serving.torchserve.management import inference_key
 from serving.torchserve.ports import LOOPBACK
 from serving.torchserve.readiness import unwatched
 from serving.torchserve.signals import Interrupted, finishing, raise_interrupted
-from serving.torchserve.state import KEY_FILE, Server, load
+from serving.torchserve.state import Server, load
 
 app = typer.Typer(
     help="Serve bundles with TorchServe, ask the server, or score a folder of images without one.",
@@ -108,11 +109,11 @@ def start(
         print("Interrupted; nothing is left running.", file=sys.stderr)
         raise typer.Exit(130) from None
     try:
-        _print_started(server, state, _place_of_key(key_file, state, stock))
+        print_started(server, state, place_of_key(key_file, state, stock))
         if foreground:
             launch.wait(server, state)
         else:
-            _print_next(server, state)
+            print_next(server, state)
     except Interrupted:
         _stop(state, launch.DRAIN_S)
 
@@ -259,28 +260,6 @@ def _stop(state: Path, drain_s: float) -> None:
 def _as_it_was() -> typer.Exit:
     print("Interrupted; the server is as it was.", file=sys.stderr)
     return typer.Exit(130)
-
-
-def _print_started(server: Server, state: Path, place_of_key: str) -> None:
-    print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
-    if inference_key(state) is not None:
-        print(f"Requests need a key, Authorization: Bearer KEY; it is {place_of_key}", flush=True)
-    for name, speedup in server.speedups.items():
-        print_speedup(name, speedup)
-
-
-def _place_of_key(key_file: Path | None, state: Path, stock: bool) -> str:
-    if INFERENCE_VARIABLE in os.environ:
-        return f"in {INFERENCE_VARIABLE}"
-    return f"`inference` in {key_file or state / (KEY_FILE if stock else launch.OWN_KEY_FILE)}"
-
-
-def _print_next(server: Server, state: Path) -> None:
-    option = "" if state == launch.STATE else f" --state {state}"
-    key = "" if inference_key(state) is None else " -H 'Authorization: Bearer KEY'"
-    print(f"  try   curl{key} -T IMAGE {server.url}/predictions/{server.models[0]}")
-    print(f"  or    python -m serving classify IMAGE --model {server.models[0]}{option}")
-    print(f"  stop  python -m serving stop{option}")
 
 
 def _only_model(server: Server | None) -> str:

@@ -170,6 +170,18 @@ def test_a_stop_that_was_paused_harms_no_later_server(
     assert answers(later, images[0]) == 200
 
 
+def test_a_stop_is_for_the_server_that_it_has_seen(
+    server: Server, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_state.mkdir()
+    save(replace(server, url="http://earlier", tmp=str(own_state / "tmp")), own_state)
+    monkeypatch.setattr(launch, "mark_draining", lambda _: save(server, own_state))  # another comes in this moment
+
+    assert launch.stop(own_state) == "The server at http://earlier had ended already."
+    assert process.is_running(server.java)
+    (own_state / "server.json").unlink()
+
+
 def test_a_number_that_is_another_servers_now_is_left_alone(server: Server, own_state: Path) -> None:
     own_state.mkdir()
     earlier = process.Identity(server.pid, server.java.started - 1)

@@ -20,6 +20,7 @@ from serving.torchserve.door import close_door, left_door
 from serving.torchserve.state import Server
 
 _POLL_S = 0.01
+ANSWER_S = 3.0  # is longer than any request waits, see `budget.py`
 ANSWERS_S = 0.3  # for the answers that have left a worker to reach their clients
 TICKET = "drain"
 OF_A_WORKER = (ImageError.code, Draining.code)  # what it says of a request that holds no image
@@ -64,13 +65,17 @@ def stand_in_line(server: Server, versions: Sequence[str], key: str | None, dead
 
 
 def _refusal(client: httpx.Client, version: str, deadline: float) -> str | None:
-    """What one request gets instead of a worker's answer; a full queue and a worker that dies are asked again."""
+    """What one request gets instead of a worker's answer.
+
+    A full queue and a worker that dies are asked again, and so is TorchServe if it keeps silent for longer than a
+    request may wait: one that meets the death of a worker may be lost.
+    """
     refusal = "no answer in time"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            response = client.post(f"/predictions/{version}", content=b"", timeout=left)
+            response = client.post(f"/predictions/{version}", content=b"", timeout=min(left, ANSWER_S))
         except httpx.TimeoutException:
-            return "no answer in time"
+            continue
         except httpx.HTTPError as exc:
             return str(exc)
         if _is_of_a_worker(response):

@@ -165,7 +165,7 @@ def stop(state: Path = STATE, grace_s: float = STOP_GRACE_S, drain_s: float = DR
             mark_draining(Path(seen.tmp))  # a command under way gives up
     with _held(state, "stop", min(LOCK_S, drain_s)) as is_held:
         server = load(state)
-        if server is None:
+        if server is None or (is_held and seen is not None and server.tmp != seen.tmp):  # it is another's already
             return _ended(seen, state)
         if not process.members(server.java):
             _end(server, state, grace_s, is_held)
