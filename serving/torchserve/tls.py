@@ -13,9 +13,7 @@ from pathlib import Path
 from serving.errors import ServerError
 
 CERTIFICATE = "certificate.pem"  # in the state folder
-CERTIFICATES = re.compile(
-    rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL
-)  # and no key beside them
+CERTIFICATES = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)  # no key beside them
 CIPHERS = ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-SHA")  # TorchServe's, with TLS 1.2
 NO_CHECK_TIME = 0x200000  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python does not name
 
@@ -31,11 +29,8 @@ def take_tls(certificate: Path | None, private_key: Path | None, state: Path) ->
         return None, None
     if certificate is None or private_key is None:
         raise ServerError("TLS must have a certificate and a private key, got only one of them")
-    server, copy, partial = (
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-        state / CERTIFICATE,
-        state / f"{CERTIFICATE}.partial",
-    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    copy, partial = state / CERTIFICATE, state / f"{CERTIFICATE}.partial"
     try:
         partial.write_bytes(b"\n".join(CERTIFICATES.findall(certificate.read_bytes())) + b"\n")
         server.load_cert_chain(partial, private_key, password="")
