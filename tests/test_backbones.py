@@ -97,7 +97,7 @@ def recipe_of(**sections: dict[str, Any]) -> Recipe:
 LDA: dict[str, dict[str, Any]] = {
     "head": {"kind": "lda"},
     "fit": {"epochs": 0},
-    "refit": {"head": "lda", "features": "output", "covariance": "full", "variance_floor": 1.0},
+    "refit": {"head": "lda", "features": "output", "covariance": "full", "ridge": 1.0},
 }
 
 
@@ -463,7 +463,7 @@ def test_bundle_takes_the_backbones_size_and_is_measured_on_the_small_images(
 
 
 def test_mixture_on_principal_components_is_a_projection_after_the_backbone(sources: Sources, tmp_path: Path) -> None:
-    refit = {"head": "mda", "dim": 4, "components": 2, "covariance": "diagonal", "variance_floor": 0.1}
+    refit = {"head": "mda", "dim": 4, "components": 2, "covariance": "diagonal", "ridge": 0.1}
     run = finished(recipe_of(fit={"epochs": 0}, refit=refit, head={"kind": "lda"}), sources, tmp_path)
 
     classifier = run.load_classifier()

@@ -104,12 +104,12 @@ def test_cutting_up_a_single_cluster_is_not_stable() -> None:
 def test_assignments_are_those_of_scikit_learns_mixtures() -> None:
     features, labels = two_classes()
     head = fit_head(features, labels, 2, SPEC, seed=0)
-    floor = SPEC.variance_floor * features.var(0).mean()
+    ridge = SPEC.ridge * features.var(0).mean()
 
     for label in range(2):
         points = features[labels == label]
         reference = GaussianMixture(
-            2, init_params="k-means++", n_init=SPEC.restarts, max_iter=500, reg_covar=floor, random_state=0
+            2, init_params="k-means++", n_init=SPEC.restarts, max_iter=500, reg_covar=ridge, random_state=0
         ).fit(points)
 
         np.testing.assert_array_equal(assignments(head, features, labels)[labels == label], reference.predict(points))
@@ -139,10 +139,10 @@ def test_density_of_a_class_is_the_heads_less_its_prior(covariance: str) -> None
 def test_bic_is_that_of_scikit_learn_summed_over_classes(covariance: str) -> None:
     features, labels = two_classes()
     spec = SPEC.model_copy(update={"covariance": covariance, "max_components": 3})
-    floor = spec.variance_floor * features.var(0).mean()
+    ridge = spec.ridge * features.var(0).mean()
     kind = {"diagonal": "diag"}.get(covariance, covariance)
     by_class = [features[labels == c] for c in range(2)]
-    settings = {"init_params": "k-means++", "n_init": spec.restarts, "max_iter": 500, "reg_covar": floor}
+    settings = {"init_params": "k-means++", "n_init": spec.restarts, "max_iter": 500, "reg_covar": ridge}
     expected = [
         sum(GaussianMixture(k, covariance_type=kind, random_state=4, **settings).fit(p).bic(p) for p in by_class)
         for k in (1, 2, 3)
@@ -186,11 +186,11 @@ def test_head_trained_by_gradient_is_compared_with_its_refit(collapsed: Evidence
 
 
 def test_refit_heads_are_refitted_as_their_recipe_says() -> None:
-    spec = RefitSpec(dim=4, components="bic", covariance="diagonal", variance_floor=0.02)
+    spec = RefitSpec(dim=4, components="bic", covariance="diagonal", ridge=0.02)
 
     chosen = refit_spec(mda_head(3, 4, 2), spec)
 
-    assert (chosen.components, chosen.covariance, chosen.variance_floor) == (2, "diagonal", 0.02)
+    assert (chosen.components, chosen.covariance, chosen.ridge) == (2, "diagonal", 0.02)
     assert (chosen.features, chosen.dim) == ("output", None)
 
 

@@ -43,18 +43,18 @@ def steep(steepness: float) -> Classifier:
 
 @pytest.fixture(scope="module")
 def refitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Classifier]:
-    """Mixtures fitted by EM on learned features of digits, with each covariance and a high and a low floor."""
+    """Mixtures fitted by EM on learned features of digits, with each covariance and a high and a low ridge."""
     run = Run.create("digits", small_recipe(encoder={"width": 8}), "one", tmp_path_factory.mktemp("runs"))
     classifier = train(run, Sources(), torch.device("cpu"))
     data = digits_from(0, 800)
     return {
-        f"{covariance} {floor:g}": refit(
+        f"{covariance} {ridge:g}": refit(
             classifier,
-            RefitSpec(dim=8, components=2, covariance=covariance, variance_floor=floor, restarts=1),
+            RefitSpec(dim=8, components=2, covariance=covariance, ridge=ridge, restarts=1),
             data.images, data.labels, seed=0,
         )
         for covariance in ("spherical", "diagonal", "full")
-        for floor in (1e-1, 1e-6)
+        for ridge in (1e-1, 1e-6)
     }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_steep_head_is_refused_with_the_reason() -> None:
     with pytest.raises(
         ParityError,
         match=r"^posterior in float32 must be within 0\.0001 of float64, got up to 0\.1\d apart: float32 cannot "
-        r"hold so steep a head; try a larger refit\.variance_floor$",
+        r"hold so steep a head; try a larger refit\.ridge$",
     ):
         require_condition(steep(1e3), GOLDEN)
 

@@ -58,9 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished training of a convolutional encoder and an MDA head with full covariances; read only."""
-    recipe = small_recipe(
-        data=FOLDER_DATA, fit={"epochs": 10}, refit={"dim": 4, "components": 2, "variance_floor": 0.01}
-    )
+    recipe = small_recipe(data=FOLDER_DATA, fit={"epochs": 10}, refit={"dim": 4, "components": 2, "ridge": 0.01})
     run = Run.create("some-digits", recipe, "one", tmp_path_factory.mktemp("runs"))
     train(run, Sources(folder=folder), CPU)
     return run

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,7 +176,7 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         (
             "refit.k=3",
             "refit.k must be one of the keys head, features, dim, components, max_components, covariance, restarts, "
-            "variance_floor, got an unknown key with the value 3",
+            "ridge, got an unknown key with the value 3",
         ),
         (
             "fitt.lr=3",
@@ -325,3 +326,35 @@ def test_unknown_notes_are_refused(file: Path, notes: str, message: str) -> None
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(file))
     assert str(caught.value) == message
+
+
+# The ridge that was called a floor
+
+
+def refit_of(**keys: object) -> dict[str, Any]:
+    """A recipe's tree with a refit, as a run of before or of now holds it."""
+    tree = load_recipe("fashion-mnist-mda-best")[1].model_dump(mode="json", exclude_none=True)
+    tree["refit"] = {"dim": 32, **keys}
+    return tree
+
+
+def test_recipe_of_an_old_run_may_call_the_ridge_a_variance_floor() -> None:
+    old, new = (parse_recipe(refit_of(**{key: 0.25})) for key in ("variance_floor", "ridge"))
+
+    assert old == new
+    assert old.refit is not None
+    assert old.refit.ridge == 0.25
+    assert "ridge = 0.25" in dump_recipe(old)
+    assert "variance_floor" not in dump_recipe(old)
+
+
+def test_ridge_under_both_names_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"^refit\.variance_floor must be one of the keys .*ridge, got an unknown key"
+    ):
+        parse_recipe(refit_of(variance_floor=0.1, ridge=0.1))
+
+
+def test_ridge_that_breaks_its_rule_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"^refit\.ridge must be greater than 0, got 0$"):
+        parse_recipe(refit_of(ridge=0))

@@ -55,7 +55,7 @@ def images_and_labels(count: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_known_mixtures_are_recovered(covariance: str) -> None:
     features, labels = mixtures()
-    spec = RefitSpec(components=2, covariance=covariance, variance_floor=1e-9, **OUTPUT)
+    spec = RefitSpec(components=2, covariance=covariance, ridge=1e-9, **OUTPUT)
 
     head = fit_head(features, labels, 2, spec, seed=0)
 
@@ -76,12 +76,12 @@ def test_posterior_of_mda_is_that_of_scikit_learns_mixtures(covariance: str) -> 
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], [100, 150, 250])
     features = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + rng.normal(size=(3, 3))[labels]
-    spec = RefitSpec(components=2, covariance=covariance, restarts=2, variance_floor=0.01, **OUTPUT)
-    floor = 0.01 * features.var(0).mean()
+    spec = RefitSpec(components=2, covariance=covariance, restarts=2, ridge=0.01, **OUTPUT)
+    ridge = 0.01 * features.var(0).mean()
     kind = {"diagonal": "diag"}.get(covariance, covariance)
     reference = [
         GaussianMixture(
-            2, covariance_type=kind, init_params="k-means++", n_init=2, max_iter=500, reg_covar=floor, random_state=4
+            2, covariance_type=kind, init_params="k-means++", n_init=2, max_iter=500, reg_covar=ridge, random_state=4
         ).fit(features[labels == c])
         for c in range(3)
     ]
@@ -127,17 +127,17 @@ def test_refit_is_decided_by_the_seed() -> None:
     assert not same_weights(first, other)
 
 
-def test_variance_never_falls_below_its_floor() -> None:
-    """Every image of a class at one of two points: without a floor the variances are zero."""
+def test_ridge_is_added_to_variances_that_are_zero() -> None:
+    """Every image of a class at one of two points: without a ridge the variances are zero."""
     features = np.array([[0.0, 0.0], [4.0, 4.0]] * 10 + [[20.0, 20.0], [24.0, 28.0]] * 10)
     labels = np.repeat([0, 1], 20)
-    floor = 0.01 * features.var(0).mean()
+    ridge = 0.01 * features.var(0).mean()
 
     for covariance in COVARIANCES:
-        spec = RefitSpec(components=2, covariance=covariance, variance_floor=0.01, **OUTPUT)
+        spec = RefitSpec(components=2, covariance=covariance, ridge=0.01, **OUTPUT)
         lower = fit_head(features, labels, 2, spec, seed=0).gaussians.cholesky().detach()
 
-        np.testing.assert_allclose((lower @ lower.mT).diagonal(dim1=1, dim2=2), np.full((4, 2), floor), rtol=1e-4)
+        np.testing.assert_allclose((lower @ lower.mT).diagonal(dim1=1, dim2=2), np.full((4, 2), ridge), rtol=1e-4)
 
 
 @pytest.mark.parametrize("components", [5, 6])
@@ -169,7 +169,7 @@ def test_refitted_lda_is_scikit_learns(solver: str) -> None:
     features = rng.normal(size=(400, 4)) @ rng.normal(size=(4, 4)) + rng.normal(size=(3, 4))[labels]
     reference = LinearDiscriminantAnalysis(solver=solver).fit(features, labels)
 
-    head = fit_head(features, labels, 3, RefitSpec(head="lda", variance_floor=1e-12, **OUTPUT), seed=0).double()
+    head = fit_head(features, labels, 3, RefitSpec(head="lda", ridge=1e-12, **OUTPUT), seed=0).double()
 
     posterior = head(torch.from_numpy(features)).log_joints.softmax(1).detach()
     np.testing.assert_allclose(posterior, reference.predict_proba(features), atol=1e-5)

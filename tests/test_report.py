@@ -32,7 +32,7 @@ from training.train import train
 
 CPU = torch.device("cpu")
 NAMES = {"0": "<b>0", "1": "1 & one"}  # class folders
-REFIT = {"dim": 4, "components": 2, "variance_floor": 0.01}
+REFIT = {"dim": 4, "components": 2, "ridge": 0.01}
 CHROMIUM = shutil.which("chromium")
 IMAGES_OF_THE_DATA = {"components.png", "confused-images.png", "close-classes.png"}
 

@@ -198,7 +198,7 @@ def test_trial_is_what_training_the_recipe_gives(recipe_file: str, images: Image
 def test_refitted_head_is_what_counts(recipe_file: str, images: Images, tmp_path: Path) -> None:
     """One component a class and five are told apart only by the head that the refit makes."""
     settings = ("refit.dim=16", "refit.components=1", "head.kind=lda", "refit.restarts=1")
-    sweep = Sweep(recipe_file, settings, parse_space(["refit.variance_floor=1e-3,1e3"]))
+    sweep = Sweep(recipe_file, settings, parse_space(["refit.ridge=1e-3,1e3"]))
 
     fine, flattened = carried_out(sweep, images, tmp_path)
 

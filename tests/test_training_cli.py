@@ -37,7 +37,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where commands run: some-digits/ with images, small.toml; the tests add runs of their own."""
     work = tmp_path_factory.mktemp("work")
     write_digit_folder(work / "some-digits")
-    refit = {"dim": 4, "components": 2, "variance_floor": 0.01}
+    refit = {"dim": 4, "components": 2, "ridge": 0.01}
     recipe = small_recipe(data=FOLDER_DATA, encoder={"kind": "linear"}, fit={"epochs": 8}, refit=refit)
     (work / "small.toml").write_text(dump_recipe(recipe))
     return work

@@ -6,9 +6,9 @@ after the other by that much shows what it makes of the log-odds of every class 
 the root of the summed squares. The head's own rounding of log-joints comes on top. What the log-odds' shift makes of a
 probability is its change over the whole shift, not a derivative, which is zero at a sure answer however steep the head.
 
-`ROUNDING` is 8 units of rounding. The graphs of 60 classifiers (digits with every covariance and variance floors of 0.1
-to 1e-6, MNIST, Fashion-MNIST, CIFAR-100) stayed below half of these bounds for posteriors and a third for
-responsibilities and log-densities, with AVX-512 and with AVX2 alone.
+`ROUNDING` is 8 units of rounding. The graphs of 60 classifiers (digits with every covariance and ridges of 0.1 to 1e-6,
+MNIST, Fashion-MNIST, CIFAR-100) stayed below half of these bounds for posteriors and a third for responsibilities and
+log-densities, with AVX-512 and with AVX2 alone.
 
 References: Higham 2002, Accuracy and Stability of Numerical Algorithms, ch. 1 and 3; Higham & Mary 2019, A New Approach
 to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41 (errors of n roundings grow as the root of n).

@@ -150,7 +150,7 @@ def require_condition(classifier: Classifier, images: torch.Tensor) -> Outputs:
         if not bound <= allowed:  # written so that NaN fails
             raise ParityError(
                 f"{name} in float32 must be within {allowed:.2g} of float64, got up to {bound:.2g} apart: "
-                "float32 cannot hold so steep a head; try a larger refit.variance_floor"
+                "float32 cannot hold so steep a head; try a larger refit.ridge"
             )
     return answers
 

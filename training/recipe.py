@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from training.backbones import BACKBONES, SIDE
 from training.datasets import DATASETS
@@ -96,7 +96,10 @@ class RefitSpec(TomlSection):
     max_components: Annotated[int, Field(ge=1, le=64)] = 5  # tried by bic
     covariance: Covariance = "full"
     restarts: Annotated[int, Field(ge=1)] = 3
-    variance_floor: Positive = 1e-3  # of the features' mean variance
+    ridge: Positive = Field(
+        default=1e-3, validation_alias=AliasChoices("ridge", "variance_floor")
+    )  # the latter in old runs
+    """Added to every variance, as a share of the features' mean variance."""
 
     @model_validator(mode="after")
     def _dim_goes_with_pooled(self) -> "RefitSpec":

@@ -79,8 +79,8 @@ def fit_head(
     if spec.head == "lda":
         return _fit_lda(by_class, spec)
     components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
-    floor = _floor(features, spec)
-    mixtures = [_mixture(points, components, spec, seed, floor) for points in track(by_class, "refit")]
+    ridge = _ridge(features, spec)
+    mixtures = [_mixture(points, components, spec, seed, ridge) for points in track(by_class, "refit")]
     head = build_head(
         HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1]
     )
@@ -91,19 +91,19 @@ def fit_head(
 
 def choose_components(by_class: list[NDArray[np.float64]], spec: RefitSpec, seed: int) -> int:
     """The number of components, the same for every class, with the least Bayesian information criterion in sum."""
-    floor = _floor(np.concatenate(by_class), spec)
+    ridge = _ridge(np.concatenate(by_class), spec)
     candidates = range(1, min(spec.max_components + 1, *map(len, by_class)))
     bic = {
-        k: sum(float(_mixture(points, k, spec, seed, floor).bic(points)) for points in by_class)
+        k: sum(float(_mixture(points, k, spec, seed, ridge).bic(points)) for points in by_class)
         for k in track(candidates, "refit: BIC")
     }
     return min(bic, key=bic.__getitem__)
 
 
-def pooled_covariance(by_class: list[NDArray[np.float64]], covariance: Covariance, floor: float) -> NDArray[np.float64]:
+def pooled_covariance(by_class: list[NDArray[np.float64]], covariance: Covariance, ridge: float) -> NDArray[np.float64]:
     """Within-class covariance over all classes: (1,) spherical, (1, D) diagonal or (1, D, D) full."""
     centred = np.concatenate([points - points.mean(0) for points in by_class])
-    full: NDArray[np.float64] = centred.T @ centred / len(centred) + floor * np.eye(centred.shape[1])
+    full: NDArray[np.float64] = centred.T @ centred / len(centred) + ridge * np.eye(centred.shape[1])
     if covariance == "full":
         return full[None]
     diagonal = np.diag(full)
@@ -114,8 +114,8 @@ def _fit_lda(by_class: list[NDArray[np.float64]], spec: RefitSpec) -> Discrimina
     dim = by_class[0].shape[1]
     head = build_head(HeadSpec(kind="lda", covariance=spec.covariance), len(by_class), dim)
     means = np.stack([points.mean(0) for points in by_class])[:, None]
-    floor = _floor(np.concatenate(by_class), spec)
-    covariance = pooled_covariance(by_class, spec.covariance, floor)
+    ridge = _ridge(np.concatenate(by_class), spec)
+    covariance = pooled_covariance(by_class, spec.covariance, ridge)
     return _filled(head, by_class, means, np.ones((len(by_class), 1)), covariance)
 
 
@@ -136,7 +136,7 @@ def _filled(
     return filled.float()
 
 
-def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed: int, floor: float) -> Any:
+def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed: int, ridge: float) -> Any:
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
@@ -146,15 +146,15 @@ def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed
         init_params="k-means++",
         n_init=spec.restarts,
         max_iter=500,
-        reg_covar=floor,
+        reg_covar=ridge,
         random_state=seed,
     )
     with threadpool_limits(1):  # the matrices are small: threads only wait for each other
         return mixture.fit(points)
 
 
-def _floor(features: NDArray[np.float64], spec: RefitSpec) -> float:
-    return spec.variance_floor * float(features.var(0).mean())
+def _ridge(features: NDArray[np.float64], spec: RefitSpec) -> float:
+    return spec.ridge * float(features.var(0).mean())
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ SCORE_NAMES = {
     "relative_mahalanobis": "relative Mahalanobis",
 }
 ACCEPTED = 0.95  # of the network's own kind
-VARIANCE_FLOOR = 1e-6  # of the features' mean variance
+RIDGE = 1e-6  # of the features' mean variance
 
 FamiliarityScores = dict[str, FloatArray]  # by name, (N,)
 
@@ -168,8 +168,8 @@ def fit_relative_mahalanobis(features: FloatArray, labels: Labels) -> RelativeMa
     means = np.stack([features[labels == label].mean(0) for label in known])
     within = features - means[np.searchsorted(known, labels)]
     background = features.mean(0)
-    floor = VARIANCE_FLOOR * float(features.var(0).mean())
-    return RelativeMahalanobis(means, _whitening(within, floor), background, _whitening(features - background, floor))
+    ridge = RIDGE * float(features.var(0).mean())
+    return RelativeMahalanobis(means, _whitening(within, ridge), background, _whitening(features - background, ridge))
 
 
 def relative_mahalanobis(features: FloatArray, fitted: RelativeMahalanobis) -> FloatArray:
@@ -206,8 +206,8 @@ def false_positive_rate(known: FloatArray, strangers: FloatArray, accepted: floa
     return float((strangers >= threshold).mean())
 
 
-def _whitening(centred: FloatArray, floor: float) -> FloatArray:
+def _whitening(centred: FloatArray, ridge: float) -> FloatArray:
     """W with W' W the inverse covariance of centred features (N, D); (D, D)."""
-    covariance = centred.T @ centred / len(centred) + floor * np.eye(centred.shape[1])
+    covariance = centred.T @ centred / len(centred) + ridge * np.eye(centred.shape[1])
     whitening: FloatArray = np.linalg.inv(np.linalg.cholesky(covariance))
     return whitening
