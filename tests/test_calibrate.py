@@ -10,6 +10,7 @@ from serving.predictor import Predictor
 from training.calibrate import fit_temperature
 from training.classifier import Architecture, ServedGraph, build_classifier
 from training.data import Sources
+from training.digests import temperature_digest
 from training.export import export
 from training.recipe import EncoderSpec, HeadSpec, RecipeError
 from training.run import Run
@@ -73,7 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(folder: Path, runs: Path, temperature: float | str) -> Run:
     data = {"name": "folder", "channels": 1, "size": 8, "validation": 0.3, "test": 0.25}
-    recipe = small_recipe(data=data, refit={"dim": 4}, calibration={"temperature": temperature})
+    found_for = temperature_digest(small_recipe(data=data, refit={"dim": 4}))
+    calibration = {"temperature": temperature, "found_for": found_for}
+    recipe = small_recipe(data=data, refit={"dim": 4}, calibration=calibration)
     run = Run.create("small", recipe, "one", runs)
     train(run, Sources(folder=folder), torch.device("cpu"))
     return run

@@ -39,8 +39,14 @@ def slice_of(spec: DataSpec, sources: Sources) -> Dataset:
 @pytest.mark.parametrize("name", TRAINED_HERE)
 def test_recipe_trains_and_answers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "load_dataset", slice_of)
-    share = "data.validation=0.25" if load_recipe(name)[1].data.validation else "data.validation=0.0"
-    run = Run.create(*load_recipe(name, ["fit.epochs=1", "fit.scales=[1.0]", "data.test=0.25", share]), None, tmp_path)
+    quick = [
+        "fit.epochs=1",
+        "fit.scales=[1.0]",
+        "data.test=0.25",
+        "data.validation=0.25",
+        "calibration.temperature=fit",
+    ]
+    run = Run.create(*load_recipe(name, quick), None, tmp_path)
 
     classifier = train(run, Sources(), torch.device("cpu"))
 

@@ -111,9 +111,13 @@ class RefitSpec(TomlSection):
 
 
 class CalibrationSpec(TomlSection):
-    """The temperature of the posterior: fitted on the validation split, or a number that another run has found."""
+    """The temperature of the posterior: fitted on the validation split, or a number that another run has found.
+
+    `found_for` is the digest of the recipe that the number is of (training/digests.py); no other trains with it.
+    """
 
     temperature: Positive | Literal["fit"] = "fit"
+    found_for: str | None = None
 
 
 class Recipe(TomlSection):

@@ -24,6 +24,7 @@ from training.backbones import BACKBONES, weights_digest
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, Splits
 from training.devices import PrecisionChoice, describe_device
+from training.digests import require_own_temperature
 from training.files import replace_file, replace_text
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
 
@@ -62,8 +63,10 @@ class Run:
         With `start` it takes over the epochs of that run, so that only the refit and the calibration may differ.
 
         Raises:
+            RecipeError: if the recipe's temperature was found for another recipe.
             RunError: if the run is there already, or `start` has no epochs or would have trained them otherwise.
         """
+        require_own_temperature(recipe)
         if start is not None:
             _require_same_epochs(recipe, start)
         run = cls(runs / name / (run_id or datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")), recipe, start)

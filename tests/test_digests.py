@@ -1,0 +1,103 @@
+"""Digests of recipes: what changes them, what does not; a temperature is kept by the recipe that it was found for."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from training.digests import digest_of, recipe_digest, speed_digest, temperature_digest
+from training.recipe import RecipeError, load_recipe, parse_recipe, recipe_names
+from training.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_digest_is_that_of_the_values_whatever_their_order() -> None:
+    assert digest_of({"b": [1, 2], "a": None}) == digest_of({"a": None, "b": [1, 2]})
+    assert re.fullmatch(r"[0-9a-f]{16}", digest_of({}))
+    assert digest_of([1, 2]) != digest_of([2, 1])
+
+
+@pytest.mark.parametrize(
+    ("override", "of_recipe", "of_speed", "of_temperature"),
+    [
+        ("seed=7", False, False, False),
+        ("description='another'", False, False, False),
+        ("fit.momentum=0.9", False, False, False),  # the default, written out
+        ("fit.epochs=3", False, False, True),
+        ("fit.precision=bfloat16", False, True, False),
+        ("fit.compile=true", False, True, False),
+        ("data.validation=0.2", True, True, False),
+        ("data.test=0.3", True, True, True),
+        ("encoder.dim=4", True, True, True),
+        ("loss.weight=0.5", True, True, True),
+        ("fit.lr=0.1", True, True, True),
+        ("refit.ridge=0.5", True, False, True),
+        ("calibration.temperature=2.0", True, False, False),
+        ("calibration.found_for=abc", False, False, False),
+    ],
+)
+def test_digest_changes_with_what_it_is_for(
+    override: str, of_recipe: bool, of_speed: bool, of_temperature: bool
+) -> None:
+    before, after = (load_recipe("fashion-mnist-mda-best", overrides)[1] for overrides in ([], [override]))
+
+    assert (recipe_digest(before) != recipe_digest(after)) == of_recipe
+    assert (speed_digest(before) != speed_digest(after)) == of_speed
+    assert (temperature_digest(before) != temperature_digest(after)) == of_temperature
+
+
+# A temperature in numbers
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_with_a_temperature_name_themselves(name: str, tmp_path: Path) -> None:
+    _, recipe = load_recipe(name)
+
+    assert not Run.create(name, recipe, "a", tmp_path).has_begun
+
+
+def test_temperature_survives_what_it_does_not_depend_on(tmp_path: Path) -> None:
+    _, recipe = load_recipe("mnist-mda", ["seed=4", "fit.precision=float32", "data.validation=0.1"])
+
+    assert Run.create("mnist-mda", recipe, "a", tmp_path).recipe.calibration == recipe.calibration
+
+
+@pytest.mark.parametrize("override", ["fit.epochs=3", "refit.components=2", "encoder.dim=12", "data.name=digits"])
+def test_temperature_of_another_recipe_is_refused(override: str, tmp_path: Path) -> None:
+    _, recipe = load_recipe("mnist-mda", [override])
+
+    with pytest.raises(RecipeError) as refused:
+        Run.create("mnist-mda", recipe, "a", tmp_path)
+
+    assert str(refused.value) == (
+        "calibration.temperature 21.63 must be found for this very recipe (calibration.found_for = "
+        f'"{temperature_digest(recipe)}"), got 03d7f19197cc4a10: find it anew with '
+        "--set calibration.temperature=fit --set data.validation=0.1"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_temperature_that_names_no_recipe_is_refused(tmp_path: Path) -> None:
+    _, recipe = load_recipe("digits-mda", ["calibration.temperature=3.0"])
+
+    with pytest.raises(RecipeError, match=r"must be found for this very recipe .*, got None: find it anew"):
+        Run.create("digits-mda", recipe, "a", tmp_path)
+
+
+def test_what_the_refusal_says_helps(tmp_path: Path) -> None:
+    advice = ["calibration.temperature=fit", "data.validation=0.1"]
+    _, recipe = load_recipe("mnist-mda", ["fit.epochs=3", *advice])
+
+    assert Run.create("mnist-mda", recipe, "a", tmp_path).recipe.data.validation == 0.1
+
+
+def test_bundle_of_before_holds_a_temperature_that_names_no_recipe_and_loads() -> None:
+    manifest = json.loads((ROOT / "model_store" / "mnist-mda" / "1" / "bundle.json").read_bytes())
+
+    recipe = parse_recipe(manifest["recipe"])
+
+    assert recipe.calibration is not None
+    assert (recipe.calibration.temperature, recipe.calibration.found_for) == (21.63, None)
+    assert temperature_digest(recipe) == temperature_digest(load_recipe("mnist-mda")[1])

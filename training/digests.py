@@ -1,0 +1,60 @@
+"""Digests of what a figure was made from, so that it can be told later whether that is still there.
+
+    recipe_digest(load_recipe("mnist-mda")[1])      # 16 hexadecimal digits
+
+A value that is the schema's default counts as not written: a new key whose default is what was done before changes no
+digest. Names, descriptions, notes and seeds decide nothing that a digest is for.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from training.recipe import Recipe, RecipeError
+
+DIGITS = 16  # hexadecimal
+HOW = {"fit": {"precision", "compile"}}  # how it is computed, not what
+
+
+def digest_of(values: Any) -> str:
+    """The digest of plain values, the same whatever the order of keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """The digest of what a recipe trains, but for the number of epochs, which records state beside it."""
+    left_out: dict[str, Any] = {"fit": {*HOW["fit"], "epochs"}, "calibration": {"found_for"}}
+    return digest_of(_values(recipe, left_out))
+
+
+def speed_digest(recipe: Recipe) -> str:
+    """The digest of what a step of training computes, precision and compilation included; nothing that comes after."""
+    return digest_of(_values(recipe, {"fit": {"epochs"}, "refit": True, "calibration": True}))
+
+
+def temperature_digest(recipe: Recipe) -> str:
+    """The digest of what a temperature depends on: data (less the validation split), encoder, head, loss, fit, refit."""
+    return digest_of(_values(recipe, {**HOW, "data": {"validation"}, "calibration": True}))
+
+
+def require_own_temperature(recipe: Recipe) -> None:
+    """Refuse a temperature in numbers that was found for another recipe.
+
+    Raises:
+        RecipeError: if `calibration.found_for` is not the recipe's digest.
+    """
+    calibration = recipe.calibration
+    if calibration is None or calibration.temperature == "fit":
+        return
+    if (own := temperature_digest(recipe)) != calibration.found_for:
+        raise RecipeError(
+            f"calibration.temperature {calibration.temperature:g} must be found for this very recipe "
+            f'(calibration.found_for = "{own}"), got {calibration.found_for}: find it anew with '
+            "--set calibration.temperature=fit --set data.validation=0.1"
+        )
+
+
+def _values(recipe: Recipe, left_out: dict[str, Any]) -> dict[str, Any]:
+    return recipe.model_dump(
+        mode="json", exclude_defaults=True, exclude={"description": True, "seed": True, **left_out}
+    )
