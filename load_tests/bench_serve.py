@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serving.bundle import Bundle, Precision
+from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
@@ -177,6 +177,7 @@ def measure_bundle(
     return {
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
+        "digest": bundle.manifest.sha256[graph_files(precision)[0]],
         "device": device,
         "inferences": layout.inferences,
         "threads": layout.threads,

@@ -25,7 +25,7 @@ def test_digest_is_that_of_the_values_whatever_their_order() -> None:
         ("seed=7", False, False, False),
         ("description='another'", False, False, False),
         ("fit.momentum=0.9", False, False, False),  # the default, written out
-        ("fit.epochs=3", False, False, True),
+        ("fit.epochs=3", True, False, True),
         ("fit.precision=bfloat16", False, True, False),
         ("fit.compile=true", False, True, False),
         ("data.validation=0.2", True, True, False),

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,6 +178,15 @@ def table_of_speeds(speeds: Sequence[Speed]) -> Table:
     return table
 
 
+def recipe_timed(name: str) -> Recipe:
+    """A recipe as both loops train it: an epoch, of images of one size.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    return load_recipe(name, ["fit.epochs=1", "fit.scales=[1.0]"])[1]
+
+
 def noise(recipe: Recipe, count: int) -> tuple[Labelled, int]:
     """Random images in the shape of the recipe's data set, random labels, and the number of classes."""
     data, entry = recipe.data, DATASETS[recipe.data.name]
@@ -187,7 +197,7 @@ def noise(recipe: Recipe, count: int) -> tuple[Labelled, int]:
 
 
 def _benchmark_one(name: str, sources: Sources | None, images: int, rounds: int, device: torch.device) -> Speed:
-    label, recipe = load_recipe(name, ["fit.epochs=1", "fit.scales=[1.0]"])  # both loops see images of the same size
+    recipe = recipe_timed(name)
     if recipe.encoder.kind in BACKBONES:
         raise ValueError(f"encoder.kind must be one that learns from pixels for benchmark, got {recipe.encoder.kind}")
     if images < 2 * recipe.fit.batch_size:
@@ -198,7 +208,7 @@ def _benchmark_one(name: str, sources: Sources | None, images: int, rounds: int,
         loaded = load_images(recipe, sources)
         whole, classes = loaded.part("train", torch.device("cpu")), len(loaded.dataset.classes)
         data = Labelled(whole.images[:images], whole.labels[:images])
-    return measure_speed(label, recipe, data, classes, rounds=rounds, device=device)
+    return measure_speed(Path(name).stem, recipe, data, classes, rounds=rounds, device=device)
 
 
 def _classifier(recipe: Recipe, shape: tuple[int, ...], classes: int, images: Tensor) -> Classifier:

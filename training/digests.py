@@ -22,9 +22,8 @@ def digest_of(values: Any) -> str:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """The digest of what a recipe trains, but for the number of epochs, which records state beside it."""
-    left_out: dict[str, Any] = {"fit": {*HOW["fit"], "epochs"}, "calibration": {"found_for"}}
-    return digest_of(_values(recipe, left_out))
+    """The digest of what a recipe trains, whatever the precision."""
+    return digest_of(_values(recipe, {**HOW, "calibration": {"found_for"}}))
 
 
 def speed_digest(recipe: Recipe) -> str:
@@ -33,7 +32,7 @@ def speed_digest(recipe: Recipe) -> str:
 
 
 def temperature_digest(recipe: Recipe) -> str:
-    """The digest of what a temperature depends on: data (less the validation split), encoder, head, loss, fit, refit."""
+    """The digest of what a temperature depends on: data less the validation split, encoder, head, loss, fit, refit."""
     return digest_of(_values(recipe, {**HOW, "data": {"validation"}, "calibration": True}))
 
 

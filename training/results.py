@@ -11,18 +11,19 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from training.digests import recipe_digest
 from training.files import replace_text
+from training.recipe import Recipe
 from training.run import Run, RunError
+from training.stale import ResultsSection
 from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
 EPOCHS_FOLDER = Path("docs/metrics")
-
-ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving"]
 
 
 def stamp() -> dict[str, Any]:
@@ -37,13 +38,16 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def model_figures(report: dict[str, Any], recipe_epochs: int) -> dict[str, Any]:
-    """What stays of a run's report (training/report/write.py), of a recipe that has `recipe_epochs`."""
+def model_figures(report: dict[str, Any], trained: Recipe, recipe_epochs: int) -> dict[str, Any]:
+    """What stays of the report (training/report/write.py) of a run, which `trained` a recipe of `recipe_epochs`."""
     run, calibration, components, ood = (report[key] for key in ("run", "calibration", "components", "ood"))
     kept = ("id", "encoder", "head", "dim", "parameters", "epochs", "seconds", "device", "temperature", "splits")
     quality = ("accuracy", "nll", "brier", "ece")
     figures = {key: run[key] for key in kept} | {
         "recipe_epochs": recipe_epochs,
+        "digest": recipe_digest(
+            trained.model_copy(update={"fit": trained.fit.model_copy(update={"epochs": recipe_epochs})})
+        ),
         "components_per_class": run["components"],
         "test_images": calibration["after"]["images"],
         "before": {key: calibration["before"][key] for key in quality},

@@ -7,10 +7,11 @@ from typing import Annotated
 import torch
 import typer
 
-from training.benchmark import SMALL, run_benchmark, table_of_speeds
+from training.benchmark import SMALL, recipe_timed, run_benchmark, table_of_speeds
 from training.commands.options import DataRootOption, DeviceOption, FolderOption, RecordOption
 from training.data import Sources
 from training.devices import choose_device, choose_precision
+from training.digests import speed_digest
 from training.files import replace_text
 from training.progress import console, say, steps, warn
 from training.recipe import Recipe, load_recipe
@@ -102,7 +103,7 @@ def study(
     for file in (outcome.write(folder, name), *outcome.files):
         say(str(file))
     if record:
-        record_figures("studies", name, outcome.figures)
+        record_figures("studies", name, {**outcome.figures, "digest": outcome.made_from})
 
 
 def benchmark(
@@ -127,7 +128,10 @@ def benchmark(
         _warn_of_emulation(load_recipe(name)[1], chosen)
     speeds = run_benchmark(names, sources, images=images, rounds=rounds, device=chosen)
     console.print(table_of_speeds(speeds))
-    figures = {speed.recipe: {**speed.figures(), "real_images": real} for speed in speeds}
+    made_from = {Path(name).stem: speed_digest(recipe_timed(name)) for name in names}
+    figures = {
+        speed.recipe: {**speed.figures(), "real_images": real, "digest": made_from[speed.recipe]} for speed in speeds
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(out, json.dumps({**figures, "measured": stamp()}, indent=2) + "\n")
     say(str(out))

@@ -58,7 +58,7 @@ def report(
     page = write_report(finished, sources, out, images=images, device=chosen, sample=sample, names=names)
     if record:
         report_of = json.loads((page.parent / FIGURES).read_bytes())
-        figures = model_figures(report_of, load_recipe(finished.name)[1].fit.epochs)
+        figures = model_figures(report_of, finished.recipe, load_recipe(finished.name)[1].fit.epochs)
         if others:
             figures["accuracy_of_seeds"] = {finished.recipe.seed: figures["after"]["accuracy"]} | {
                 other.recipe.seed: measure_run(other, sources, chosen)["accuracy"] for other in others

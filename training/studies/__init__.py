@@ -4,9 +4,11 @@ python -m training study parameter-growth
 """
 
 from collections.abc import Callable
+from typing import Any
 
+from training.digests import digest_of
 from training.studies import box_regression, class_means, parameter_growth, shift_invariance
-from training.studies.study import Outcome, Setting
+from training.studies.study import Outcome, Setting, of_recipes
 
 STUDIES: dict[str, Callable[[Setting], Outcome]] = {
     "box-regression": box_regression.run,
@@ -14,3 +16,11 @@ STUDIES: dict[str, Callable[[Setting], Outcome]] = {
     "parameter-growth": parameter_growth.run,
     "shift-invariance": shift_invariance.run,
 }
+
+MADE_FROM: dict[str, Callable[[dict[str, Any]], str]] = {
+    "box-regression": lambda record: digest_of(box_regression.parameters()),
+    "class-means": lambda record: of_recipes([record["run"]]),
+    "parameter-growth": lambda record: digest_of(parameter_growth.parameters()),
+    "shift-invariance": lambda record: of_recipes(record["recipes"]),
+}
+"""The digest of what a study with these figures would be made from today."""

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from training.digests import digest_of
 from training.figures import GREEN, ORANGE, new_figure, save_figure
 from training.progress import track
 from training.studies import boxes
@@ -19,7 +20,7 @@ from training.studies.study import Outcome, Setting
 CORNERS = torch.tensor([[8, 8], [36, 8], [8, 36], [30, 30]])  # the notebook's
 SHIFT = 16  # pixels
 LAST = boxes.CANVAS - boxes.SQUARE  # the last corner of a whole square
-TRAINING_IMAGES = 3000
+TRAINING_IMAGES, SEEDS = 3000, 3
 REGRESSORS = {"MLP": boxes.mlp, "CNN": boxes.cnn}
 PLACES = {"notebook": CORNERS, "grid": boxes.grid_of_corners(4, LAST - SHIFT)}
 CASES = (
@@ -28,7 +29,18 @@ CASES = (
 )  # fmt: skip
 
 
-def run(setting: Setting, seeds: int = 3, epochs: int = boxes.EPOCHS, images: int = TRAINING_IMAGES) -> Outcome:
+def parameters(seeds: int = SEEDS, epochs: int = boxes.EPOCHS, images: int = TRAINING_IMAGES) -> dict[str, Any]:
+    """What decides the figures, as plain values."""
+    places = {name: corners.tolist() for name, corners in PLACES.items()}
+    squares = {"canvas": boxes.CANVAS, "square": boxes.SQUARE, "border": boxes.BORDER}
+    shades = {"inside": boxes.INSIDE, "noise": boxes.NOISE}
+    steps = {"epochs": epochs, "batch_size": boxes.BATCH_SIZE, "learning_rate": boxes.LEARNING_RATE}
+    networks = {name: str(build()) for name, build in REGRESSORS.items()}
+    return {"seeds": seeds, "images": images, "shift": SHIFT, "places": places, "networks": networks,
+            **squares, **shades, **steps}  # fmt: skip
+
+
+def run(setting: Setting, seeds: int = SEEDS, epochs: int = boxes.EPOCHS, images: int = TRAINING_IMAGES) -> Outcome:
     """Train both models with every seed, measure the mean intersection over union and draw the last seed's boxes."""
     found: dict[str, dict[str, list[float]]] = {name: {case: [] for case in CASES} for name in REGRESSORS}
     models: dict[str, nn.Module] = {}
@@ -43,7 +55,8 @@ def run(setting: Setting, seeds: int = 3, epochs: int = boxes.EPOCHS, images: in
     means = _means(found)
     figures = {"seeds": seeds, "epochs": epochs, "training_images": images, "iou": means, "iou_by_seed": found}
     picture = save_figure(_draw(models), setting.out / "box-regression.png")
-    return Outcome(figures, _table(means, seeds), (picture,), "mean IoU; grid: 81 squares that stay whole")
+    made_from = digest_of(parameters(seeds, epochs, images))
+    return Outcome(figures, _table(means, seeds), made_from, (picture,), "mean IoU; grid: 81 squares that stay whole")
 
 
 def mean_overlaps(model: nn.Module) -> dict[str, float]:

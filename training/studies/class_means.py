@@ -10,7 +10,7 @@ from training.analysis.diagnostics import Pair, pairs_by_distance
 from training.analysis.evidence import answers_of
 from training.figures import BLUE, RED, new_figure, save_figure, show_image, tidy
 from training.images import Labelled
-from training.studies.study import Outcome, Setting
+from training.studies.study import Outcome, Setting, of_runs
 
 RECIPE = "cifar100-lda"
 CLOSEST = 5
@@ -44,7 +44,8 @@ def run(setting: Setting) -> Outcome:
         table.add_row(str(rank), classes[pair.first], classes[pair.second], f"{pair.distance:.3f}")
     plot = save_figure(_draw(pairs, classes, found.name), setting.out / "class-means.png")
     panel = save_figure(_examples(pairs[:2], train, classes), setting.out / "class-means-example.png")
-    return Outcome(figures, table, (plot, panel), f"{len(pairs):,} pairs, mean distance {mean_distance:.2f}")
+    made_from = of_runs([(found.name, found.recipe)])
+    return Outcome(figures, table, made_from, (plot, panel), f"{len(pairs):,} pairs, mean distance {mean_distance:.2f}")
 
 
 def _draw(pairs: list[Pair], classes: tuple[str, ...], name: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 
 from training.classifier import Architecture, build_classifier
+from training.digests import digest_of
 from training.encoders import EncoderKind
 from training.figures import COLOURS, new_figure, save_figure, tidy
 from training.recipe import EncoderSpec, HeadSpec
@@ -33,6 +34,11 @@ def count_parameters(kind: EncoderKind, width_px: int, height_px: int, **encoder
     return sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
 
 
+def parameters() -> dict[str, Any]:
+    """What decides the figures, as plain values."""
+    return {"sizes": SIZES, "models": MODELS, "classes": CLASS_COUNT}
+
+
 def run(setting: Setting) -> Outcome:
     """Count, tabulate and draw."""
     counts = {
@@ -43,7 +49,7 @@ def run(setting: Setting) -> Outcome:
     for name, by_size in counts.items():
         table.add_row(name, *[f"{count:,}" for count in by_size.values()])
     picture = save_figure(_draw(counts), setting.out / "parameter-growth.png")
-    return Outcome({"parameters": counts}, table, (picture,))
+    return Outcome({"parameters": counts}, table, digest_of(parameters()), (picture,))
 
 
 def _draw(counts: dict[str, dict[str, int]]) -> Any:

@@ -22,7 +22,7 @@ from training.evaluate import eager, run_graph
 from training.figures import COLOURS, MARKERS, new_figure, percent_axis, save_figure, show_image, tidy
 from training.images import Labelled
 from training.run import Run, RunError
-from training.studies.study import Outcome, Setting
+from training.studies.study import Outcome, Setting, of_runs
 
 SHIFTS = range(9)
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))  # right, left, down, up
@@ -91,11 +91,12 @@ def run(setting: Setting) -> Outcome:
         if (name := _name(found, first, second)) in curves:
             raise RunError(f"the two runs must be different ones, got {found.path} twice")
         curves[name] = measure_shifts(found.load_classifier(), test, setting.device, images.dataset.input)
-    figures = {"images": len(test), "shifts": list(SHIFTS)}
+    figures = {"images": len(test), "shifts": list(SHIFTS), "recipes": [first.name, second.name]}
     figures |= {name: {key: [getattr(m, key) for m in curve] for key in MEASURES} for name, curve in curves.items()}
     plot = save_figure(_draw(curves), setting.out / "shift-invariance.png")
     panel = _examples(first, second, test, images.dataset, setting)
-    return Outcome(figures, _table(curves), (plot, *panel), f"{len(test):,} test images, four directions")
+    made_from = of_runs([(found.name, found.recipe) for found in (first, second)])
+    return Outcome(figures, _table(curves), made_from, (plot, *panel), f"{len(test):,} test images, four directions")
 
 
 def _name(found: Run, first: Run, second: Run) -> str:

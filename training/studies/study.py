@@ -1,6 +1,7 @@
 """What every study takes and gives."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from training.digests import digest_of, recipe_digest
 from training.files import replace_text
 from training.images import LabelledImages, images_of, sources_of
+from training.recipe import Recipe, load_recipe
 from training.run import RUNS, Run, RunError
 
 
@@ -55,6 +58,16 @@ class Setting:
         return images_of(run, sources_of(run, self.data_root))
 
 
+def of_recipes(names: Sequence[str]) -> str:
+    """The digest of what these recipes train today."""
+    return of_runs([(name, load_recipe(name)[1]) for name in names])
+
+
+def of_runs(recipes: Sequence[tuple[str, Recipe]]) -> str:
+    """The digest of what runs of these recipes, each with its name, have trained."""
+    return digest_of([[name, recipe_digest(recipe)] for name, recipe in recipes])
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a study found.
@@ -62,12 +75,14 @@ class Outcome:
     Attributes:
         figures: plain values, as they are written to JSON and recorded.
         table: the same for a person.
+        made_from: the digest of the recipes or parameters that decide the figures.
         files: the pictures.
         note: a sentence to read the table with.
     """
 
     figures: dict[str, Any]
     table: Table
+    made_from: str
     files: tuple[Path, ...] = ()
     note: str = ""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from training.digests import digest_of, recipe_digest
 from training.figures import BLUE, is_logarithmic, new_figure, percent_axis, save_figure, tidy
 from training.files import replace_text
 from training.recipe import dump_recipe
@@ -23,18 +24,32 @@ def figures_of(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
     """The sweep in few numbers, as they are recorded."""
     best = best_of(trials)
     ends = [trial.end for trial in trials]
+    over = {p.key: list(p.values) or {"low": p.low, "high": p.high, "log": p.log} for p in sweep.space}
+    search = "grid" if sweep.is_grid else "tpe"
     return {
         "recipe": sweep.name,
         "settings": list(sweep.settings),
-        "over": {p.key: list(p.values) or {"low": p.low, "high": p.high, "log": p.log} for p in sweep.space},
-        "search": "grid" if sweep.is_grid else "tpe",
+        "over": over,
+        "search": search,
         "trials": len(trials),
         "diverged": ends.count("diverged"),
         "pruned": ends.count("pruned"),
         "best": {"validation_accuracy": best.accuracy, **best.point},
         "seconds": round(sum(trial.seconds for trial in trials), 1),
         "seconds_per_trial": round(statistics.median(trial.seconds for trial in trials), 3),
-    }  # fmt: skip
+        "digest": sweep_digest(sweep.recipe, sweep.settings, over, search),
+    }
+
+
+def sweep_digest(recipe: str, settings: Sequence[str], over: dict[str, Any], search: str) -> str:
+    """The digest of a sweep: its recipe at the first point of the space, the settings, the space, how it is searched.
+
+    Raises:
+        RecipeError: if there is no such recipe, or the schema refuses the point.
+    """
+    first = {key: values["low"] if isinstance(values, dict) else values[0] for key, values in over.items()}
+    base = recipe_digest(recipe_at(recipe, settings, first))
+    return digest_of({"recipe": base, "settings": list(settings), "over": over, "search": search})
 
 
 def write_sweep_report(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> list[Path]:
