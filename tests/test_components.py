@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.stats import entropy as scipy_entropy
+from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from training_samples import digits, small_recipe
 
@@ -18,6 +19,7 @@ from training.analysis.components import (
     entropy_of,
     of_class,
     refit_spec,
+    repeatability,
     stability,
     usage,
 )
@@ -78,27 +80,61 @@ def test_usage_is_one_where_components_are_used_alike_and_zero_where_one_takes_a
     }
 
 
-# Stability
+# Repeatability and stability
 
 
-def test_clusters_far_apart_are_found_anew_by_every_seed() -> None:
+def test_clusters_far_apart_are_found_anew_from_every_start_and_in_every_sample() -> None:
     features, labels = two_classes()
+    alike = {"adjusted_rand_per_class": [1.0, 1.0], "adjusted_rand": 1.0}
 
-    figures = stability(features, labels, 2, SPEC)
+    assert repeatability(features, labels, 2, SPEC) == {"seeds": [0, 1, 2], **alike}
+    assert stability(features, labels, 2, SPEC, seed=0) == {"bootstrap_samples": 5, **alike}
 
-    assert figures == {"seeds": [0, 1, 2], "adjusted_rand_per_class": [1.0, 1.0], "adjusted_rand": 1.0}
 
-
-def test_cutting_up_a_single_cluster_is_not_stable() -> None:
+def test_cutting_up_a_single_cluster_is_not_repeatable() -> None:
     """Nothing says how a round cloud is cut in five; class 1 still has its two clusters but five components."""
     rng = np.random.default_rng(3)
     features = np.concatenate([rng.normal(size=(300, 2)), two_classes()[0][:600]])
     spec = SPEC.model_copy(update={"components": 5, "restarts": 1})
 
-    figures = stability(features, np.repeat([0, 1], [300, 600]), 2, spec)
+    figures = repeatability(features, np.repeat([0, 1], [300, 600]), 2, spec)
 
     assert figures["adjusted_rand_per_class"][0] < 0.8
     assert figures["adjusted_rand"] == pytest.approx(np.mean(figures["adjusted_rand_per_class"]), abs=1e-4)
+
+
+def test_a_cut_that_every_start_repeats_may_be_another_in_another_sample() -> None:
+    """A round cloud cut in two: with many restarts the same cut is found again, but only for these very images."""
+    features, labels = np.random.default_rng(2).normal(size=(150, 2)), np.zeros(150, np.int64)
+    spec = SPEC.model_copy(update={"restarts": 20})
+
+    of_starts, of_samples = repeatability(features, labels, 1, spec), stability(features, labels, 1, spec, seed=0)
+
+    assert of_starts["adjusted_rand"] > of_samples["adjusted_rand"] + 0.3
+
+
+def test_stability_is_that_of_scikit_learns_mixtures_of_bootstrap_samples() -> None:
+    features = np.random.default_rng(5).normal(size=(80, 2)) * [3, 1]
+    settings = {"init_params": "k-means++", "n_init": SPEC.restarts, "max_iter": 500, "random_state": 7}
+    assigned = []
+    for number in range(3):
+        drawn = features[np.random.default_rng((7, number)).choice(80, 80)]
+        ridge = SPEC.ridge * drawn.var(0).mean()
+        assigned.append(GaussianMixture(2, reg_covar=ridge, **settings).fit(drawn).predict(features))
+    expected = np.mean([adjusted_rand_score(assigned[a], assigned[b]) for a, b in ((0, 1), (0, 2), (1, 2))])
+
+    figures = stability(features, np.zeros(80, np.int64), 1, SPEC, seed=7, samples=3)
+
+    assert figures["adjusted_rand"] == pytest.approx(expected, abs=0.02)
+
+
+def test_stability_is_the_same_again_and_another_with_another_seed() -> None:
+    features, labels = np.random.default_rng(1).normal(size=(120, 2)), np.repeat([0, 1], 60)
+
+    first, again, other = (stability(features, labels, 2, SPEC, seed, samples=2) for seed in (0, 0, 1))
+
+    assert first == again
+    assert first != other
 
 
 def test_assignments_are_those_of_scikit_learns_mixtures() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typer.testing import CliRunner
 from training.__main__ import app
 from training.data import Sources
 from training.images import load_images
-from training.recipe import recipe_names
+from training.recipe import load_recipe, notes_of, recipe_names
 from training.results import load_results, model_figures, record
 from training.run import Run
-from training.tables import END, START, models_table, results_page, with_table
+from training.tables import END, START, components_table, models_table, results_page, with_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = load_results(ROOT / "docs" / "results.json")
@@ -59,7 +60,7 @@ def test_recorded_figures_are_stamped_and_replace_those_of_their_name(tmp_path: 
 
 
 def test_model_row_states_what_the_report_measured() -> None:
-    row = model_figures(REPORT, recipe_epochs=30)
+    row = model_figures(REPORT, load_recipe("cifar10-lda", ["fit.epochs=12"])[1], recipe_epochs=30)
 
     assert models_table({"models": {"cifar10-lda": row}}).splitlines()[2] == (
         "| `cifar10-lda` | six-conv · lda, D=9 | 90.42 | 90.12 % | 4.12 → 0.65 % | 12 of 30 | 10 min, CPU, 2 threads |"
@@ -67,8 +68,65 @@ def test_model_row_states_what_the_report_measured() -> None:
     page = results_page({"models": {"cifar10-lda": row}})
     assert "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.1000 | 4.12 → 0.65 % |" in page
     assert "| `cifar10-lda` | cifar100 | 85.7 (61) |  |  |  |" in page
-    assert "- `cifar10-lda`: 92.5 % was aimed at." in page
+    assert "- `cifar10-lda`: Crops and flips; random squares" in page
     assert "- `cifar100-lda`" not in page
+
+
+COMPONENTS: dict[str, Any] = {
+    "components": 2, "covariance": "full", "fitted_by": "em",
+    "test": {"occupancy": [[0.25, 0.75]], "mean_normalised_entropy": 0.8},
+    "repeatability": {"adjusted_rand": 0.91}, "stability": {"adjusted_rand": 0.62},
+    "bic": {"components": [1, 2, 3, 4, 5], "least": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("least", "tried", "shown"), [(5, 5, "≥ 5"), (4, 5, "4"), (1, 5, "1"), (3, 3, "≥ 3")])
+def test_components_row_tells_repeatability_from_stability_and_the_end_of_what_was_tried(
+    least: int, tried: int, shown: str
+) -> None:
+    bic = {"components": list(range(1, tried + 1)), "least": least}
+    report = REPORT | {"components": COMPONENTS | {"bic": bic}}
+    row = model_figures(report, load_recipe("digits-mda")[1], recipe_epochs=25)
+
+    table = components_table({"models": {"digits-mda": row}}).splitlines()
+
+    assert table[0].endswith("| repeatability | stability | K of least BIC |")
+    assert table[2] == f"| `digits-mda` | em | 2 | 75 % to 75 % | 0.80 | 0.91 | 0.62 | {shown} |"
+
+
+def test_components_row_of_before_shows_no_stability_and_what_its_recipe_tries() -> None:
+    row = model_figures(REPORT | {"components": COMPONENTS}, load_recipe("digits-mda")[1], recipe_epochs=25)
+    del row["components"]["bootstrap_adjusted_rand"], row["components"]["bic_tried"]
+
+    assert components_table({"models": {"digits-mda": row}}).splitlines()[2].endswith("| 0.91 |  | ≥ 5 |")
+
+
+def test_published_figure_of_something_else_is_marked_and_explained() -> None:
+    row = model_figures(REPORT, load_recipe("cifar10-svm")[1], recipe_epochs=60)
+
+    table = models_table({"models": {"cifar10-svm": row}})
+
+    assert "| 40.88 \\* |" in table
+    assert table.splitlines()[-1] == "\\* Not of the same head, images or epoch: docs/results.md says what differs."
+    assert f"- `cifar10-svm`, published: {notes_of('cifar10-svm').differs}." in results_page(
+        {"models": {"cifar10-svm": row}}
+    )
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_remarks_hold_no_figures_that_no_record_has(name: str) -> None:
+    notes = notes_of(name)
+
+    assert not re.search(r"\d\s*(%|points|hours|minutes|s\b)|\d\.\d", f"{notes.differs} {notes.remark}")
+
+
+def test_page_says_which_images_its_figures_are_of() -> None:
+    page = results_page(RESULTS)
+
+    assert "every figure is of the test split" not in page
+    assert "## Models\n\nOf the test split.\n" in page
+    assert "### class-means ‡\n\n- measured on: the training split\n" in page
+    assert "## Sweeps\n\nAccuracy of the validation split after a trial's last epoch" in page
 
 
 def test_readme_without_marks_is_refused() -> None:

@@ -197,11 +197,13 @@ class Notes(TomlSection):
     """What is known of a recipe and decides nothing: no run, bundle or comparison of recipes has them.
 
     Attributes:
-        published: test accuracy in percent of the same encoder and head, in the paper or notebook that they are from.
-        remark: where the recipe falls short of what was published or aimed at, and what was tried.
+        published: accuracy in percent in the paper or notebook that the recipe is from.
+        differs: in what the published figure is of something else than this recipe's encoder, head and test split.
+        remark: where the recipe falls short of what was published, in words; figures are in the records.
     """
 
     published: str = ""
+    differs: str = ""
     remark: str = ""
 
 

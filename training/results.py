@@ -67,8 +67,10 @@ def _component_figures(components: dict[str, Any]) -> dict[str, Any]:
         "covariance": components["covariance"],
         "fitted_by": components["fitted_by"],
         "test": {key: components["test"][key] for key in usage},
-        "adjusted_rand": components["stability"]["adjusted_rand"],
+        "adjusted_rand": components["repeatability"]["adjusted_rand"],
+        "bootstrap_adjusted_rand": components["stability"]["adjusted_rand"],
         "bic_least": components["bic"]["least"],
+        "bic_tried": components["bic"]["components"],
     }
     if "refit" in components:
         refit = components["refit"]

@@ -22,6 +22,12 @@ MODEL_STORE = Path("model_store")
 ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving"]
 State = Literal["current", "stale", "undigested"]
 
+MARKS: dict[State, str] = {"current": "", "stale": " †", "undigested": " ‡"}
+MEANING: dict[State, str] = {
+    "stale": "† Recorded from another recipe, search space, parameters or bundle than is there today.",
+    "undigested": "‡ Recorded before digests were kept: what it was made from may have changed since.",
+}
+
 
 def state_of(section: ResultsSection, name: str, record: dict[str, Any]) -> State:
     """How a record stands to what is there today; `undigested` if it does not say what it was made from."""
@@ -31,6 +37,17 @@ def state_of(section: ResultsSection, name: str, record: dict[str, Any]) -> Stat
         return "current" if record["digest"] == TODAY[section](name, record) else "stale"
     except (RecipeError, OSError, KeyError):  # what it was made from is no longer there
         return "stale"
+
+
+def mark_of(section: ResultsSection, name: str, record: dict[str, Any]) -> str:
+    """What stands behind the name of a record that is not, or may not be, of what is there today."""
+    return MARKS[state_of(section, name, record)]
+
+
+def meaning_of_marks(section: ResultsSection, results: dict[str, Any]) -> str:
+    """A sentence for each mark that the records of a section have."""
+    states = {state_of(section, name, record) for name, record in results.get(section, {}).items()}
+    return " ".join(sentence for state, sentence in MEANING.items() if state in states)
 
 
 def _of_model(name: str, record: dict[str, Any]) -> str:

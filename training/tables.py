@@ -12,11 +12,14 @@ from typing import Any
 
 from training.analysis.ood import SCORE_NAMES
 from training.files import replace_text
-from training.recipe import notes_of
+from training.recipe import RefitSpec, load_recipe, notes_of
+from training.stale import ResultsSection, mark_of, meaning_of_marks
+from training.studies import MEASURED_ON
 
 README = Path("README.md")
 RESULTS_PAGE = Path("docs/results.md")
 MOST_NUMBERS = 12  # of a list that stands in a line
+DIFFERS = "\\* Not of the same head, images or epoch: docs/results.md says what differs."
 START, END = "<!-- results: written by --record -->", "<!-- end of results -->"
 
 
@@ -41,38 +44,49 @@ def with_table(text: str, table: str) -> str:
 
 
 def models_table(results: dict[str, Any]) -> str:
-    """What every recipe reaches on its test split, beside what was published for it."""
+    """What every recipe reaches on its test split, beside what was published for it; what the marks mean."""
     head = ("recipe", "model", "published", "accuracy", "ECE before → after", "epochs", "training")
-    return markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
+    table = markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
+    differ = any(notes_of(name).differs for name in results.get("models", {}))
+    return _explained(f"{table}\n\n{DIFFERS}" if differ else table, "models", results)
 
 
 def results_page(results: dict[str, Any]) -> str:
     """docs/results.md."""
     parts = [
         "# Results",
-        "Written from [results.json](results.json) by the commands with `--record`; every figure is of the test split.",
+        "Written from [results.json](results.json) by the commands with `--record`. Each section says which images its "
+        "figures are of.",
         "## Models",
+        "Of the test split.",
         models_table(results),
-        "\n".join(f"- `{name}`: {text}" for name in results.get("models", {}) if (text := notes_of(name).remark)),
-        "Published: the accuracy in the paper or notebook with the same encoder and head. ECE: 15 bins, before and "
+        "\n".join(_notes_lines(results)),
+        "Published: the accuracy in the paper or notebook that the recipe is from. ECE: 15 bins, before and "
         "after the temperature. `epochs`: trained, of those in the recipe; what each of them brought is in "
         "[metrics](metrics). Training: time of the epochs, and where.",
         "## Calibration",
+        "Of the test split, before and after the temperature; that is fitted on the validation split, or named by the "
+        "recipe.",
         calibration_table(results),
         "## Components",
-        "Occupancy: the share of a class's test images that its most used component takes, least and most over the "
-        "classes. Entropy of the occupancy, over log K: 1 if all components are used alike. Adjusted Rand index of the "
-        "assignments between three seeds of the EM. BIC: the number of components, of those tried, with the least.",
+        "Of the test split, occupancy: the share of a class's images that its most used component takes, least and "
+        "most over the classes. Its entropy, over log K: 1 if all components are used alike.",
+        "Of a sample of the training images, adjusted Rand indices, 1 for the same groups and 0 for what chance would "
+        "give, and BIC. Repeatability: between fits to the same images from other starts of the EM. Stability: between "
+        "fits to bootstrap samples. BIC: the number of components with the least; ≥ where that is the most that were "
+        "tried, so that more may be better still.",
         components_table(results),
         "## Out-of-distribution detection",
         "AUROC in % (FPR at 95 % TPR in %) of telling the test split from that of a data set the model does not know.",
         ood_table(results),
         "## Studies",
-        *(_figures_list(name, row) for name, row in results.get("studies", {}).items()),
+        *_figures_lists("studies", results),
         "## Sweeps",
-        *(_figures_list(name, row) for name, row in results.get("sweeps", {}).items()),
+        "Accuracy of the validation split after a trial's last epoch; no trial sees the test split.",
+        *_figures_lists("sweeps", results),
         "## Speed of training",
-        *(_figures_list(name, row) for name, row in results.get("training_speed", {}).items()),
+        "Of training images, or of noise in their shape where real images is false.",
+        *_figures_lists("training_speed", results),
         "## Speed of serving",
         "Answers a second through HTTP, with wrk on the same cores, over images a second of the bare ONNX graph at a "
         "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
@@ -86,11 +100,11 @@ def serving_table(results: dict[str, Any]) -> str:
     head = ("model", "precision", "at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "on")
     measured = ("connections", "answers_per_second", "bare_per_second", "ratio", "p50_ms", "p99_ms", "bare_ms")
     rows = [
-        (f"`{row['bundle']}`", row["precision"], *(f"{at[key]:g}" for key in measured), row["machine"])
+        (_named("serving", row["bundle"], row), row["precision"], *(f"{at[key]:g}" for key in measured), row["machine"])
         for row in results.get("serving", {}).values()
         for at in row["rows"]
     ]
-    return markdown(head, rows)
+    return _explained(markdown(head, rows), "serving", results)
 
 
 def calibration_table(results: dict[str, Any]) -> str:
@@ -100,13 +114,20 @@ def calibration_table(results: dict[str, Any]) -> str:
     for name, row in results.get("models", {}).items():
         before, after = row["before"], row["after"]
         pairs = [f"{before[key]:.4f} → {after[key]:.4f}" for key in ("nll", "brier")]
-        rows.append((f"`{name}`", f"{row['temperature']:.3g}", *pairs, _percent_pair(before["ece"], after["ece"])))
-    return markdown(head, rows)
+        rows.append(
+            (
+                _named("models", name, row),
+                f"{row['temperature']:.3g}",
+                *pairs,
+                _percent_pair(before["ece"], after["ece"]),
+            )
+        )
+    return _explained(markdown(head, rows), "models", results)
 
 
 def components_table(results: dict[str, Any]) -> str:
     """What the components of every mixture head are worth."""
-    head = ("recipe", "fitted by", "K", "largest occupancy", "entropy", "adjusted Rand", "K of least BIC")
+    head = ("recipe", "fitted by", "K", "largest occupancy", "entropy", "repeatability", "stability", "K of least BIC")
     rows = []
     for name, row in results.get("models", {}).items():
         if (of := row.get("components")) is None:
@@ -117,10 +138,10 @@ def components_table(results: dict[str, Any]) -> str:
         for fitted_by, usage in usages:
             largest = [max(shares) for shares in usage["occupancy"]]
             spread = f"{min(largest):.0%} to {max(largest):.0%}".replace("%", " %")
-            rest = (f"{of['adjusted_rand']:.2f}", str(of["bic_least"])) if fitted_by != "gradient" else ("", "")
+            rest = _of_refits(name, of) if fitted_by != "gradient" else ("", "", "")
             entropy = f"{usage['mean_normalised_entropy']:.2f}"
-            rows.append((f"`{name}`", fitted_by, str(of["components"]), spread, entropy, *rest))
-    return markdown(head, rows)
+            rows.append((_named("models", name, row), fitted_by, str(of["components"]), spread, entropy, *rest))
+    return _explained(markdown(head, rows), "models", results)
 
 
 def ood_table(results: dict[str, Any]) -> str:
@@ -129,8 +150,8 @@ def ood_table(results: dict[str, Any]) -> str:
     for name, row in results.get("models", {}).items():
         if of := row.get("ood"):
             cells = [_separation(of["scores"].get(score)) for score in SCORE_NAMES]
-            rows.append((f"`{name}`", of["strangers"], *cells))
-    return markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows)
+            rows.append((_named("models", name, row), of["strangers"], *cells))
+    return _explained(markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows), "models", results)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -144,15 +165,48 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     epochs = (
         f"{row['epochs']}" if row["epochs"] == row["recipe_epochs"] else f"{row['epochs']} of {row['recipe_epochs']}"
     )
+    notes = notes_of(name)
     return (
-        f"`{name}`",
+        _named("models", name, row),
         f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
-        notes_of(name).published,
+        f"{notes.published} \\*" if notes.differs else notes.published,
         _accuracy(row),
         _percent_pair(row["before"]["ece"], row["after"]["ece"]),
         epochs,
         f"{_duration(row['seconds'])}, {row['device']}",
     )
+
+
+def _named(section: ResultsSection, name: str, row: dict[str, Any]) -> str:
+    return f"`{name}`{mark_of(section, name, row)}"
+
+
+def _explained(table: str, section: ResultsSection, results: dict[str, Any]) -> str:
+    """A table and below it what the marks of its section mean."""
+    meaning = meaning_of_marks(section, results)
+    return f"{table}\n\n{meaning}" if meaning else table
+
+
+def _notes_lines(results: dict[str, Any]) -> Iterable[str]:
+    for name in results.get("models", {}):
+        notes = notes_of(name)
+        if notes.differs:
+            yield f"- `{name}`, published: {notes.differs}."
+        if notes.remark:
+            yield f"- `{name}`: {notes.remark}"
+
+
+def _of_refits(name: str, of: dict[str, Any]) -> tuple[str, str, str]:
+    """Repeatability, stability and the number of components with the least criterion; records of before lack some."""
+    stability = f"{of['bootstrap_adjusted_rand']:.2f}" if "bootstrap_adjusted_rand" in of else ""
+    most, least = max(of.get("bic_tried") or _tried_by(name)), of["bic_least"]
+    return f"{of['adjusted_rand']:.2f}", stability, f"≥ {least}" if least == most else str(least)
+
+
+def _tried_by(name: str) -> range:
+    """The numbers of components that BIC compares for a recipe, where every class has more images."""
+    refit = load_recipe(name)[1].refit or RefitSpec(features="output")
+    return range(1, refit.max_components + 1)
 
 
 def _accuracy(row: dict[str, Any]) -> str:
@@ -174,10 +228,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def _figures_list(name: str, figures: dict[str, Any]) -> str:
-    """Figures without a table of their own: numbers, words and short lists of numbers, one a line."""
-    lines = [f"- {key}: {value}" for key, value in _leaves(figures) if not key.startswith("versions")]
-    return "\n".join([f"### {name}", "", *lines])
+def _figures_lists(section: ResultsSection, results: dict[str, Any]) -> Iterable[str]:
+    """The records of a section without a table of its own, and what their marks mean."""
+    for name, figures in results.get(section, {}).items():
+        yield _figures_list(section, name, figures)
+    if meaning := meaning_of_marks(section, results):
+        yield meaning
+
+
+def _figures_list(section: ResultsSection, name: str, figures: dict[str, Any]) -> str:
+    """Numbers, words and short lists of them, one a line."""
+    lines = [f"- {key}: {value}" for key, value in _leaves(figures) if not key.startswith(("versions", "digest"))]
+    if section == "studies":
+        lines.insert(0, f"- measured on: {MEASURED_ON[name]}")
+    return "\n".join([f"### {name}{mark_of(section, name, figures)}", "", *lines])
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -187,5 +251,5 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]
             yield from _leaves(value, f"{name}, ")
         elif not isinstance(value, list):
             yield name, value
-        elif len(value) <= MOST_NUMBERS and all(isinstance(number, int | float) for number in value):
+        elif len(value) <= MOST_NUMBERS and all(isinstance(one, int | float) for one in value):
             yield name, ", ".join(map(str, value))

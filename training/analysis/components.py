@@ -3,17 +3,19 @@
     figures = component_figures(gather(run, sources, device))
 
 `occupancy` is the share of a class's test images per component. Its entropy, over log K, is 1 where all components are
-used alike and 0 where one takes every image. `stability` refits the head with other seeds and compares how the images
-of a class are shared out, by the adjusted Rand index: 1 for the same groups, 0 for what chance would give. `bic` is the
-Bayesian information criterion of the refitted mixtures per number of components, summed over the classes.
+used alike and 0 where one takes every image. How the images of a class are shared out is compared by the adjusted Rand
+index, 1 for the same groups and 0 for what chance would give: `repeatability` between refits from other starts of the
+EM, `stability` between refits of bootstrap samples of the images. `bic` is the Bayesian information criterion of the
+refitted mixtures per number of components, summed over the classes.
 
 A head that was trained by gradient is compared with a refit of as many components on the same features.
 
-References: Hubert & Arabie 1985, Comparing Partitions, J. Classification 2; Schwarz 1978, Estimating the Dimension of a
-Model, Ann. Statist. 6.
+References: Hubert & Arabie 1985, Comparing Partitions, J. Classification 2; Hennig 2007, Cluster-Wise Assessment of
+Cluster Stability, Comput. Stat. Data Anal. 52; Schwarz 1978, Estimating the Dimension of a Model, Ann. Statist. 6.
 """
 
 import tomllib
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from training.recipe import RefitSpec
 from training.refit import fit_head
 from training.run import Run
 
-SEEDS = (0, 1, 2)
+SEEDS, BOOTSTRAP_SAMPLES = (0, 1, 2), 5
 
 ComponentNames = dict[str, dict[int, str]]
 
@@ -68,7 +70,8 @@ def component_figures(evidence: Evidence) -> dict[str, Any] | None:
 
     Returns:
         components; covariance; fitted_by (`em` or `gradient`); images, how many the statistics of refits are from; test
-        (see `usage`); stability; bic; and for a head trained by gradient `refit`, what EM makes of the same features.
+        (see `usage`); repeatability; stability; bic; and for a head trained by gradient `refit`, what EM makes of the
+        same features.
 
     Raises:
         ValueError: if a class has too few images in the sample for a refit.
@@ -84,7 +87,8 @@ def component_figures(evidence: Evidence) -> dict[str, Any] | None:
         "fitted_by": "gradient" if evidence.run.recipe.refit is None else "em",
         "images": len(labels),
         "test": usage(evidence.test.outputs["responsibilities"], evidence.test.labels),
-        "stability": stability(features, labels, head.classes, spec),
+        "repeatability": repeatability(features, labels, head.classes, spec),
+        "stability": stability(features, labels, head.classes, spec, evidence.run.recipe.seed),
         "bic": bic_by_components(features, labels, head.classes, spec, evidence.run.recipe.seed),
     }
     if figures["fitted_by"] == "gradient":
@@ -128,27 +132,33 @@ def entropy_of(shares: FloatArray) -> FloatArray:
     return entropy
 
 
-def stability(
+def repeatability(
     features: FloatArray, labels: Labels, classes: int, spec: RefitSpec, seeds: tuple[int, ...] = SEEDS
 ) -> dict[str, Any]:
-    """Refit with several seeds and compare how each class's images are shared out.
+    """Refit the same features from other starts of the EM and compare how each class's images are shared out.
 
     Returns:
-        seeds; adjusted_rand_per_class (C,), the mean over the pairs of seeds; adjusted_rand, the mean over classes.
+        seeds, of the starts; and the keys of `_agreement`.
     """
-    from sklearn.metrics import adjusted_rand_score
+    heads = [fit_head(features, labels, classes, spec, seed) for seed in track(seeds, "repeatability over EM starts")]
+    return {"seeds": list(seeds), **_agreement(heads, features, labels)}
 
-    heads = [fit_head(features, labels, classes, spec, seed) for seed in track(seeds, "stability of the components")]
-    assigned = [assignments(head, features, labels) for head in heads]
-    per_class = [
-        np.mean([adjusted_rand_score(a[labels == c], b[labels == c]) for a, b in combinations(assigned, 2)])
-        for c in range(classes)
-    ]
-    return {
-        "seeds": list(seeds),
-        "adjusted_rand_per_class": [round(float(score), 4) for score in per_class],
-        "adjusted_rand": round(float(np.mean(per_class)), 4),
-    }
+
+def stability(
+    features: FloatArray, labels: Labels, classes: int, spec: RefitSpec, seed: int, samples: int = BOOTSTRAP_SAMPLES
+) -> dict[str, Any]:
+    """Refit bootstrap samples and compare how each class's images, all of them, are shared out.
+
+    A sample draws as many images of each class as there are, with replacement; every EM starts from the same seed.
+
+    Returns:
+        bootstrap_samples; and the keys of `_agreement`.
+    """
+    heads = []
+    for number in track(range(samples), "stability over bootstrap samples"):
+        drawn = _bootstrap(labels, np.random.default_rng((seed, number)))
+        heads.append(fit_head(features[drawn], labels[drawn], classes, spec, seed))
+    return {"bootstrap_samples": samples, **_agreement(heads, features, labels)}
 
 
 def bic_by_components(features: FloatArray, labels: Labels, classes: int, spec: RefitSpec, seed: int) -> dict[str, Any]:
@@ -205,6 +215,31 @@ def assignments(head: DiscriminantHead, features: FloatArray, labels: Labels) ->
     for label in range(head.classes):
         assigned[labels == label] = of_class(head, features[labels == label], label).argmax(1)
     return assigned
+
+
+def _bootstrap(labels: Labels, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Positions drawn with replacement, of each class as many as it has."""
+    members = (np.flatnonzero(labels == label) for label in np.unique(labels))
+    return np.concatenate([generator.choice(of_one, len(of_one)) for of_one in members])
+
+
+def _agreement(heads: Sequence[DiscriminantHead], features: FloatArray, labels: Labels) -> dict[str, Any]:
+    """How alike heads share out each class's images.
+
+    Returns:
+        adjusted_rand_per_class (C,), the mean over the pairs of heads; adjusted_rand, the mean over classes.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    assigned = [assignments(head, features, labels) for head in heads]
+    per_class = [
+        np.mean([adjusted_rand_score(a[labels == c], b[labels == c]) for a, b in combinations(assigned, 2)])
+        for c in range(heads[0].classes)
+    ]
+    return {
+        "adjusted_rand_per_class": [round(float(score), 4) for score in per_class],
+        "adjusted_rand": round(float(np.mean(per_class)), 4),
+    }
 
 
 def _bic_of_class(head: DiscriminantHead, points: FloatArray, label: int) -> float:

@@ -135,7 +135,7 @@ def features_section(evidence: Evidence, figures: Figures, *, images: bool) -> S
 
 
 def components_section(evidence: Evidence, figures: Figures, *, images: bool) -> Section | None:
-    """Occupancy, stability, widths and BIC of mixture components; None for one component a class."""
+    """Occupancy, repeatability, stability, widths and BIC of mixture components; None for one component a class."""
     components, classes = figures["components"], evidence.dataset.classes
     mixtures = feature_plots.gaussians_of(evidence.classifier.head)
     if components is None or mixtures is None:
@@ -225,22 +225,24 @@ def _scales(mixtures: feature_plots.GaussianMixtures, classes: Sequence[str]) ->
 
 
 def _bic(components: Figures) -> Picture:
-    least = components["bic"]["least"]
-    caption = f"Refits with more and fewer components: the Bayesian information criterion prefers {least} a class."
+    least, most = components["bic"]["least"], components["bic"]["components"][-1]
+    prefers = f"{least} or more a class; {most} are the most that were tried" if least == most else f"{least} a class"
+    caption = f"Refits with more and fewer components: the Bayesian information criterion prefers {prefers}."
     figure = plots.bic_curve(components["bic"], components["components"])
     return Picture("bic", caption, f"Curve of the criterion, least at {least} components.", figure)
 
 
 def _component_text(components: Figures) -> list[str]:
-    test, stability = components["test"], components["stability"]
+    test, repeatability, stability = components["test"], components["repeatability"], components["stability"]
     way = "by gradient" if components["fitted_by"] == "gradient" else "by EM on frozen features"
     text = [
         f"Each class has {components['components']} components, fitted {way}. The entropy of their shares of the "
         f"class's test images, over its largest possible value, is {test['mean_normalised_entropy']:.2f} in the mean "
         "of the classes: 1 if all are used alike, 0 if one takes every image.",
-        f"Refitted with {len(stability['seeds'])} seeds on {components['images']:,} training images, the components "
-        f"share out a class's images alike to an adjusted Rand index of {stability['adjusted_rand']:.2f}: 1 is the "
-        "same groups, 0 what chance would give.",
+        f"How alike refits on {components['images']:,} training images share out those of a class, by the adjusted "
+        "Rand index (1 is the same groups, 0 what chance would give): repeatability over "
+        f"{len(repeatability['seeds'])} starts of the EM {repeatability['adjusted_rand']:.2f}, stability over "
+        f"{stability['bootstrap_samples']} bootstrap samples of the images {stability['adjusted_rand']:.2f}.",
     ]
     if refitted := components.get("refit"):
         text.append(
@@ -260,12 +262,13 @@ def _component_names(named: ComponentNames, components: int) -> Table:
 def _component_tables(components: Figures, classes: Sequence[str]) -> list[Table]:
     if len(classes) > SEVERAL:
         return []
-    test, rand = components["test"], components["stability"]["adjusted_rand_per_class"]
+    test, keys = components["test"], ("repeatability", "stability")
+    starts, samples = (components[key]["adjusted_rand_per_class"] for key in keys)
     rows = [
         [name, *(f"{share:.1%}" for share in test["occupancy"][c]), f"{test['entropy'][c]:.3f}",
-         f"{test['normalised_entropy'][c]:.2f}", f"{rand[c]:.2f}"]
+         f"{test['normalised_entropy'][c]:.2f}", f"{starts[c]:.2f}", f"{samples[c]:.2f}"]
         for c, name in enumerate(classes)
     ]  # fmt: skip
     header = ["class", *(f"component {k}" for k in range(components["components"]))]
-    header += ["entropy, nats", "over log K", "stability (Rand)"]
+    header += ["entropy, nats", "over log K", *keys]
     return [Table("Shares of the test images per component", header, rows)]

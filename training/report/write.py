@@ -98,7 +98,7 @@ def report_figures(evidence: Evidence, sources: Sources, device: torch.device) -
         "class_accuracy": class_accuracy(counts),
         "class_distances": class_distances(evidence.train.features, evidence.train.labels, classes),
     }
-    say("components: occupancy, stability and BIC")
+    say("components: occupancy, repeatability, stability and BIC")
     figures["components"] = component_figures(evidence)
     say("strangers")
     try:

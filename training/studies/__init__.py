@@ -17,6 +17,13 @@ STUDIES: dict[str, Callable[[Setting], Outcome]] = {
     "shift-invariance": shift_invariance.run,
 }
 
+MEASURED_ON = {
+    "box-regression": "squares drawn without noise, at places within those of the training",
+    "class-means": "the training split",
+    "parameter-growth": "no images",
+    "shift-invariance": "the test split",
+}
+
 MADE_FROM: dict[str, Callable[[dict[str, Any]], str]] = {
     "box-regression": lambda record: digest_of(box_regression.parameters()),
     "class-means": lambda record: of_recipes([record["run"]]),
