@@ -17,6 +17,7 @@ from training.devices import choose_device
 from training.fit import validation_metrics
 from training.images import Labelled
 from training.recipe import Recipe, load_recipe
+from training.stale import state_of
 
 CPU = choose_device("cpu")
 SOFTMAX = {"encoder": {"kind": "none", "dim": 64}, "head": {"kind": "softmax"}}
@@ -167,4 +168,5 @@ def test_command_writes_and_records_each_recipe(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 0
     assert "digits-mda" in result.output
     assert recorded["digits-mda"].items() >= written["digits-mda"].items()
+    assert state_of("training_speed", "digits-mda", recorded["digits-mda"]) == "current"
     assert written["measured"]["versions"]["torch"] == str(torch.__version__)

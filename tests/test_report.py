@@ -230,6 +230,16 @@ def test_strangers_and_a_collapse_are_shown(tmp_path: Path, monkeypatch: pytest.
     assert f"an accuracy of {figures['components']['refit']['accuracy']:.2%} instead of" in " ".join(words.split())
 
 
+def test_components_are_said_to_be_repeatable_and_stable_by_their_names(page: Path) -> None:
+    words, components = " ".join(Outline(page.read_text()).words.split()), figures_of(page)["components"]
+    starts, samples, bic = components["repeatability"], components["stability"], components["bic"]
+
+    assert f"repeatability over 3 starts of the EM {starts['adjusted_rand']:.2f}, " in words
+    assert f"stability over 5 bootstrap samples of the images {samples['adjusted_rand']:.2f}." in words
+    end = f" or more a class; {bic['components'][-1]} are the most that were tried."
+    assert (end in words) == (bic["least"] == bic["components"][-1])
+
+
 def test_components_without_images_are_counted_and_left_out(run: Run, sources: Sources) -> None:
     evidence = gather(run, sources, CPU)
     head = evidence.classifier.head

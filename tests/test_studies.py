@@ -20,10 +20,11 @@ from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
 from training.devices import choose_device
 from training.images import Labelled
-from training.recipe import EncoderSpec, HeadSpec
+from training.recipe import EncoderSpec, HeadSpec, load_recipe
 from training.run import Run, RunError
-from training.studies import STUDIES, box_regression, boxes, parameter_growth, shift_invariance
-from training.studies.study import Setting, newest
+from training.stale import state_of
+from training.studies import MADE_FROM, STUDIES, box_regression, boxes, parameter_growth, shift_invariance
+from training.studies.study import Setting, newest, of_runs
 from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,6 +243,9 @@ def test_shift_study_takes_the_newest_runs(runs: Path, tmp_path: Path) -> None:
     assert curve["agreement"][0] == 1.0
     assert curve["accuracy"][0] > 0.7 > curve["accuracy"][4]
     assert [file.name for file in outcome.files] == ["shift-invariance.png", "shift-invariance-example.png"]
+    assert outcome.figures["recipes"] == ["cifar10-mlp", "cifar10-cnn"]
+    recorded = {**outcome.figures, "digest": outcome.made_from}
+    assert state_of("studies", "shift-invariance", recorded) == "stale"  # the runs are of small recipes of that name
 
 
 def test_shift_study_takes_runs_that_are_named(runs: Path, tmp_path: Path) -> None:
@@ -272,6 +276,8 @@ def test_class_means_study_names_the_closest(runs: Path, tmp_path: Path) -> None
     assert list(closest.values()) == sorted(closest.values())
     assert all(re.fullmatch(r"\d and \d", pair) for pair in closest)
     assert outcome.figures["pairs"] == 45
+    assert outcome.made_from == of_runs([("cifar10-mlp", Run.open(runs / "cifar10-mlp/a").recipe)])
+    assert of_runs([("cifar10-mlp", load_recipe("cifar10-mlp")[1])]) == MADE_FROM["class-means"]({"run": "cifar10-mlp"})
     assert [file.name for file in outcome.files] == ["class-means.png", "class-means-example.png"]
     file = outcome.write(tmp_path, "class-means")
     assert json.loads(file.read_text()) == outcome.figures
@@ -300,6 +306,7 @@ def test_command_writes_figures_and_records_them(tmp_path: Path, monkeypatch: py
     assert result.exit_code == 0
     assert f"{folder}/parameter-growth.png\n" in result.output
     assert recorded["parameters"] == figures["parameters"]
+    assert state_of("studies", "parameter-growth", recorded) == "current"
 
 
 def test_command_knows_its_studies() -> None:

@@ -53,10 +53,17 @@ def models_table(results: dict[str, Any]) -> str:
 
 def results_page(results: dict[str, Any]) -> str:
     """docs/results.md."""
-    parts = [
+    title = (
         "# Results",
         "Written from [results.json](results.json) by the commands with `--record`. Each section says which images its "
         "figures are of.",
+    )
+    return "\n\n".join([*title, *_on_models(results), *_on_experiments(results)]) + "\n"
+
+
+def _on_models(results: dict[str, Any]) -> Sequence[str]:
+    """The sections on trained models."""
+    return (
         "## Models",
         "Of the test split.",
         models_table(results),
@@ -79,6 +86,12 @@ def results_page(results: dict[str, Any]) -> str:
         "## Out-of-distribution detection",
         "AUROC in % (FPR at 95 % TPR in %) of telling the test split from that of a data set the model does not know.",
         ood_table(results),
+    )
+
+
+def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
+    """The sections on studies, sweeps and speed."""
+    return (
         "## Studies",
         *_figures_lists("studies", results),
         "## Sweeps",
@@ -91,8 +104,7 @@ def results_page(results: dict[str, Any]) -> str:
         "Answers a second through HTTP, with wrk on the same cores, over images a second of the bare ONNX graph at a "
         "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
         serving_table(results),
-    ]
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def serving_table(results: dict[str, Any]) -> str:
