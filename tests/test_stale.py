@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from training.tables import components_table, models_table, results_page
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = load_results(ROOT / "docs" / "results.json")
 ALL: list[tuple[ResultsSection, str]] = [(section, name) for section, rows in RESULTS.items() for name in rows]
+
+
+@cache
+def page() -> str:
+    return results_page(RESULTS)
 
 
 @pytest.fixture(autouse=True)
@@ -131,8 +137,8 @@ def test_tables_without_marks_explain_none() -> None:
 
 def test_sweep_under_another_base_recipe_is_marked() -> None:
     assert state_of("sweeps", "cifar10-softmax", RESULTS["sweeps"]["cifar10-softmax"]) == "stale"
-    assert "### cifar10-softmax †\n\n- recipe: cifar10-softmax\n" in results_page(RESULTS)
-    assert MEANING["stale"] in results_page(RESULTS)
+    assert "### cifar10-softmax †\n\n- recipe: cifar10-softmax\n" in page()
+    assert MEANING["stale"] in page()
 
 
 @pytest.mark.parametrize(("section", "name"), ALL)
@@ -140,8 +146,8 @@ def test_page_shows_the_mark_of_every_record(section: ResultsSection, name: str)
     record = RESULTS[section][name]
     shown = record["bundle"] if section == "serving" else name
 
-    mark, page = mark_of(section, name, record), results_page(RESULTS)
+    mark = mark_of(section, name, record)
 
     assert mark in MARKS.values()
-    assert f"`{shown}`{mark} |" in page or f"### {shown}{mark}\n" in page
-    assert "digest:" not in page
+    assert f"`{shown}`{mark} |" in page() or f"### {shown}{mark}\n" in page()
+    assert "digest:" not in page()

@@ -19,6 +19,7 @@ from training.__main__ import app
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
 from training.devices import choose_device
+from training.digests import digest_of
 from training.images import Labelled
 from training.recipe import EncoderSpec, HeadSpec, load_recipe
 from training.run import Run, RunError
@@ -149,6 +150,11 @@ def test_box_regression_learns_and_is_drawn(tmp_path: Path, monkeypatch: pytest.
     means, by_seed = outcome.figures["iou"]["MLP"], outcome.figures["iou_by_seed"]["MLP"]
     assert means["grid, original"] > 0.3
     assert means["grid, original"] == pytest.approx(sum(by_seed["grid, original"]) / 2, abs=1e-4)
+    assert outcome.made_from == digest_of(box_regression.parameters(seeds=2, epochs=4, images=400))
+    assert outcome.made_from != digest_of(box_regression.parameters(seeds=2, epochs=4, images=401))
+    assert (
+        state_of("studies", "box-regression", {"digest": outcome.made_from}) == "stale"
+    )  # recorded ones have more seeds
     assert [file.name for file in outcome.files] == ["box-regression.png"]
     assert outcome.files[0].read_bytes().startswith(b"\x89PNG")
 

@@ -35,7 +35,7 @@ def parameters(seeds: int = SEEDS, epochs: int = boxes.EPOCHS, images: int = TRA
     squares = {"canvas": boxes.CANVAS, "square": boxes.SQUARE, "border": boxes.BORDER}
     shades = {"inside": boxes.INSIDE, "noise": boxes.NOISE}
     steps = {"epochs": epochs, "batch_size": boxes.BATCH_SIZE, "learning_rate": boxes.LEARNING_RATE}
-    networks = {name: str(build()) for name, build in REGRESSORS.items()}
+    networks = {name: [list(p.shape) for p in build().parameters()] for name, build in REGRESSORS.items()}
     return {"seeds": seeds, "images": images, "shift": SHIFT, "places": places, "networks": networks,
             **squares, **shades, **steps}  # fmt: skip
 
