@@ -125,7 +125,7 @@ def test_page_says_which_images_its_figures_are_of() -> None:
 
     assert "every figure is of the test split" not in page
     assert "## Models\n\nOf the test split.\n" in page
-    assert "### class-means ‡\n\n- measured on: the training split\n" in page
+    assert re.search(r"### class-means( [†‡])?\n\n- measured on: the training split\n", page)
     assert "## Sweeps\n\nAccuracy of the validation split after a trial's last epoch" in page
 
 

@@ -83,10 +83,14 @@ def test_serving_is_stale_where_the_bundles_graph_is_another(tmp_path: Path, mon
     bundle = Path("model_store/fashion-mnist-mda-best/1")
     shutil.copytree(bundle, tmp_path / bundle)
     monkeypatch.chdir(tmp_path)
-    records = RESULTS["serving"]
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    graphs = {"float32": "model.onnx", "int8": "model.int8.onnx"}
+    records = {
+        precision: {"bundle": "fashion-mnist-mda-best:1", "precision": precision, "digest": manifest["sha256"][graph]}
+        for precision, graph in graphs.items()
+    }
 
     assert {state_of("serving", name, record) for name, record in records.items()} == {"current"}
-    manifest = json.loads((bundle / "bundle.json").read_bytes())
     manifest["sha256"]["model.int8.onnx"] = "0" * 64
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     assert {record["precision"]: state_of("serving", name, record) for name, record in records.items()} == {
@@ -136,9 +140,15 @@ def test_tables_without_marks_explain_none() -> None:
 
 
 def test_sweep_under_another_base_recipe_is_marked() -> None:
-    assert state_of("sweeps", "cifar10-softmax", RESULTS["sweeps"]["cifar10-softmax"]) == "stale"
-    assert "### cifar10-softmax †\n\n- recipe: cifar10-softmax\n" in page()
-    assert MEANING["stale"] in page()
+    of_before = sweep_record() | {"digest": sweep_record(("fit.epochs=8", "fit.momentum=0.0"))["digest"]}
+
+    section = results_page({"sweeps": {"cifar10-softmax": of_before, "again": sweep_record()}}).partition("## Sweeps")[
+        2
+    ]
+
+    assert "### cifar10-softmax †\n\n- recipe: cifar10-softmax\n" in section
+    assert "### again\n\n- recipe: cifar10-softmax\n" in section
+    assert section.count(MEANING["stale"]) == 1
 
 
 @pytest.mark.parametrize(("section", "name"), ALL)
