@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import ROOT, until
+from conftest import ROOT, until, workers_of
 
 from serving.errors import ServerError
 from serving.torchserve import launch, process
@@ -249,6 +249,7 @@ def test_a_ticket_outlasts_a_worker_that_dies(server: Server) -> None:
             member.kill()
 
     assert stand_in_line(server, ["tiny-mda/1"], None, time.monotonic() + 60) == []
+    until(lambda: all(worker["status"] == "READY" for name in server.models for worker in workers_of(server, name)))
 
 
 def test_a_process_is_told_by_its_start() -> None:
