@@ -28,14 +28,6 @@ DROPPED = "Stopped the server at {}; what was in flight was dropped: "
 
 
 @pytest.fixture
-def own_state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder for one test; whatever it has started is ended after it."""
-    state = tmp_path / "state"
-    yield state
-    launch.stop(state, grace_s=0, drain_s=0)
-
-
-@pytest.fixture
 def running(own_state: Path, model_store: Path) -> Server:
     """A server of its own."""
     return launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0)
