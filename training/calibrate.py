@@ -55,10 +55,11 @@ class FoundTemperature(NamedTuple):
         """Why it is that one, in words."""
         if self.fitted == 1:
             return f"{self.images:,} held-out images do not outweigh the prior"
-        found = f"{self.fitted:.4g}, fitted on {self.images:,} held-out images,"
-        verdict = "does not help" if self.temperature == 1 else "helps"
+        verdict = f"fitted on {self.images:,} held-out images"
+        if self.temperature == 1:
+            verdict = f"{self.fitted:.4g}, {verdict}, does not help"
         change = f"from {self.nll_at_one:.4f} to {self.nll_cross_fitted:.4f} nats"
-        return f"{found} {verdict}: over {FOLDS} folds, the NLL of images it was not fitted to goes {change}"
+        return f"{verdict}: over {FOLDS} folds, the NLL of images it was not fitted to goes {change}"
 
 
 def find_temperature(log_joints: Tensor, labels: Tensor, seed: int) -> FoundTemperature:
