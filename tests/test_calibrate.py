@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from training_samples import digits_from, small_recipe, write_digit_folder
 
 from serving.predictor import Predictor
-from training.calibrate import FOLDS, cross_fitted_nll, find_temperature, fit_temperature, folds_of
+from training.calibrate import FOLDS, FoundTemperature, cross_fitted_nll, find_temperature, fit_temperature, folds_of
 from training.classifier import Architecture, ServedGraph, build_classifier
 from training.data import Sources
 from training.export import export
@@ -250,3 +250,11 @@ def test_given_temperature_is_taken(folder: Path, tmp_path: Path) -> None:
 def test_fit_needs_a_validation_split() -> None:
     with pytest.raises(RecipeError, match=r"^calibration.temperature fit must have a validation split, got"):
         small_recipe(data={"validation": 0.0}, calibration={"temperature": "fit"})
+
+
+def test_what_neither_helps_nor_harms_may_make_a_classifier_less_sure_alone() -> None:
+    less_sure = FoundTemperature(5.6, 450, 0.12492440, 0.12492441)
+    surer = FoundTemperature(0.5, 450, 0.12492441, 0.12492440)
+
+    assert (less_sure.temperature, surer.temperature) == (5.6, 1)
+    assert FoundTemperature(5.6, 450, 0.1249, 0.1250).temperature == 1

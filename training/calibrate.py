@@ -8,8 +8,8 @@ prior on log T: to move T away from 1, which is the classifier's own word, image
 at every scale of the log-joints and however far T is.
 
 T is kept only if it helps images that it was not fitted to, those of each fold at the T of the other folds; else it
-stays 1. An error counts with its own nats and may outvote the prior, but alone it never makes the classifier less sure:
-it is judged at a T that has not seen it.
+stays 1. Where it neither helps nor harms them, as when a single error is judged at a T that has not seen it, only a T
+above 1 is kept: to be too sure costs without end, to be less sure than one could be costs little.
 
 Reference: Guo et al. 2017, On Calibration of Modern Neural Networks, ICML.
 """
@@ -27,6 +27,7 @@ from training.images import Labelled
 PRIOR_NATS = 10.0
 SEARCHED = np.linspace(-12.0, 12.0, 13)  # of log T; the likelihood may have several peaks
 FOLDS = 5
+TIE_NATS = 1e-6  # an image, in the mean
 DIGITS = 6  # significant ones of T
 
 
@@ -47,8 +48,9 @@ class FoundTemperature(NamedTuple):
 
     @property
     def temperature(self) -> float:
-        """The fitted one if it helps images that it was not fitted to, else 1."""
-        return self.fitted if self.nll_cross_fitted < self.nll_at_one else 1.0
+        """The fitted one if it helps images that it was not fitted to, or is above 1 and does no harm; else 1."""
+        most = self.nll_at_one + (TIE_NATS if self.fitted > 1 else -TIE_NATS)
+        return self.fitted if self.nll_cross_fitted < most else 1.0
 
     @property
     def why(self) -> str:
