@@ -116,7 +116,7 @@ class Manifest(_Strict):
     dataset: DatasetInfo
     metrics: dict[str, Any]
     variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
-    calibration: dict[str, float] | None = None
+    calibration: dict[str, Any] | None = None
     versions: dict[str, str]
     sha256: dict[FileName, Digest]
 

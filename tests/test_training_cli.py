@@ -225,7 +225,7 @@ def test_run_and_bundle_measure_the_same(cli: Cli, finished: Path, exported: Pat
     assert first.keys() == second.keys() == Bundle.load(work / exported).manifest.metrics.keys()
     assert second == Bundle.load(work / exported).manifest.metrics
     assert (first["split"], first["images"], first["accuracy"]) == ("test", 30, second["accuracy"])
-    for name in ("nll", "brier", "ece", "log_density"):
+    for name in ("nll", "brier", "ece", "ece_equal_mass", "log_density"):
         assert first[name] == pytest.approx(second[name], abs=1e-3)
     assert first["occupancy"] == second["occupancy"]
     assert of_run.err == of_bundle.err == ""
@@ -239,7 +239,8 @@ def test_metrics_are_shown_as_a_table(cli: Cli, finished: Path) -> None:
     assert metrics["images"] == 72
     row = next(line for line in answer.out.splitlines() if "train" in line)
     assert row.split()[:3] == ["train", "72", f"{metrics['accuracy']:.2%}"]
-    assert row.split()[3:6] == [f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}"]
+    assert row.split()[3:5] == [f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"]
+    assert row.split()[5:7] == [f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}"]
     for label, shares in zip("014", metrics["occupancy"], strict=True):
         assert [label, *(f"{share:.1%}" for share in shares)] in [line.split() for line in answer.out.splitlines()]
 

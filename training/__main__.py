@@ -200,11 +200,12 @@ def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool
     if as_json:
         print(json.dumps(metrics))
         return
-    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "mean log-density", box=None)
+    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "mean log-density", box=None)
     density = metrics.get("log_density")
     table.add_row(
         metrics["split"], f"{metrics['images']:,}", f"{metrics['accuracy']:.2%}", f"{metrics['nll']:.4f}",
-        f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", "" if density is None else f"{density:.2f}",
+        f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}",
+        "" if density is None else f"{density:.2f}",
     )  # fmt: skip
     console.print(table)
     if occupancy := metrics.get("occupancy"):

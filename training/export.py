@@ -102,7 +102,7 @@ def write_bundle(
         "version": target.name,
         "head": _head_spec(classifier.architecture),
         "outputs": ServedGraph(classifier).output_names,
-        "calibration": {"temperature": classifier.temperature},
+        "calibration": {"temperature": classifier.temperature, **classifier.calibration},
         "versions": _versions(),
     }
     with staged(target, replace=replace) as stage:

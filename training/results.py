@@ -41,7 +41,7 @@ def model_figures(report: dict[str, Any], recipe_epochs: int) -> dict[str, Any]:
     """What stays of a run's report (training/report/write.py), of a recipe that has `recipe_epochs`."""
     run, calibration, components, ood = (report[key] for key in ("run", "calibration", "components", "ood"))
     kept = ("id", "encoder", "head", "dim", "parameters", "epochs", "seconds", "device", "temperature", "splits")
-    quality = ("accuracy", "nll", "brier", "ece")
+    quality = ("accuracy", "nll", "brier", "ece", "ece_equal_mass")
     figures = {key: run[key] for key in kept} | {
         "recipe_epochs": recipe_epochs,
         "components_per_class": run["components"],

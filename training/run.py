@@ -198,6 +198,7 @@ class Run:
         state = {
             "architecture": architecture,
             "temperature": classifier.temperature,
+            "calibration": classifier.calibration,
             "state": classifier.state_dict(),
         }
         replace_file(self.path / "classifier.pt", lambda out: torch.save(state, out))
@@ -221,6 +222,7 @@ class Run:
         classifier = build_classifier(architecture)
         classifier.load_state_dict(saved["state"])
         classifier.temperature = saved["temperature"]
+        classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
         return classifier.eval()
 
 

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from training.analysis.ood import SCORE_NAMES
+from training.calibration_error import TRADE, trades_ece_for_nll
 from training.files import replace_text
 from training.recipe import notes_of
 
@@ -42,7 +43,8 @@ def with_table(text: str, table: str) -> str:
 
 def models_table(results: dict[str, Any]) -> str:
     """What every recipe reaches on its test split, beside what was published for it."""
-    head = ("recipe", "model", "published", "accuracy", "ECE before → after", "epochs", "training")
+    head = ("recipe", "model", "published", "accuracy", *(f"{of} before → after" for of in ("NLL", "ECE")))
+    head += ("epochs", "training")
     return markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
 
 
@@ -54,11 +56,13 @@ def results_page(results: dict[str, Any]) -> str:
         "## Models",
         models_table(results),
         "\n".join(f"- `{name}`: {text}" for name in results.get("models", {}) if (text := notes_of(name).remark)),
-        "Published: the accuracy in the paper or notebook with the same encoder and head. ECE: 15 bins, before and "
-        "after the temperature. `epochs`: trained, of those in the recipe; what each of them brought is in "
-        "[metrics](metrics). Training: time of the epochs, and where.",
+        "Published: the accuracy in the paper or notebook with the same encoder and head. NLL in nats and ECE (15 bins "
+        "of equal width): before and after the temperature. `epochs`: trained, of those in the recipe; what each of "
+        "them brought is in [metrics](metrics). Training: time of the epochs, and where.",
         "## Calibration",
+        "Before and after the temperature; ECE over 15 bins, of equal width or of equal mass.",
         calibration_table(results),
+        trades_in_words(results),
         "## Components",
         "Occupancy: the share of a class's test images that its most used component takes, least and most over the "
         "classes. Entropy of the occupancy, over log K: 1 if all components are used alike. Adjusted Rand index of the "
@@ -78,7 +82,7 @@ def results_page(results: dict[str, Any]) -> str:
         "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
         serving_table(results),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def serving_table(results: dict[str, Any]) -> str:
@@ -95,13 +99,19 @@ def serving_table(results: dict[str, Any]) -> str:
 
 def calibration_table(results: dict[str, Any]) -> str:
     """NLL, Brier score and ECE before and after the temperature."""
-    head = ("recipe", "temperature", "NLL", "Brier", "ECE")
+    head = ("recipe", "temperature", "NLL", "Brier", "ECE, equal width", "ECE, equal mass")
     rows = []
     for name, row in results.get("models", {}).items():
-        before, after = row["before"], row["after"]
-        pairs = [f"{before[key]:.4f} → {after[key]:.4f}" for key in ("nll", "brier")]
-        rows.append((f"`{name}`", f"{row['temperature']:.3g}", *pairs, _percent_pair(before["ece"], after["ece"])))
+        eces = _percent_pair(row, "ece"), _percent_pair(row, "ece_equal_mass")
+        rows.append((f"`{name}`", f"{row['temperature']:.3g}", _pair(row, "nll"), _pair(row, "brier"), *eces))
     return markdown(head, rows)
+
+
+def trades_in_words(results: dict[str, Any]) -> str:
+    """The recipes whose temperature lowers the NLL and raises the ECE, and why; nothing if there are none."""
+    models = results.get("models", {})
+    names = [f"`{name}`" for name, row in models.items() if trades_ece_for_nll(row["before"], row["after"])]
+    return f"The NLL falls and the ECE rises for {', '.join(names)}: {TRADE}." if names else ""
 
 
 def components_table(results: dict[str, Any]) -> str:
@@ -149,7 +159,8 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
         notes_of(name).published,
         _accuracy(row),
-        _percent_pair(row["before"]["ece"], row["after"]["ece"]),
+        _pair(row, "nll"),
+        _percent_pair(row, "ece"),
         epochs,
         f"{_duration(row['seconds'])}, {row['device']}",
     )
@@ -162,8 +173,15 @@ def _accuracy(row: dict[str, Any]) -> str:
     return accuracy
 
 
-def _percent_pair(before: float, after: float) -> str:
-    return f"{100 * before:.2f} → {100 * after:.2f} %"
+def _pair(row: dict[str, Any], key: str) -> str:
+    return f"{row['before'][key]:.4f} → {row['after'][key]:.4f}"
+
+
+def _percent_pair(row: dict[str, Any], key: str) -> str:
+    """Nothing where the record is older than the metric."""
+    if key not in row["after"]:
+        return ""
+    return f"{100 * row['before'][key]:.2f} → {100 * row['after'][key]:.2f} %"
 
 
 def _separation(score: dict[str, float] | None) -> str:

@@ -105,7 +105,7 @@ def _train_stages(classifier: Classifier, run: Run, training: Labelled, validati
     if recipe.refit is not None:
         classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
     if recipe.calibration is not None:
-        _calibrate(classifier, recipe.calibration, validation)
+        _calibrate(classifier, recipe.calibration, validation, recipe.seed)
     return classifier
 
 
@@ -129,9 +129,9 @@ def _in_words(metrics: dict[str, Any], epochs: int) -> str:
     return "  ".join([*words, f"{metrics['images_per_s']:,.0f} images/s"])
 
 
-def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled) -> None:
+def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled, seed: int) -> None:
     if spec.temperature == "fit":
-        calibrate(classifier, validation)
+        calibrate(classifier, validation, seed)
     else:
-        classifier.temperature = spec.temperature
-    say(f"temperature {classifier.temperature:g}")
+        classifier.temperature, classifier.calibration = spec.temperature, {"why": "named by the recipe"}
+    say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
