@@ -36,6 +36,10 @@ class LabelledImages:
     dataset: Dataset
     splits: Splits
 
+    def counts(self) -> dict[str, int]:
+        """How many images are in each split."""
+        return {name: len(positions) for name, positions in self.splits.items()}
+
     def part(self, name: str, device: torch.device) -> Labelled:
         """One split, on a device.
 
