@@ -6,6 +6,8 @@ from training.analysis.evidence import Evidence
 from training.duplicates import in_words
 from training.heads import DiscriminantHead
 
+NOT_OF_EVERY_RUN = ("precision", "epochs_from", "resumed", "duplicates")
+
 
 def run_facts(evidence: Evidence) -> dict[str, Any]:
     """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit.
@@ -34,9 +36,7 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
         "device": description["device"],
         "versions": description["versions"],
         "started": description["started"],
-        **{
-            key: description[key] for key in ("precision", "epochs_from", "resumed", "duplicates") if key in description
-        },
+        **{key: description[key] for key in NOT_OF_EVERY_RUN if key in description},
         "temperature": evidence.classifier.temperature,
         "sample": len(evidence.train.labels),
     }
