@@ -15,6 +15,7 @@ from training.recipe import (
     notes_of,
     parse_recipe,
     recipe_names,
+    recorded_recipe,
 )
 
 SMALL = """
@@ -325,3 +326,14 @@ def test_unknown_notes_are_refused(file: Path, notes: str, message: str) -> None
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(file))
     assert str(caught.value) == message
+
+
+def test_recorded_recipe_without_a_split_seed_was_cut_by_its_seed() -> None:
+    tree = tomllib.loads(SMALL)
+
+    assert (parse_recipe(tree).seed, parse_recipe(tree).data.split_seed) == (3, 0)
+    assert recorded_recipe(tree).data.split_seed == 3
+    assert recorded_recipe({**tree, "data": {"name": "digits", "split_seed": 1}}).data.split_seed == 1
+    assert recorded_recipe(parse_recipe(tree).model_dump(mode="json", exclude_none=True)) == parse_recipe(tree)
+    with pytest.raises(RecipeError, match=r"^data\.name must be given, got nothing$"):
+        recorded_recipe({name: part for name, part in tree.items() if name != "data"})

@@ -158,6 +158,22 @@ def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, 
     assert history in Outline(page.read_text()).words
 
 
+def test_page_says_what_images_there_are_more_than_once(page: Path, run: Run, sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "small" / "copies")
+    description = run.description()
+    description["duplicates"] |= {"copies": 4, "first_alike": [["<i>.png", "b.png"]], "alike": {"test": 1}}
+    (tmp_path / "small" / "copies" / "run.json").write_text(json.dumps(description))
+
+    copies = write_report(Run.open(tmp_path / "small" / "copies"), sources, images=False, sample=50)
+
+    assert "duplicatesnonefound" in re.sub(r"\s", "", Outline(page.read_text()).words)
+    assert figures_of(copies)["run"]["duplicates"] == description["duplicates"]
+    assert (
+        "4 images have the pixels of an earlier one; all copies of one are in one split; "
+        "1 test images look like one of another split: <i>.png ~ b.png"
+    ) in " ".join(Outline(copies.read_text()).words.split())
+
+
 def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: Sources) -> None:
     from training.images import load_images
 
