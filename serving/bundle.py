@@ -89,17 +89,46 @@ class DatasetInfo(_Strict):
     fingerprint: Digest
 
 
-class Variant(_Strict):
-    """What a graph of another precision costs, measured on the test split.
+class VariantCost(_Strict):
+    """What a graph of another precision changes on some images. Pairs are of the float32 graph and of the variant.
 
     Attributes:
-        accuracy: of the variant.
-        agreement: share of images that it gives to the same component, of the class that the float32 graph finds
-            likeliest; None for a head without components.
+        split: which the images are from.
+        images: how many.
+        accuracy: share of them.
+        nll: negative log-likelihood in nats.
+        ece: expected calibration error.
+        agreement: share of images for which both graphs find the same class, and the same component of it.
+        density_shift: by how many nats the variant's log-density is higher, quantiles by their shares; None for a head
+            without densities.
+        density_spread: between the quartiles of the float32 graph's log-density, in nats.
+    """
+
+    split: Literal["train", "validation", "test"]
+    images: int
+    accuracy: tuple[float, float]
+    nll: tuple[float, float]
+    ece: tuple[float, float]
+    agreement: float
+    density_shift: dict[str, float] | None = None
+    density_spread: float | None = None
+
+
+class Variant(_Strict):
+    """What a graph of another precision costs.
+
+    Attributes:
+        accuracy: on the test split.
+        agreement: on the test split, as in `VariantCost`.
+        judged: on the images that decide whether it is good enough; None in a bundle from before they were others than
+            the test split's.
+        test: on the test split, which decides nothing; None in such a bundle.
     """
 
     accuracy: float
     agreement: float | None = None
+    judged: VariantCost | None = None
+    test: VariantCost | None = None
 
 
 class Manifest(_Strict):
@@ -116,7 +145,7 @@ class Manifest(_Strict):
     dataset: DatasetInfo
     metrics: dict[str, Any]
     variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
-    calibration: dict[str, float] | None = None
+    calibration: dict[str, Any] | None = None
     versions: dict[str, str]
     sha256: dict[FileName, Digest]
 

@@ -163,10 +163,25 @@ def server(model_store: Path, state: Path) -> Iterator[launch.Server]:
     serving("stop", "--state", state, check=True)
 
 
+@pytest.fixture
+def own_state(tmp_path: Path) -> Iterator[Path]:
+    """A state folder for one test; whatever it has started is ended after it."""
+    state = tmp_path / "state"
+    yield state
+    launch.stop(state, grace_s=0, drain_s=0)
+
+
 def free_port() -> int:
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def running(state: Path) -> launch.Server:
+    """The server of a state folder."""
+    server = launch.load(state)
+    assert server is not None
+    return server
 
 
 def workers_of(server: launch.Server, model: str) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import zipfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,14 +31,6 @@ MEMORY_BYTES, MAX_REQUEST_BYTES, FLOOD = 2**30, 2**22, 160
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder for one test; whatever it has started is ended after it."""
-    folder = tmp_path / "state"
-    yield folder
-    launch.stop(folder, drain_s=0)
-
-
-@pytest.fixture
 def code(tmp_path: Path) -> dict[str, bytes]:
     """Modules that any worker imports which finds them; they tell that they ran."""
     ran = f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)\n".encode()
@@ -58,10 +49,10 @@ def post(server: launch.Server) -> int:
 
 
 def test_a_bundle_that_lists_code_is_neither_packaged_nor_started_nor_deployed(
-    code: dict[str, bytes], bundle_dir: Path, state: Path, tmp_path: Path
+    code: dict[str, bytes], bundle_dir: Path, own_state: Path, tmp_path: Path
 ) -> None:
     made = package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(workers=1, threads=1))
-    launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
+    launch.start(model_store=tmp_path / "store", state=own_state, device="cpu", port=0, model_api=True)
     bundle = Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
     manifest = json.loads((bundle / "bundle.json").read_bytes())
     for name, content in code.items():
@@ -74,18 +65,18 @@ def test_a_bundle_that_lists_code_is_neither_packaged_nor_started_nor_deployed(
         for name, content in (entries | {"bundle.json": (bundle / "bundle.json").read_bytes()}).items():
             file.writestr(name, content)
 
-    for command in (["package", bundle, "--model-store", tmp_path / "other"], ["deploy", bundle, "--state", state]):
+    for command in (["package", bundle, "--model-store", tmp_path / "other"], ["deploy", bundle, "--state", own_state]):
         refused = serving(*command)
         assert refused.returncode == 1
         assert "sha256 must list the bundle's own files alone, got orjson.py, sitecustomize.py too" in refused.stderr
-    launch.stop(state, drain_s=0)
+    launch.stop(own_state, drain_s=0)
     with pytest.raises((ServerError, BundleError), match=r"must be an archive made by `python -m serving package`"):
-        launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0)
+        launch.start(model_store=tmp_path / "store", state=own_state, device="cpu", port=0)
     assert not (tmp_path / "ran").exists()
 
 
 def test_code_hidden_in_an_archive_is_not_served(
-    code: dict[str, bytes], bundle_dir: Path, state: Path, tmp_path: Path
+    code: dict[str, bytes], bundle_dir: Path, own_state: Path, tmp_path: Path
 ) -> None:
     made = package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(workers=1, threads=1))
     good, hidden = made.read_bytes(), io.BytesIO()
@@ -97,17 +88,17 @@ def test_code_hidden_in_an_archive_is_not_served(
     with zipfile.ZipFile(made) as file:
         assert not set(code) & set(file.namelist())
 
-    server = launch.start(model_store=tmp_path / "store", state=state, device="cpu", port=0)
+    server = launch.start(model_store=tmp_path / "store", state=own_state, device="cpu", port=0)
     assert post(server) == 200
-    assert (state / "models" / made.name).read_bytes() == good
+    assert (own_state / "models" / made.name).read_bytes() == good
     assert not (tmp_path / "ran").exists()
 
 
 def test_connections_on_which_nothing_comes_are_closed(
-    model_store: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+    model_store: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classes, "STILL_S", STILL_S)
-    server = launch.start(["tiny-mda"], model_store=model_store, state=state, device="cpu", port=0)
+    server = launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0)
     head = b"POST /predictions/tiny-mda HTTP/1.1\r\nHost: x\r\n"
     body = b"Content-Length: %d\r\n\r\n" % BODY_BYTES + bytes(BODY_BYTES - 1)
     stalled = [socket.create_connection(address(server), timeout=60) for _ in range(STALLED_HEADERS + STALLED_BODIES)]
@@ -122,12 +113,12 @@ def test_connections_on_which_nothing_comes_are_closed(
 
 
 def test_more_bytes_than_there_is_memory_are_refused_and_the_server_goes_on(
-    bundle_dir: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_dir: Path, own_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spawn, "memory_bytes", lambda: MEMORY_BYTES)
     package(bundle_dir, model_store=tmp_path / "store", settings=WorkerSettings(workers=1, threads=1, batch_size=2))
     server = launch.start(
-        model_store=tmp_path / "store", state=state, device="cpu", port=0, max_request_bytes=MAX_REQUEST_BYTES
+        model_store=tmp_path / "store", state=own_state, device="cpu", port=0, max_request_bytes=MAX_REQUEST_BYTES
     )
     (worker,) = workers_of(server, "tiny-mda")
     java, size = psutil.Process(server.java.pid), MAX_REQUEST_BYTES - 1

@@ -269,5 +269,5 @@ def test_evidence_is_what_the_classifier_says_of_its_splits(collapsed: Evidence)
     np.testing.assert_allclose(answers.features, scores.features.detach(), atol=1e-6)
     log_joints = log_joints_of_features(classifier, answers.features)
     np.testing.assert_allclose(log_joints, scores.log_joints.detach(), rtol=1e-4, atol=1e-4)
-    assert len(collapsed.test.labels) == 1124
+    assert len(collapsed.test.labels) == 1797
     assert np.bincount(collapsed.train.labels).min() >= 90

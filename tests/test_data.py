@@ -1,4 +1,4 @@
-"""A data set: fingerprint, splits, batches, augmentation and samples."""
+"""A data set: fingerprint, batches, augmentation and samples."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from training.data import DataError, Dataset, augment, batches, shrink, split, write_samples
+from training.data import Dataset, augment, batches, shrink, write_samples
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -38,66 +38,7 @@ def test_fingerprint_changes_with_a_pixel_and_with_a_label() -> None:
     assert dataset.fingerprint() != before
 
 
-# Splits
-
 LABELS = torch.arange(600) % 3
-
-
-def test_splits_are_disjoint_and_complete() -> None:
-    parts = split(made_up(LABELS), validation=0.25, test=0.2, seed=0)
-
-    assert {name: len(part) for name, part in parts.items()} == {"train": 360, "validation": 120, "test": 120}
-    assert torch.equal(torch.cat(list(parts.values())).sort().values, torch.arange(600))
-    assert all(torch.equal(part, part.sort().values) for part in parts.values())
-
-
-def test_splits_are_stratified() -> None:
-    labels = torch.cat([torch.zeros(450), torch.ones(100), torch.full((50,), 2)]).long()
-
-    parts = split(made_up(labels), validation=0.25, test=0.2, seed=0)
-
-    assert labels[parts["test"]].bincount().tolist() == [90, 20, 10]
-    assert labels[parts["validation"]].bincount().tolist() == [90, 20, 10]
-
-
-def test_splits_are_decided_by_the_seed() -> None:
-    first, again, other = (split(made_up(LABELS), validation=0.25, test=0.2, seed=seed) for seed in (1, 1, 2))
-
-    for name in first:
-        assert torch.equal(first[name], again[name])
-        assert not torch.equal(first[name], other[name])
-
-
-def test_official_test_split_is_left_alone() -> None:
-    dataset = made_up(LABELS, test_start=540)
-
-    for seed in (0, 1):
-        parts = split(dataset, validation=0.1, test=0.5, seed=seed)
-
-        assert torch.equal(parts["test"], torch.arange(540, 600))
-        assert len(parts["validation"]) == 54
-        assert torch.equal(torch.cat([parts["train"], parts["validation"]]).sort().values, torch.arange(540))
-
-
-def test_validation_split_may_be_empty() -> None:
-    parts = split(made_up(LABELS, test_start=540), validation=0, test=0.5, seed=0)
-
-    assert torch.equal(parts["train"], torch.arange(540))
-    assert len(parts["validation"]) == 0
-
-
-def test_too_few_images_for_a_split_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^every class of made-up must have images enough for a 20% split: .* 1 mem"):
-        split(made_up(torch.tensor([0] * 10 + [1] * 10 + [2])), validation=0.1, test=0.2, seed=0)
-    with pytest.raises(DataError, match=r"^every class of made-up must have images enough for a 10% split"):
-        split(made_up(LABELS[:18]), validation=0.1, test=0.2, seed=0)
-
-
-def test_class_without_an_image_in_a_split_is_refused() -> None:
-    rare = made_up(torch.tensor([0] * 50 + [1] * 50 + [2] * 2))
-
-    with pytest.raises(DataError, match=r"^every class of made-up must have images in the test split, got none of "):
-        split(rare, validation=0, test=0.1, seed=0)
 
 
 # Batches and augmentation

@@ -47,7 +47,7 @@ def test_digits_are_5620_images_of_8_by_8(digits: Dataset) -> None:
     assert (digits.images.shape, digits.images.dtype) == ((5620, 1, 8, 8), torch.uint8)
     assert (digits.labels.shape, digits.labels.dtype) == ((5620,), torch.int64)
     assert digits.classes == tuple("0123456789")
-    assert digits.test_start is None
+    assert digits.test_start == 3823
     assert (digits.input.channels, digits.input.height, digits.input.width) == (1, 8, 8)
     assert digits.labels.unique().tolist() == list(range(10))
     assert len(digits.images.unique()) == 17
@@ -55,14 +55,14 @@ def test_digits_are_5620_images_of_8_by_8(digits: Dataset) -> None:
 
 
 def test_digits_hold_the_1797_images_of_scikit_learn(digits: Dataset) -> None:
-    """scikit-learn ships the test half of the same data set, with 17 gray levels from 0 to 16."""
+    """scikit-learn ships the test split of the same data set, with 17 gray levels from 0 to 16."""
     from sklearn.datasets import load_digits
 
     reference = load_digits()
 
-    ours = digits.images[-1797:, 0].numpy()
+    ours = digits.images[digits.test_start :, 0].numpy()
     np.testing.assert_array_equal(np.rint(ours * (16 / 255)), reference.images)
-    np.testing.assert_array_equal(digits.labels[-1797:], reference.target)
+    np.testing.assert_array_equal(digits.labels[digits.test_start :], reference.target)
 
 
 def test_mnist_is_70000_images_with_the_official_test_split(mnist: Dataset) -> None:
@@ -96,7 +96,7 @@ def test_new_row_is_all_that_a_data_set_needs(digits: Dataset, monkeypatch: pyte
     loaded = load_images(small_recipe(data={"name": "negatives"}), Sources())
 
     assert torch.equal(loaded.dataset.images, 255 - digits.images)
-    assert {name: len(part) for name, part in loaded.splits.items()} == {"train": 4046, "validation": 450, "test": 1124}
+    assert {name: len(part) for name, part in loaded.splits.items()} == {"train": 3440, "validation": 383, "test": 1797}
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +126,8 @@ def test_folder_of_class_folders_is_read(folder: Path) -> None:
     dataset = load_dataset(FOLDER, Sources(folder=folder))
 
     assert dataset.name == "photos"
+    assert dataset.files == ("cat/c.webp", "cat/d.jpeg", "dog/a.png", "dog/old/b.JPG")
+    assert dataset.name_of(3) == "dog/old/b.JPG"
     assert dataset.classes == ("cat", "dog")
     assert dataset.labels.tolist() == [0, 0, 1, 1]
     assert (dataset.images.shape, dataset.images.dtype) == ((4, 3, 8, 8), torch.uint8)

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
+from sklearn.calibration import calibration_curve
 from training_samples import digits
 
 from training.classifier import Architecture, build_classifier
@@ -27,6 +29,7 @@ def test_metrics_of_four_images_by_hand() -> None:
         "nll": pytest.approx(-(math.log(0.7) + math.log(0.3) + math.log(0.8) + math.log(0.25)) / 4, abs=2e-6),
         "brier": pytest.approx(sum(squared) / 4, abs=2e-6),
         "ece": pytest.approx(sum(gaps) / 4, abs=2e-6),
+        "ece_equal_mass": pytest.approx(sum(gaps) / 4, abs=2e-6),
     }
 
 
@@ -50,16 +53,58 @@ def test_calibration_error_has_fifteen_bins_of_equal_width() -> None:
     assert metrics["ece"] == pytest.approx((0.85 + 2 * (1 - 0.9)) / 3, abs=2e-6)
 
 
+def test_confidence_of_one_is_in_the_last_of_the_fifteen_bins() -> None:
+    """1 (wrong) and 0.95 (right) share it, and their gaps, of opposite signs, are added up."""
+    metrics = measure({"posterior": np.array([[1, 0], [0.95, 0.05]])}, torch.tensor([1, 0]))
+
+    assert metrics["ece"] == pytest.approx((1.95 - 1) / 2, abs=2e-6)
+
+
+def test_bins_of_equal_mass_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(5)
+    confidence = rng.beta(8, 1, 300) / 2 + 0.5
+    right = rng.random(300) < confidence**2
+
+    posterior = np.stack([confidence, 1 - confidence], axis=1)
+    metrics = measure({"posterior": posterior}, torch.from_numpy(np.where(right, 0, 1)))
+
+    accuracies, means = calibration_curve(right, confidence, n_bins=15, strategy="quantile")
+    assert len(means) == 15  # of twenty images each
+    assert metrics["ece_equal_mass"] == pytest.approx(np.abs(accuracies - means).mean(), abs=2e-6)
+    assert metrics["ece_equal_mass"] != pytest.approx(metrics["ece"], abs=1e-3)
+
+
+def test_equal_confidences_share_a_bin_of_equal_mass_in_any_order() -> None:
+    """Of twenty, sixteen confidences are 0.9, three quarters of them right; the others are right too."""
+    confidence = np.array([0.6, 0.7, 0.75, 0.8] + 16 * [0.9])
+    posterior = np.stack([confidence, 1 - confidence], axis=1)
+    labels = torch.tensor(4 * [0] + [0, 0, 0, 1] * 4)
+    order = np.random.default_rng(0).permutation(20)
+
+    measured = [measure({"posterior": posterior[at]}, labels[at]) for at in (np.arange(20), order)]
+
+    gaps = 0.4 + 0.3 + 0.25 + 0.2 + 16 * 0.15
+    assert [metrics["ece_equal_mass"] for metrics in measured] == pytest.approx([gaps / 20, gaps / 20], abs=2e-6)
+
+
+def test_nll_is_of_the_log_posterior_where_no_float_holds_the_posterior() -> None:
+    log_posterior = np.array([[0.0, -800.0], [-0.5, math.log(1 - math.exp(-0.5))]])
+    outputs = {"posterior": np.exp(log_posterior).astype(np.float32), "log_posterior": log_posterior}
+
+    assert measure(outputs, torch.tensor([1, 0]))["nll"] == (800 + 0.5) / 2
+
+
 def test_certain_and_right_is_a_perfect_score() -> None:
     metrics = measure({"posterior": np.eye(3, dtype=np.float32)}, torch.tensor([0, 1, 2]))
 
-    assert metrics == {"images": 3, "accuracy": 1.0, "nll": 0.0, "brier": 0.0, "ece": 0.0}
+    perfect = {"images": 3, "accuracy": 1.0, "nll": 0.0, "brier": 0.0, "ece": 0.0, "ece_equal_mass": 0.0}
+    assert metrics == perfect
 
 
 def test_certain_and_wrong_is_a_finite_score() -> None:
     metrics = measure({"posterior": np.eye(3, dtype=np.float32)}, torch.tensor([1, 2, 0]))
 
-    assert (metrics["accuracy"], metrics["brier"], metrics["ece"]) == (0.0, 2.0, 1.0)
+    assert (metrics["accuracy"], metrics["brier"], metrics["ece"], metrics["ece_equal_mass"]) == (0.0, 2.0, 1.0, 1.0)
     assert metrics["nll"] == pytest.approx(-math.log(np.finfo(np.float32).tiny))
 
 
@@ -121,13 +166,17 @@ def test_eager_classifier_answers_what_it_scores() -> None:
     architecture = Architecture((1, 8, 8), 10, EncoderSpec(dim=3, width=4), HeadSpec(kind="mda", components=2))
     classifier = build_classifier(architecture).eval()
     classifier.learn_normalisation(digits().images)
+    classifier.temperature = 0.01
     images = digits().images[:7]
     scores = classifier(images)
 
     outputs = eager(classifier, torch.device("cpu"))(images.numpy())
 
-    assert list(outputs) == ["posterior", "responsibilities", "log_density", "features"]
-    np.testing.assert_allclose(outputs["posterior"], scores.log_joints.softmax(1).detach(), atol=1e-6)
+    assert list(outputs) == ["posterior", "responsibilities", "log_density", "features", "log_posterior"]
+    log_posterior = log_softmax(scores.log_joints.detach().double().numpy() / 0.01, axis=1)
+    assert log_posterior.min() < -200
+    np.testing.assert_allclose(outputs["log_posterior"], log_posterior, atol=1e-3)
+    np.testing.assert_allclose(outputs["posterior"], np.exp(log_posterior), atol=1e-4)
     constant = -1.5 * math.log(2 * math.pi)
     expected = scores.component_log_joints.detach().flatten(1).logsumexp(1) + constant
     np.testing.assert_allclose(outputs["log_density"], expected, rtol=1e-5)

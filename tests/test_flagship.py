@@ -14,6 +14,7 @@ from training.evaluate import measure, run_graph
 from training.images import load_images
 from training.recipe import Recipe, load_recipe, parse_recipe
 from training.results import load_results
+from training.variant_costs import LEAST_AGREEMENT, require_cheap
 
 ROOT = Path(__file__).resolve().parents[1]
 BFLOAT16 = ["fit.precision=bfloat16"]  # what auto chose where the committed bundles were trained
@@ -81,7 +82,9 @@ def test_committed_variants_are_right_here_too(name: str) -> None:
     for precision, variant in bundle.manifest.variants.items():
         Predictor.open(bundle.path, precision=precision).warm_up()
         assert bundle.manifest.metrics["accuracy"] - variant.accuracy <= 0.002
-        assert variant.agreement is None or variant.agreement >= 0.99
+        assert variant.agreement is None or variant.agreement >= LEAST_AGREEMENT
+        if variant.judged is not None:
+            require_cheap(precision, variant.judged)
     assert (bundle.path / "report" / "index.html").is_file()
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, until
+from conftest import ROOT, running, until
 
 from serving.errors import ServerError
 from serving.settings import WorkerSettings
 from serving.torchserve import launch, versions
 from serving.torchserve.archive import Archive, package
 from serving.torchserve.management import Management
-from serving.torchserve.state import Server, load, save
+from serving.torchserve.state import Server, save
 from serving.torchserve.store import choose
 
 WAIT_S = 60
@@ -31,12 +31,6 @@ def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     launch.start(None, model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)
-
-
-def running(state: Path) -> Server:
-    server = load(state)
-    assert server is not None
-    return server
 
 
 def begun(*words: object) -> subprocess.Popen[str]:

@@ -29,14 +29,6 @@ MEMORY = Memory(heap_bytes=8, uploads_bytes=4, queue=2)
 
 
 @pytest.fixture
-def own_state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder for one test; whatever it has started is ended after it."""
-    state = tmp_path / "state"
-    yield state
-    launch.stop(state, grace_s=0)
-
-
-@pytest.fixture
 def begin(own_state: Path, model_store: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Run `start` for one model, without waiting for it."""
     started = []

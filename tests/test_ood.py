@@ -193,7 +193,7 @@ def test_strangers_to_a_network_are_scored(evidence: Evidence, monkeypatch: pyte
     figures = ood_of(evidence, Sources(), CPU)
 
     assert (figures["known"], figures["strangers"]) == ("mnist", "fashion-mnist")
-    assert (figures["known_images"], figures["stranger_images"]) == (1124, 100)
+    assert (figures["known_images"], figures["stranger_images"]) == (1797, 100)
     assert list(figures["scores"]) == ["log_density", "max_probability", "energy", "relative_mahalanobis"]
     assert all(0 <= value <= 1 for score in figures["scores"].values() for value in score.values())
     assert figures["omitted"] == {}

@@ -163,11 +163,12 @@ def test_of_many_classes_the_least_accurate_are_shown() -> None:
 @pytest.mark.parametrize(("temperature", "panels"), [(1.0, 2), (2.5, 4)])
 def test_calibration_is_shown_twice_if_a_temperature_changes_it(temperature: float, panels: int) -> None:
     posterior = np.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]])
-    bins = {"ece": 0.1, "reliability": reliability(posterior, np.array([0, 0, 0]))}
+    bins = {"nll": 0.3, "ece": 0.1, "reliability": reliability(posterior, np.array([0, 0, 0]))}
 
     figure = plots.calibration({"temperature": temperature, "before": bins, "after": bins})
 
     assert len(figure.axes) == panels
+    assert all(ax.get_title().endswith("NLL 0.3000, ECE 10.00%") for ax in figure.axes[: panels // 2])
     drawn(figure)
 
 

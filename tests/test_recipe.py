@@ -16,6 +16,7 @@ from training.recipe import (
     notes_of,
     parse_recipe,
     recipe_names,
+    recorded_recipe,
 )
 
 SMALL = """
@@ -307,7 +308,7 @@ def test_notes_of_a_recipe_are_none_of_its_settings(file: Path) -> None:
 
 def test_recipes_of_the_project_have_notes() -> None:
     assert notes_of("cifar10-lda").published == "90.42"
-    assert notes_of("cifar10-lda").remark.startswith("92.5 % was aimed at. ")
+    assert notes_of("cifar10-lda").remark.startswith("Crops and flips; ")
     assert all("\n" not in notes_of(name).remark for name in recipe_names())
     assert notes_of("a-recipe-of-mine") == Notes()
 
@@ -315,7 +316,7 @@ def test_recipes_of_the_project_have_notes() -> None:
 @pytest.mark.parametrize(
     ("notes", "message"),
     [
-        ("[notes]\nremarks = 1", "notes.remarks must be one of the keys published, remark, got an unknown key (did you "
+        ("[notes]\nremarks = 1", "notes.remarks must be one of the keys published, differs, remark, got an unknown key (did you "
          "mean 'remark'?) with the value 1"),
         ("[notes]\npublished = 90.1", "notes.published must be a valid string, got 90.1"),
     ],
@@ -326,6 +327,17 @@ def test_unknown_notes_are_refused(file: Path, notes: str, message: str) -> None
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(file))
     assert str(caught.value) == message
+
+
+def test_recorded_recipe_without_a_split_seed_was_cut_by_its_seed() -> None:
+    tree = tomllib.loads(SMALL)
+
+    assert (parse_recipe(tree).seed, parse_recipe(tree).data.split_seed) == (3, 0)
+    assert recorded_recipe(tree).data.split_seed == 3
+    assert recorded_recipe({**tree, "data": {"name": "digits", "split_seed": 1}}).data.split_seed == 1
+    assert recorded_recipe(parse_recipe(tree).model_dump(mode="json", exclude_none=True)) == parse_recipe(tree)
+    with pytest.raises(RecipeError, match=r"^data\.name must be given, got nothing$"):
+        recorded_recipe({name: part for name, part in tree.items() if name != "data"})
 
 
 # The ridge that was called a floor

@@ -19,13 +19,16 @@ from training_samples import FOLDER_DATA, begun, digits, small_recipe, write_dig
 
 from training.__main__ import main
 from training.analysis import ood
+from training.analysis.diagnostics import reliability
 from training.analysis.evidence import gather
+from training.calibrate import FoundTemperature
 from training.data import Dataset, Sources
 from training.datasets import DATASETS
 from training.devices import PrecisionChoice, describe_device
 from training.evaluate import eager, measure, run_graph
 from training.recipe import Recipe
 from training.report.galleries import component_members
+from training.report.sections import calibration_section
 from training.report.write import write_report
 from training.run import Run, RunError
 from training.train import train
@@ -33,6 +36,7 @@ from training.train import train
 CPU = torch.device("cpu")
 NAMES = {"0": "<b>0", "1": "1 & one"}  # class folders
 REFIT = {"dim": 4, "components": 2, "ridge": 0.01}
+MEASURED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass")
 CHROMIUM = shutil.which("chromium")
 IMAGES_OF_THE_DATA = {"components.png", "confused-images.png", "close-classes.png"}
 
@@ -55,7 +59,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 @pytest.fixture(scope="module")
 def run(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A mixture of two components a class, calibrated; read only."""
-    recipe = small_recipe(data=FOLDER_DATA, refit=REFIT, calibration={"temperature": "fit"})
+    recipe = small_recipe(data=FOLDER_DATA, refit=REFIT, calibration={"temperature": 2.5})
     return finished(tmp_path_factory.mktemp("runs"), recipe, sources)
 
 
@@ -154,6 +158,22 @@ def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, 
     assert history in Outline(page.read_text()).words
 
 
+def test_page_says_what_images_there_are_more_than_once(page: Path, run: Run, sources: Sources, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "small" / "copies")
+    description = run.description()
+    description["duplicates"] |= {"copies": 4, "first_alike": [["<i>.png", "b.png"]], "alike": {"test": 1}}
+    (tmp_path / "small" / "copies" / "run.json").write_text(json.dumps(description))
+
+    copies = write_report(Run.open(tmp_path / "small" / "copies"), sources, images=False, sample=50)
+
+    assert "duplicatesnonefound" in re.sub(r"\s", "", Outline(page.read_text()).words)
+    assert figures_of(copies)["run"]["duplicates"] == description["duplicates"]
+    assert (
+        "4 images have the pixels of an earlier one; all copies of one are in one split; "
+        "1 test images look like one of another split: <i>.png ~ b.png"
+    ) in " ".join(Outline(copies.read_text()).words.split())
+
+
 def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: Sources) -> None:
     from training.images import load_images
 
@@ -163,9 +183,7 @@ def test_figures_are_those_of_the_served_graph(page: Path, run: Run, sources: So
     figures = figures_of(page)
 
     after = figures["calibration"]["after"]
-    assert {key: after[key] for key in ("images", "accuracy", "nll", "brier", "ece")} == pytest.approx(
-        {key: expected[key] for key in ("images", "accuracy", "nll", "brier", "ece")}, abs=1e-5
-    )
+    assert {key: after[key] for key in MEASURED} == pytest.approx({key: expected[key] for key in MEASURED}, abs=1e-5)
     assert figures["components"]["test"]["occupancy"] == expected["occupancy"]
     assert figures["log_density"] == pytest.approx(expected["log_density"], abs=1e-3)
     assert sum(figures["class_accuracy"]) / 3 == pytest.approx(expected["accuracy"], abs=1e-5)  # classes of one size
@@ -186,6 +204,45 @@ def test_calibration_before_is_that_at_temperature_one(page: Path, run: Run, sou
     assert calibration["temperature"] == classifier.temperature
     assert calibration["before"]["nll"] == pytest.approx(nll, rel=1e-4)
     assert calibration["before"]["accuracy"] == calibration["after"]["accuracy"]
+
+
+def test_page_says_how_the_temperature_was_come_by_and_both_calibration_errors(page: Path) -> None:
+    words, calibration = Outline(page.read_text()).words, figures_of(page)["calibration"]
+
+    assert calibration["why"] == "named by the recipe"
+    assert "T = 2.5: named by the recipe." in words
+    for name in ("before", "after"):
+        nll, width, mass = (calibration[name][key] for key in ("nll", "ece", "ece_equal_mass"))
+        assert f"{width:.2%}{mass:.2%}" in re.sub(r"\s", "", words)
+        assert f"NLL {nll:.4f} and ECE {width:.2%}" in page.read_text()
+
+
+def test_section_says_why_the_temperature_stayed_at_one() -> None:
+    found = FoundTemperature(fitted=0.71234, images=450, nll_at_one=0.0184, nll_cross_fitted=0.0201)
+    bins = {"nll": 0.06, "ece": 0.01, "reliability": reliability(np.array([[0.9, 0.1]]), np.array([0]))}
+
+    section = calibration_section(
+        {"calibration": {"temperature": found.temperature, "why": found.why, "before": bins, "after": bins}}
+    )
+
+    assert section.text[1] == (
+        "T = 1: 0.7123, fitted on 450 held-out images, does not help: over 5 folds, the NLL of images it was not "
+        "fitted to goes from 0.0184 to 0.0201 nats."
+    )
+    assert len(section.text) == 2
+
+
+@pytest.mark.parametrize(("nll", "ece", "said"), [(0.05, 0.02, True), (0.05, 0.005, False), (0.07, 0.02, False)])
+def test_section_explains_an_ece_that_rises_while_the_nll_falls(nll: float, ece: float, said: bool) -> None:
+    bins = {"nll": 0.06, "ece": 0.01, "reliability": reliability(np.array([[0.9, 0.1]]), np.array([0]))}
+
+    section = calibration_section(
+        {"calibration": {"temperature": 2.0, "before": bins, "after": {**bins, "nll": nll, "ece": ece}}}
+    )
+
+    assert (
+        any(text.startswith("The NLL falls and the ECE rises: T is fitted to the NLL") for text in section.text) == said
+    )
 
 
 def test_page_without_images_shows_none_of_the_data(run: Run, sources: Sources, tmp_path: Path) -> None:

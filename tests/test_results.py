@@ -33,8 +33,14 @@ REPORT: dict[str, Any] = {
         "started": "2026-11-22T04:00:00+00:00", "versions": {"torch": "2.13.0"},
     },
     "calibration": {
-        "before": {"images": 10_000, "accuracy": 0.9012, "nll": 0.4, "brier": 0.2, "ece": 0.0412, "reliability": {}},
-        "after": {"images": 10_000, "accuracy": 0.9012, "nll": 0.3, "brier": 0.1, "ece": 0.0065, "reliability": {}},
+        "before": {
+            "images": 10_000, "accuracy": 0.9012, "nll": 0.4, "brier": 0.2, "ece": 0.0412, "ece_equal_mass": 0.0375,
+            "reliability": {},
+        },
+        "after": {
+            "images": 10_000, "accuracy": 0.9012, "nll": 0.3, "brier": 0.1, "ece": 0.0065, "ece_equal_mass": 0.0071,
+            "reliability": {},
+        },
     },
     "components": None,
     "ood": {
@@ -63,10 +69,12 @@ def test_model_row_states_what_the_report_measured() -> None:
     row = model_figures(REPORT, load_recipe("cifar10-lda", ["fit.epochs=12"])[1], recipe_epochs=30)
 
     assert models_table({"models": {"cifar10-lda": row}}).splitlines()[2] == (
-        "| `cifar10-lda` | six-conv · lda, D=9 | 90.42 | 90.12 % | 4.12 → 0.65 % | 12 of 30 | 10 min, CPU, 2 threads |"
+        "| `cifar10-lda` | six-conv · lda, D=9 | 90.42 | 90.12 % | 0.4000 → 0.3000 | 4.12 → 0.65 % | 12 of 30 | "
+        "10 min, CPU, 2 threads |"
     )
     page = results_page({"models": {"cifar10-lda": row}})
-    assert "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.1000 | 4.12 → 0.65 % |" in page
+    assert "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.1000 | 4.12 → 0.65 % | 3.75 → 0.71 % |" in page
+    assert "the ECE rises" not in page
     assert "| `cifar10-lda` | cifar100 | 85.7 (61) |  |  |  |" in page
     assert "- `cifar10-lda`: Crops and flips; random squares" in page
     assert "- `cifar100-lda`" not in page
@@ -127,6 +135,24 @@ def test_page_says_which_images_its_figures_are_of() -> None:
     assert "## Models\n\nOf the test split.\n" in page
     assert re.search(r"### class-means( [†‡])?\n\n- measured on: the training split\n", page)
     assert "## Sweeps\n\nAccuracy of the validation split after a trial's last epoch" in page
+
+
+def test_page_names_the_models_whose_ece_rises_while_their_nll_falls() -> None:
+    quality = {"accuracy": 0.9, "nll": 0.4, "brier": 0.2, "ece": 0.01}
+    better, traded = {**quality, "nll": 0.3, "ece": 0.005}, {**quality, "nll": 0.3, "ece": 0.02}
+    worse = {**quality, "nll": 0.5, "ece": 0.02}
+    row = model_figures(REPORT, load_recipe("cifar10-lda", ["fit.epochs=12"])[1], recipe_epochs=12) | {
+        "before": quality
+    }
+    after = {"digits-mda": better, "digits-mlp": traded, "digits-softmax": worse, "cifar10-mlp": traded}
+
+    page = results_page({"models": {name: row | {"after": quality_after} for name, quality_after in after.items()}})
+
+    assert (
+        "The NLL falls and the ECE rises for `digits-mlp`, `cifar10-mlp`: T is fitted to the NLL, which weighs every "
+        "error by how sure it was; the ECE compares means over bins, so what lowers the one may raise the other.\n"
+    ) in page
+    assert "| `digits-mlp` † | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.2000 | 1.00 → 2.00 % |  |" in page
 
 
 def test_readme_without_marks_is_refused() -> None:

@@ -28,13 +28,14 @@ from training_samples import (
 from training import datasets as datasets_module
 from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
-from training.data import DataError, Sources, split
+from training.data import DataError, Sources
 from training.devices import describe_device
 from training.fit import DivergedError
-from training.images import load_images, sources_of
+from training.images import images_of, load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
 from training.refit import refit
 from training.run import Run, RunError
+from training.splits import split
 from training.train import architecture_of, train
 
 CPU = torch.device("cpu")
@@ -237,7 +238,7 @@ def test_description_says_what_was_trained_on(tmp_path: Path) -> None:
     description = run.description()
     assert description["dataset"] == {
         "name": "digits",
-        "splits": {"train": 4046, "validation": 450, "test": 1124},
+        "splits": {"train": 3440, "validation": 383, "test": 1797},
         "fingerprint": digits().fingerprint(),
     }
     assert description["classes"] == list("0123456789")
@@ -287,14 +288,43 @@ def test_unknown_split_is_refused(folder: Path) -> None:
         images.part("dev", CPU)
 
 
-def test_splits_follow_the_recipes_seed(folder: Path) -> None:
-    first, again, other = (
-        load_images(recipe_for_folder().model_copy(update={"seed": seed}), Sources(folder=folder)).splits
-        for seed in (0, 0, 1)
-    )
+def test_the_seed_changes_the_validation_split_and_never_the_test_split(folder: Path) -> None:
+    def splits(seed: int = 0, **data: int) -> dict[str, list[int]]:
+        recipe = recipe_for_folder(data=FOLDER_DATA | data).model_copy(update={"seed": seed})
+        return {name: part.tolist() for name, part in load_images(recipe, Sources(folder=folder)).splits.items()}
 
-    assert torch.equal(first["test"], again["test"])
-    assert not torch.equal(first["test"], other["test"])
+    first, other_seed, other_split = splits(), splits(seed=1), splits(split_seed=1)
+
+    assert first == splits()
+    assert first["test"] == other_seed["test"] != other_split["test"]
+    assert first["validation"] != other_seed["validation"]
+
+
+def test_run_goes_on_with_the_splits_that_it_was_begun_with(folder: Path, tmp_path: Path) -> None:
+    sources = Sources(folder=folder)
+    images, run = load_images(recipe_for_folder(), sources), new_run(tmp_path)
+    before = {name: images.splits[name] for name in ("test", "train", "validation")}  # cut by other rules, say
+    before["train"], before["validation"] = before["train"][3:], torch.cat([before["train"][:3], before["validation"]])
+    run.begin(images.dataset, before, sources, CPU, PRECISION)
+
+    classifier = train(run, sources, CPU)
+
+    found = images_of(run, sources).splits
+    assert list(found) == list(before)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+    pixels = images.dataset.images[before["train"]].double()
+    assert classifier.mean.item() == pytest.approx(pixels.mean().item(), rel=1e-6)
+
+
+def test_recipe_of_a_run_from_before_there_was_a_split_seed_keeps_its_test_split(tmp_path: Path) -> None:
+    run = begun(new_run(tmp_path, small_recipe(seed=4)))
+    file = run.path / "recipe.toml"
+    assert Run.open(run.path).recipe.data.split_seed == 0
+    file.write_text(file.read_text().replace("split_seed = 0\n", ""))
+
+    recipe = Run.open(run.path).recipe
+
+    assert (recipe.seed, recipe.data.split_seed) == (4, 4)
 
 
 # Whole trainings

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import ROOT, until
+from conftest import ROOT, until, workers_of
 
 from serving.errors import ServerError
 from serving.torchserve import launch, process
@@ -25,14 +25,6 @@ from serving.torchserve.state import Server, forget, is_recorded, load, save
 WITHIN_S = 10  # Docker kills after that
 ENDED = "Stopped the server at {}.\n"
 DROPPED = "Stopped the server at {}; what was in flight was dropped: "
-
-
-@pytest.fixture
-def own_state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder for one test; whatever it has started is ended after it."""
-    state = tmp_path / "state"
-    yield state
-    launch.stop(state, grace_s=0, drain_s=0)
 
 
 @pytest.fixture
@@ -249,6 +241,7 @@ def test_a_ticket_outlasts_a_worker_that_dies(server: Server) -> None:
             member.kill()
 
     assert stand_in_line(server, ["tiny-mda/1"], None, time.monotonic() + 60) == []
+    until(lambda: all(worker["status"] == "READY" for name in server.models for worker in workers_of(server, name)))
 
 
 def test_a_process_is_told_by_its_start() -> None:

@@ -245,7 +245,7 @@ def test_shift_study_takes_the_newest_runs(runs: Path, tmp_path: Path) -> None:
     outcome = STUDIES["shift-invariance"](Setting(tmp_path, folder=runs))
 
     curve = outcome.figures["cifar10-cnn"]
-    assert outcome.figures["images"] == 1124
+    assert outcome.figures["images"] == 1797
     assert curve["agreement"][0] == 1.0
     assert curve["accuracy"][0] > 0.7 > curve["accuracy"][4]
     assert [file.name for file in outcome.files] == ["shift-invariance.png", "shift-invariance-example.png"]

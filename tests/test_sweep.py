@@ -175,7 +175,7 @@ def test_ranges_are_checked_at_their_ends(recipe_file: str) -> None:
 
 
 def test_grid_finds_the_learning_rate_that_learns(recipe_file: str, images: Images, tmp_path: Path) -> None:
-    sweep = Sweep(recipe_file, (), parse_space(["fit.lr=1e-8,1e-2", "fit.weight_decay=0.0,1e-3"]))
+    sweep = Sweep(recipe_file, ("fit.epochs=2",), parse_space(["fit.lr=1e-8,1e-2", "fit.weight_decay=0.0,1e-3"]))
 
     trials = carried_out(sweep, images, tmp_path)
 

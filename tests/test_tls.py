@@ -4,7 +4,6 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,9 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def own_state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder for one test; whatever it has started is ended after it."""
-    state = tmp_path / "state"
-    state.mkdir()
-    yield state
-    launch.stop(state, grace_s=0, drain_s=0)
+def own_state(own_state: Path) -> Path:
+    own_state.mkdir()
+    return own_state
 
 
 def issued(authority: trustme.CA, folder: Path, key_type: trustme.KeyType = RSA, **validity: Any) -> tuple[Path, Path]:

@@ -225,7 +225,7 @@ def test_run_and_bundle_measure_the_same(cli: Cli, finished: Path, exported: Pat
     assert first.keys() == second.keys() == Bundle.load(work / exported).manifest.metrics.keys()
     assert second == Bundle.load(work / exported).manifest.metrics
     assert (first["split"], first["images"], first["accuracy"]) == ("test", 30, second["accuracy"])
-    for name in ("nll", "brier", "ece", "log_density"):
+    for name in ("nll", "brier", "ece", "ece_equal_mass", "log_density"):
         assert first[name] == pytest.approx(second[name], abs=1e-3)
     assert first["occupancy"] == second["occupancy"]
     assert of_run.err == of_bundle.err == ""
@@ -239,7 +239,8 @@ def test_metrics_are_shown_as_a_table(cli: Cli, finished: Path) -> None:
     assert metrics["images"] == 72
     row = next(line for line in answer.out.splitlines() if "train" in line)
     assert row.split()[:3] == ["train", "72", f"{metrics['accuracy']:.2%}"]
-    assert row.split()[3:6] == [f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}"]
+    assert row.split()[3:5] == [f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"]
+    assert row.split()[5:7] == [f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}"]
     for label, shares in zip("014", metrics["occupancy"], strict=True):
         assert [label, *(f"{share:.1%}" for share in shares)] in [line.split() for line in answer.out.splitlines()]
 
@@ -275,13 +276,33 @@ def test_export_of_a_bundle_makes_its_variants_anew(cli: Cli, exported: Path, wo
     after = Bundle.load(work / folder).manifest
     assert answer.code == 0
     assert re.fullmatch(
-        r"float16: accuracy [\d.]+% \(float32 [\d.]+%\), [\d.]+% of the assignments as .*\n", answer.out
+        r"float16: accuracy [\d.]+% \(float32 [\d.]+%\), [\d.]+% of the assignments as in float32; "
+        r"log-density [+-][\d.]+ nats in the median, [+-][\d.]+ to [+-][\d.]+; judged on 18 validation images\n",
+        answer.out,
     )
     assert list(after.variants) == ["float16"]
     assert after.metrics == before.metrics
     assert after.sha256.items() > before.sha256.items()
     assert_one_line(none, f"variants of {folder} must be named, for it has none: --int8, --float16")
     assert_one_line(others, f"images must be those that {folder} was trained and measured on, got others")
+
+
+def test_bundle_whose_splits_were_cut_otherwise_says_so(cli: Cli, exported: Path, work: Path) -> None:
+    folder = Path("store/recut/1")
+    shutil.copytree(work / exported, work / folder)
+    manifest = json.loads((work / folder / "bundle.json").read_text())
+    manifest["dataset"]["splits"] = {"train": 70, "validation": 20, "test": 30}
+    (work / folder / "bundle.json").write_text(json.dumps(manifest))
+    counts = r"\{'train': 70, 'validation': 20, 'test': 30\}, got \{'train': 72, 'validation': 18, 'test': 30\}"
+
+    measured = cli("evaluate", folder, "--data", "some-digits", "--json")
+    renewed = cli("export", folder, "--float16", "--data", "some-digits")
+
+    assert measured.code == 0
+    assert re.fullmatch(
+        rf"splits must be those of the training, {counts}: the model may know the images\n", measured.err
+    )
+    assert_one_line(renewed, rf"splits of {folder} must be {counts}: train it anew")
 
 
 def test_export_shows_the_metrics_and_the_next_command(cli: Cli, finished: Path, work: Path) -> None:

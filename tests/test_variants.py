@@ -3,33 +3,36 @@
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from serving.bundle import Bundle, VariantPrecision
+from serving.bundle import Bundle, InputSpec, VariantPrecision
 from serving.errors import BundleError
 from serving.predictor import Predictor
 from serving.settings import WorkerSettings
 from serving.torchserve.archive import package
-from training import variants
-from training.data import Sources
+from training import variant_costs, variants
+from training.data import Dataset, Sources
+from training.evaluate import measure
 from training.export import export
-from training.images import Labelled, images_of
+from training.images import LabelledImages, images_of
 from training.int8 import safe_scales
 from training.recipe import parse_recipe
 from training.run import Run
+from training.splits import split
 from training.train import train
-from training.variants import VariantError, add_variant, assignments_that_agree, renew_variants
+from training.variant_costs import VariantError
+from training.variants import add_variants, renew_variants, wanted_variants
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = [ROOT / "model_store" / name / "1" for name in ("cifar100-lda-best", "fashion-mnist-mda-best", "mnist-mda")]
 VARIANTS: tuple[VariantPrecision, ...] = ("float16", "int8")
 RECIPE: dict[str, Any] = {
-    "data": {"name": "digits", "test": 0.6},
+    "data": {"name": "digits", "validation": 0.4},
     "encoder": {"kind": "six-conv", "dim": 4, "width": 32},
     "head": {"kind": "lda"},
     "loss": {"kind": "cross-entropy"},
@@ -118,32 +121,76 @@ def test_a_channel_of_zeros_has_a_scale() -> None:
     assert safe_scales(weights)[1] == pytest.approx(1e-4 * safe_scales(weights)[0])
 
 
-def test_a_sorted_folder_is_calibrated_by_images_of_every_class(
-    bundle: Bundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = images_of(run, Sources()).part("train", torch.device("cpu"))
-    order = part.labels.argsort()
-    by_class = Labelled(part.images[order], part.labels[order])
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(variants, "CALIBRATION_IMAGES", 200)
-    monkeypatch.setattr(variants, "write_int8", lambda source, target, images: seen.append(images))
+def sorted_by_class(counts: tuple[int, ...], **shares: float) -> LabelledImages:
+    """Images whose pixels say where they lie, class by class as a folder has them."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    images = torch.arange(len(labels), dtype=torch.int32).view(torch.uint8).reshape(-1, 1, 2, 2)
+    classes = tuple("abcdefgh"[: len(counts)])
+    dataset = Dataset("sorted", images, labels, classes, InputSpec(channels=1, height=2, width=2))
+    return LabelledImages(dataset, split(dataset, test=0.1, seed=0, **shares))
 
-    with pytest.raises(BundleError):  # there is no graph to measure
-        add_variant(Bundle(tmp_path, bundle.manifest), "int8", by_class, {}, by_class)
-    keys = {image.numpy().tobytes(): int(label) for image, label in zip(part.images, part.labels, strict=True)}
-    labels = [keys[image.numpy().tobytes()] for image in seen[0]]
-    assert len(labels) == 200
-    assert set(labels) == set(range(10))
+
+def labels_of(images: LabelledImages, sample: torch.Tensor) -> torch.Tensor:
+    return images.dataset.labels[positions_of(sample)]
+
+
+def positions_of(sample: torch.Tensor) -> torch.Tensor:
+    return sample.reshape(-1, 4).contiguous().view(torch.int32)[:, 0].long()
+
+
+def test_a_sorted_folder_is_calibrated_by_images_of_every_class_in_its_share() -> None:
+    images = sorted_by_class((3000, 1000, 40, 10), validation=0.1)
+
+    wanted = wanted_variants(["int8"], images)
+
+    assert len(wanted.calibration) == 1024
+    found = labels_of(images, wanted.calibration).bincount(minlength=4)
+    assert found.tolist() == pytest.approx([1024 * share / 4050 for share in (3000, 1000, 40, 10)], abs=2)
+    assert found.min() >= 1
+    assert set(positions_of(wanted.calibration).tolist()) <= set(images.splits["train"].tolist())
+
+
+def test_the_validation_split_judges() -> None:
+    images = sorted_by_class((3000, 1000, 40, 10), validation=0.1)
+
+    wanted = wanted_variants(["int8"], images)
+
+    assert wanted.judged_split == "validation"
+    judged = positions_of(wanted.judged.images)
+    assert judged.sort().values.tolist() == images.splits["validation"].tolist()
+    assert torch.equal(wanted.judged.labels, images.dataset.labels[judged])
+
+
+@pytest.mark.parametrize(("counts", "calibrating"), [((3000, 1000, 40, 10), 1024), ((30, 20, 10), 27)])
+def test_without_one_training_images_judge_that_int8_has_not_seen(counts: tuple[int, ...], calibrating: int) -> None:
+    images = sorted_by_class(counts, validation=0)
+
+    wanted = wanted_variants(["int8"], images)
+
+    assert wanted.judged_split == "train"
+    calibration, judged = (set(positions_of(part).tolist()) for part in (wanted.calibration, wanted.judged.images))
+    assert len(calibration) == calibrating
+    assert not calibration & judged
+    assert calibration | judged == set(images.splits["train"].tolist())
+    assert set(wanted.judged.labels.tolist()) == set(range(len(counts)))
+
+
+def test_so_many_images_judge_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "JUDGED_IMAGES", 100)
+    images = sorted_by_class((3000, 1000, 40, 10), validation=0)
+
+    wanted = wanted_variants(["int8"], images)
+
+    assert wanted.judged.labels.bincount().tolist() == pytest.approx([74, 25, 1, 0], abs=2)
+    assert len(wanted.judged) == 100
 
 
 def test_variants_of_a_finished_bundle_are_made_anew(bundle: Bundle, run: Run, tmp_path: Path) -> None:
-    images = images_of(run, Sources())
-    test, train_split = (images.part(name, torch.device("cpu")) for name in ("test", "train"))
     folder = Path(shutil.copytree(bundle.path, tmp_path / "digits" / "1"))
     (folder / "report").mkdir()
     (folder / "report" / "index.html").write_text("a card")
 
-    renewed = renew_variants(folder, ["int8"], test, train_split)
+    renewed = renew_variants(folder, ["int8"], images_of(run, Sources()))
 
     assert renewed.manifest == bundle.manifest  # files included: the same images give the same graphs
     assert (folder / "report" / "index.html").read_text() == "a card"
@@ -153,12 +200,11 @@ def test_variants_of_a_finished_bundle_are_made_anew(bundle: Bundle, run: Run, t
 def test_a_variant_that_cannot_be_renewed_leaves_the_bundle(
     bundle: Bundle, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = images_of(run, Sources()).part("test", torch.device("cpu"))
     folder = Path(shutil.copytree(bundle.path, tmp_path / "digits" / "1"))
-    monkeypatch.setattr(variants, "LEAST_AGREEMENT", 1.1)
+    monkeypatch.setattr(variant_costs, "MOST_NLL_GAINED", (-1.0, 0.0))
 
     with pytest.raises(VariantError):
-        renew_variants(folder, [], part, part)
+        renew_variants(folder, [], images_of(run, Sources()))
     assert Bundle.load(folder).manifest == bundle.manifest
 
 
@@ -176,21 +222,41 @@ def test_all_but_the_head_is_in_16_bits(bundle: Bundle) -> None:
     assert bundle.onnx("float16").stat().st_size < 0.6 * bundle.onnx().stat().st_size
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("precision", VARIANTS)
-def test_the_manifest_holds_what_it_costs(bundle: Bundle, run: Run, precision: VariantPrecision) -> None:
-    test = images_of(run, Sources()).part("test", torch.device("cpu"))
-    exact, quick = (Predictor(bundle, precision=one).infer(test.images.numpy()) for one in ("float32", precision))
-    variant = bundle.manifest.variants[precision]
-    labels = test.labels.numpy()
-    assert variant.accuracy == pytest.approx((quick["posterior"].argmax(1) == labels).mean(), abs=1e-6)
-    assert variant.accuracy >= bundle.manifest.metrics["accuracy"] - 0.002
-    first = exact["posterior"].argmax(1)
-    same = [
-        exact["responsibilities"][n, c].argmax() == quick["responsibilities"][n, c].argmax()
-        for n, c in enumerate(first)
+def test_the_manifest_holds_what_it_costs(
+    bundle: Bundle, run: Run, precision: VariantPrecision, split: Literal["validation", "test"]
+) -> None:
+    part = images_of(run, Sources()).part(split, torch.device("cpu"))
+    exact, quick = (Predictor(bundle, precision=one).infer(part.images.numpy()) for one in ("float32", precision))
+    variant, labels = bundle.manifest.variants[precision], part.labels.numpy()
+    cost = variant.judged if split == "validation" else variant.test
+
+    assert cost is not None
+    assert (cost.split, cost.images) == (split, len(labels))
+    for position, outputs in enumerate((exact, quick)):
+        assert cost.accuracy[position] == pytest.approx((outputs["posterior"].argmax(1) == labels).mean(), abs=1e-6)
+        assert cost.nll[position] == pytest.approx(measure(outputs, part.labels)["nll"], abs=1e-4)
+    chosen = [
+        [(c, outputs["responsibilities"][n, c].argmax()) for n, c in enumerate(outputs["posterior"].argmax(1))]
+        for outputs in (exact, quick)
     ]
-    assert variant.agreement == pytest.approx(np.mean(same), abs=1e-6)
+    assert cost.agreement == pytest.approx(np.mean([a == b for a, b in zip(*chosen, strict=True)]), abs=1e-6)
+    shift = quick["log_density"].astype(np.float64) - exact["log_density"]
+    assert cost.density_shift is not None
+    assert cost.density_shift["0.5"] == pytest.approx(np.median(shift), abs=1e-3)
     assert np.abs(exact["posterior"] - quick["posterior"]).max() > 1e-6  # it is another graph
+
+
+@pytest.mark.parametrize("precision", VARIANTS)
+def test_the_manifest_says_in_short_what_it_is_on_the_test_split(bundle: Bundle, precision: VariantPrecision) -> None:
+    variant = bundle.manifest.variants[precision]
+
+    assert variant.test is not None
+    assert variant.accuracy == variant.test.accuracy[1] >= bundle.manifest.metrics["accuracy"] - 0.002
+    assert variant.agreement == variant.test.agreement
+    for name in ("accuracy", "nll", "ece"):
+        assert getattr(variant.test, name)[0] == bundle.manifest.metrics[name]
 
 
 @pytest.mark.parametrize("precision", VARIANTS)
@@ -205,33 +271,29 @@ def test_it_is_served_under_its_own_golden_answers(bundle: Bundle, tmp_path: Pat
 
 
 @pytest.mark.parametrize("precision", VARIANTS)
-@pytest.mark.parametrize(("name", "value"), [("MOST_ACCURACY_LOST", -1.0), ("LEAST_AGREEMENT", 1.1)])
-def test_a_variant_that_loses_too_much_is_refused(
-    name: str,
-    value: float,
-    precision: VariantPrecision,
-    bundle: Bundle,
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plain = Bundle(Path(shutil.copytree(bundle.path, tmp_path / "1")), bundle.manifest)
-    test = images_of(run, Sources()).part("test", torch.device("cpu"))
-    exact = Predictor(bundle).infer(test.images.numpy())
-    monkeypatch.setattr(variants, name, value)
-
-    with pytest.raises(VariantError, match=rf" in {precision} must .*: export without --{precision}$"):
-        add_variant(plain, precision, test, exact, test)
-
-
 def test_an_export_with_a_refused_variant_leaves_nothing(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: VariantPrecision, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(variants, "LEAST_AGREEMENT", 1.1)
+    monkeypatch.setattr(variant_costs, "MOST_NLL_GAINED", (-1.0, 0.0))
 
-    with pytest.raises(VariantError, match=r"^assignments in float16 must agree for 110% of images, got "):
-        export(run, Sources(), tmp_path / "digits" / "1", variants=["float16"])
+    with pytest.raises(
+        VariantError, match=rf"^NLL in {precision} must be at most 0.0000 nats on 1,.* validation images, got "
+    ):
+        export(run, Sources(), tmp_path / "digits" / "1", variants=[precision])
     assert not (tmp_path / "digits").exists()
+
+
+def test_the_test_split_decides_nothing(bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    images = images_of(run, Sources())
+    plain = Bundle(Path(shutil.copytree(bundle.path, tmp_path / "1")), bundle.manifest)
+    test, wanted = images.part("test", torch.device("cpu")), wanted_variants(["float16"], images)
+    noise = Predictor(bundle).infer(test.images.flip(0).numpy())  # as if float32 had answered otherwise for it
+
+    made = add_variants(plain, wanted, test, noise)["float16"]
+
+    assert made.test is not None
+    assert made.test.agreement < 0.5
+    assert made.judged == bundle.manifest.variants["float16"].judged
 
 
 @pytest.mark.parametrize("precision", VARIANTS)
@@ -261,16 +323,3 @@ def test_variants_run_by_onnx_alone(bundle: Bundle, tmp_path: Path, precision: V
 def test_int8_runs_on_the_cpu_alone(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"^precision int8 must run on the CPU, got cuda$"):
         Predictor(bundle, "onnx", "cuda", precision="int8")
-
-
-def test_agreement_by_hand() -> None:
-    first = {
-        "posterior": np.array([[0.9, 0.1], [0.2, 0.8]]),
-        "responsibilities": np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.3, 0.7]]]),
-    }
-    second = {"posterior": first["posterior"], "responsibilities": first["responsibilities"].copy()}
-    assert assignments_that_agree(first, second) == 1
-
-    second["responsibilities"][1, 1] = [0.6, 0.4]
-    assert assignments_that_agree(first, second) == 0.5
-    assert assignments_that_agree({"posterior": first["posterior"]}, second) is None

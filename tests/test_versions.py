@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import gmm_answers, golden_images, serving, tampered, until, with_int8
+from conftest import gmm_answers, golden_images, running, serving, tampered, until, with_int8
 
 from serving.errors import BundleError, ServerError
 from serving.settings import WorkerSettings, changed
 from serving.torchserve import launch, versions
 from serving.torchserve.archive import Archive, package, read_settings
-from serving.torchserve.state import Server, load
+from serving.torchserve.state import Server
 from serving.torchserve.store import archives
 
 SETTINGS = WorkerSettings(workers=1, threads=1, batch_size=5)
@@ -30,12 +30,6 @@ def served(bundle_dir: Path, tmp_path: Path) -> Iterator[Path]:
     launch.start(None, model_store=tmp_path / "store", state=state, device="cpu", port=0, model_api=True)
     yield state
     launch.stop(state, grace_s=0, drain_s=0)
-
-
-def running(state: Path) -> Server:
-    server = load(state)
-    assert server is not None
-    return server
 
 
 class Asker(threading.Thread):

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training.data import Dataset, Sources, split
+from training.data import Dataset, Sources
 from training.datasets import load_dataset
 from training.devices import PrecisionChoice
 from training.images import Labelled
 from training.recipe import DataSpec, Recipe, parse_recipe
 from training.run import Run
+from training.splits import split
 from training.tables import END, START
 
 TREE: dict[str, dict[str, Any]] = {

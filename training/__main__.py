@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, VariantPrecision
+from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Variant, VariantPrecision
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
@@ -25,12 +25,14 @@ from training.devices import choose_device
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
-from training.images import load_images, sources_of
+from training.images import LabelledImages, load_images, sources_of
 from training.progress import console, say, warn
-from training.recipe import DataSpec, Recipe, parse_recipe
+from training.recipe import DataSpec, Recipe, recorded_recipe
 from training.run import Run
 from training.train import train
 from training.variants import renew_variants
+
+OTHER_IMAGES = "these are not the images that the model was trained and measured on"
 
 app = typer.Typer(
     help="Train image classifiers with generative heads and export them as bundles.",
@@ -112,23 +114,14 @@ def evaluate_command(
     chosen = choose_device(device)
     if (target / MANIFEST).is_file():
         bundle = Bundle.load(target)
-        recipe, sources = parse_recipe(bundle.manifest.recipe), Sources(data_root, data)
-        call = open_runtime(bundle, "onnx", str(chosen), None)
-        classes, known = bundle.manifest.labels, bundle.manifest.dataset.fingerprint
+        call, images = open_runtime(bundle, "onnx", str(chosen), None), _images_of_bundle(bundle, data_root, data)
     else:
         run = Run.open(target)
-        recipe, sources = run.recipe, sources_of(run, data_root, data)
-        call, description = eager(run.load_classifier(), chosen), run.description()
-        classes, known = tuple(description["classes"]), description["dataset"]["fingerprint"]
-    images = load_images(recipe, sources)
-    if images.dataset.classes != classes:
-        raise DataError(f"classes must be the model's, {', '.join(classes)}, got {', '.join(images.dataset.classes)}")
+        call, images = eager(run.load_classifier(), chosen), _images_of_run(run, data_root, data)
     part = images.part(split, torch.device("cpu"))
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
     metrics = {"split": split, **measure(run_graph(call, part.images, images.dataset.input), part.labels)}
-    if images.dataset.fingerprint() != known:
-        warn("these are not the images that the model was trained and measured on")
     _show_metrics(metrics, images.dataset.classes, as_json)
 
 
@@ -168,6 +161,8 @@ def export_command(
     target = model_store / name / str(version)
     bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace, variants=variants)
     _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
+    for precision, one in bundle.manifest.variants.items():
+        _show_costs(precision, one, bundle.manifest.metrics["accuracy"])
     say(f"exported: {target}; package it with  python -m serving package {target}")
 
 
@@ -196,15 +191,54 @@ app.command("study")(experiments.study)
 app.command("benchmark")(experiments.benchmark)
 
 
+def _images_of_bundle(bundle: Bundle, data_root: Path, data: Path | None) -> LabelledImages:
+    """The images to measure a bundle on, with a warning if their splits may not be those of its training."""
+    recorded = bundle.manifest.dataset
+    images = load_images(recorded_recipe(bundle.manifest.recipe), Sources(data_root, data))
+    _require_classes(images, bundle.manifest.labels)
+    if images.dataset.fingerprint() != recorded.fingerprint:
+        warn(OTHER_IMAGES)
+    elif images.counts() != recorded.splits:
+        now = images.counts()
+        warn(f"splits must be those of the training, {recorded.splits}, got {now}: the model may know the images")
+    return images
+
+
+def _images_of_run(run: Run, data_root: Path, data: Path | None) -> LabelledImages:
+    """The images to measure a run on, in its own splits if they are its own images, else with a warning."""
+    description = run.description()
+    images = load_images(run.recipe, sources_of(run, data_root, data))
+    _require_classes(images, tuple(description["classes"]))
+    if images.dataset.fingerprint() == description["dataset"]["fingerprint"]:
+        return LabelledImages(images.dataset, run.splits())
+    warn(OTHER_IMAGES)
+    return images
+
+
+def _require_classes(images: LabelledImages, classes: tuple[str, ...]) -> None:
+    if images.dataset.classes != classes:
+        raise DataError(f"classes must be the model's, {', '.join(classes)}, got {', '.join(images.dataset.classes)}")
+
+
+def _show_costs(precision: str, variant: Variant, exact: float) -> None:
+    """Print what a variant costs: on the test split, and in log-density where it was judged."""
+    line = f"{precision}: accuracy {variant.accuracy:.2%} (float32 {exact:.2%})"
+    line += f", {variant.agreement:.2%} of the assignments as in float32"
+    if (judged := variant.judged) and (shift := judged.density_shift):
+        line += f"; log-density {shift['0.5']:+.2f} nats in the median, {shift['0.01']:+.2f} to {shift['0.99']:+.2f}"
+    say(line + (f"; judged on {judged.images:,} {judged.split} images" if judged else ""))
+
+
 def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(metrics))
         return
-    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "mean log-density", box=None)
+    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "mean log-density", box=None)
     density = metrics.get("log_density")
     table.add_row(
         metrics["split"], f"{metrics['images']:,}", f"{metrics['accuracy']:.2%}", f"{metrics['nll']:.4f}",
-        f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", "" if density is None else f"{density:.2f}",
+        f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}",
+        "" if density is None else f"{density:.2f}",
     )  # fmt: skip
     console.print(table)
     if occupancy := metrics.get("occupancy"):
@@ -219,13 +253,13 @@ def _renew(folder: Path, variants: Sequence[VariantPrecision], sources: Sources)
     manifest = Bundle.load(folder).manifest
     if not variants and not manifest.variants:
         raise ValueError(f"variants of {folder} must be named, for it has none: --int8, --float16")
-    images = load_images(parse_recipe(manifest.recipe), sources)
+    images = load_images(recorded_recipe(manifest.recipe), sources)
     if images.dataset.fingerprint() != manifest.dataset.fingerprint:
         raise DataError(f"images must be those that {folder} was trained and measured on, got others")
-    test, train_split = (images.part(name, torch.device("cpu")) for name in ("test", "train"))
-    for precision, one in renew_variants(folder, variants, test, train_split).manifest.variants.items():
-        agree = "" if one.agreement is None else f", {one.agreement:.2%} of the assignments as in float32"
-        say(f"{precision}: accuracy {one.accuracy:.2%} (float32 {manifest.metrics['accuracy']:.2%}){agree}")
+    if images.counts() != manifest.dataset.splits:
+        raise DataError(f"splits of {folder} must be {manifest.dataset.splits}, got {images.counts()}: train it anew")
+    for precision, one in renew_variants(folder, variants, images).manifest.variants.items():
+        _show_costs(precision, one, manifest.metrics["accuracy"])
 
 
 def _resolve(

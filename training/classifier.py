@@ -5,6 +5,7 @@ answers posterior and features, and what else it knows.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class Classifier(nn.Module):
 
     Attributes:
         temperature: what the log-joints are divided by before they become a posterior; see training/calibrate.py.
+        calibration: how it was come by, as plain values: why, in words, and held_out, the figures; empty if it is 1
+            because nobody asked for another.
     """
 
     mean: Tensor
@@ -54,6 +57,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head
         self.temperature = 1.0
+        self.calibration: dict[str, Any] = {}
 
     @torch.no_grad()
     def learn_normalisation(self, images: Tensor) -> None:

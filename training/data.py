@@ -1,8 +1,6 @@
-"""A data set as uint8 tensors, its splits, and batches made on the device.
+"""A data set as uint8 tensors, and batches made on the device.
 
-splits = split(dataset, validation=0.1, test=0.2, seed=0)
-
-training/datasets.py has the data sets themselves.
+training/datasets.py has the data sets themselves, training/splits.py how they are cut.
 """
 
 import hashlib
@@ -44,6 +42,7 @@ class Dataset:
         classes: class names.
         test_start: position of the first image of the data set's own test split, which reaches to the end, if any.
         input: how an image file becomes what the classifier sees; `images` may be of another size (`as_served`).
+        files: where the images were, inside the user's folder; none if they are not from one.
     """
 
     name: str
@@ -51,43 +50,20 @@ class Dataset:
     labels: Tensor
     classes: tuple[str, ...]
     input: InputSpec
-    test_start: int | None = field(default=None)
+    test_start: int | None = None
+    files: tuple[str, ...] = field(default=(), repr=False)
+
+    def name_of(self, position: int) -> str:
+        """What a person may find an image by."""
+        if self.files:
+            return self.files[position]
+        return f"image {position} ({self.classes[int(self.labels[position])]})"
 
     def fingerprint(self) -> str:
         """SHA-256 over pixels and labels."""
         sha = hashlib.sha256(self.images.contiguous().numpy().data)
         sha.update(self.labels.contiguous().numpy().data)
         return sha.hexdigest()
-
-
-Splits = dict[str, Tensor]  # train, validation, test: positions, int64, sorted
-
-
-def split(dataset: Dataset, *, validation: float, test: float, seed: int) -> Splits:
-    """Cut a data set into train, validation and test, every class in the same shares.
-
-    Args:
-        dataset: what to cut.
-        validation: share of the images outside the test split.
-        test: share of all images; unused if the data set has a test split of its own.
-        seed: of the shuffle.
-
-    Raises:
-        DataError: if a class has too few images to be in every split.
-    """
-    everything = torch.arange(len(dataset.labels))
-    if dataset.test_start is not None:
-        rest, held_out = everything[: dataset.test_start], everything[dataset.test_start :]
-    else:
-        rest, held_out = _cut(dataset, everything, test, seed)
-    train, chosen = _cut(dataset, rest, validation, seed + 1)
-    splits = {"train": train, "validation": chosen, "test": held_out}
-    for name, positions in splits.items():
-        missing = set(range(len(dataset.classes))) - set(dataset.labels[positions].tolist())
-        if missing and len(positions):
-            short = dataset.classes[min(missing)]
-            raise DataError(f"every class of {dataset.name} must have images in the {name} split, got none of {short}")
-    return splits
 
 
 def batch_count(count: int, batch_size: int) -> int:
@@ -166,20 +142,3 @@ def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list
         files.append(folder / f"{position:05d}-{label}.png")
         Image.fromarray(pixels).save(files[-1])
     return files
-
-
-def _cut(dataset: Dataset, positions: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Stratified (rest, share) of positions."""
-    from sklearn.model_selection import train_test_split
-
-    if share == 0:
-        return positions, positions[:0]
-    try:
-        rest, chosen = train_test_split(
-            positions.numpy(), test_size=share, random_state=seed, stratify=dataset.labels[positions].numpy()
-        )
-    except ValueError as exc:
-        raise DataError(
-            f"every class of {dataset.name} must have images enough for a {share:.0%} split: {exc}"
-        ) from exc
-    return torch.from_numpy(rest).sort().values, torch.from_numpy(chosen).sort().values

@@ -49,13 +49,15 @@ def _package_folder(inside: str) -> Path:
 
 
 def _digits(_: "DataSpec", __: Sources) -> Dataset:
-    """5,620 handwritten digits of 8 x 8 pixels with 17 gray levels (Alpaydin & Kaynak, UCI optdigits)."""
+    """5,620 handwritten digits of 8 x 8 pixels with 17 gray levels (Alpaydin & Kaynak, UCI optdigits).
+
+    The first 3,823 are by 30 writers; the last 1,797, by 13 others, are the test split.
+    """
     folder = _package_folder("DS2_Alpaydin_digits/optical+recognition+of+handwritten+digits")
-    table = np.concatenate(
-        [np.loadtxt(folder / f"optdigits.{part}", delimiter=",", dtype=int) for part in ("tra", "tes")]
-    )
-    pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    return Dataset("digits", torch.from_numpy(pixels), torch.from_numpy(table[:, 64]), DIGIT_NAMES, _exact(1, 8, 8))
+    parts = [np.loadtxt(folder / f"optdigits.{part}", delimiter=",", dtype=int) for part in ("tra", "tes")]
+    table, known = np.concatenate(parts), len(parts[0])
+    images = torch.from_numpy(np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8))
+    return Dataset("digits", images, torch.from_numpy(table[:, 64]), DIGIT_NAMES, _exact(1, 8, 8), known)
 
 
 def _mnist(_: "DataSpec", __: Sources) -> Dataset:
@@ -124,7 +126,9 @@ def _folder(spec: "DataSpec", sources: Sources) -> Dataset:
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(lambda file: _read(file, shape), files)
         images = np.stack(list(track(decoded, f"reading {folder}", total=len(files))))
-    return Dataset(folder.resolve().name, torch.from_numpy(images), torch.tensor(labels), tuple(classes), shape)
+    names = tuple(file.relative_to(folder).as_posix() for file in files)
+    tensor, of_classes = torch.from_numpy(images), torch.tensor(labels)
+    return Dataset(folder.resolve().name, tensor, of_classes, tuple(classes), shape, files=names)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from training.data import Sources
 from training.evaluate import measure, run_graph
 from training.images import Labelled, images_of
 from training.run import Run
-from training.variants import add_variant
+from training.variants import WantedVariants, add_variants, wanted_variants
 
 OF_TOLERANCE = 0.5  # how much of what servers allow a graph may be off by
 OPSET = 20
@@ -56,7 +56,7 @@ def export(
 
     Raises:
         ParityError: if float32 cannot hold the classifier, or a graph differs from it; nothing is left behind.
-        VariantError: if one of them loses too much; nothing is left behind.
+        VariantError: if one of them costs too much; nothing is left behind.
         RunError: if the run is not finished or the images are not those that it was trained on.
         BundleError: if `target` is there and may not be replaced.
     """
@@ -66,8 +66,7 @@ def export(
         target,
         classifier,
         images.part("test", torch.device("cpu")),
-        images.part("train", torch.device("cpu")) if "int8" in variants else None,
-        variants=variants,
+        variants=wanted_variants(variants, images) if variants else None,
         replace=replace,
         labels=images.dataset.classes,
         input=images.dataset.input,
@@ -80,9 +79,8 @@ def write_bundle(
     target: Path,
     classifier: Classifier,
     test: Labelled,
-    calibration: Labelled | None = None,
     *,
-    variants: Collection[VariantPrecision] = (),
+    variants: WantedVariants | None = None,
     replace: bool = False,
     **fields: Any,
 ) -> Bundle:
@@ -92,7 +90,6 @@ def write_bundle(
         target: the bundle's folder.
         classifier: what to export.
         test: the images that the metrics are measured on.
-        calibration: training images, which int8 needs.
         variants: graphs of other precisions to add.
         replace: whether a bundle that is there may be replaced.
         fields: the manifest's labels, input, recipe and dataset.
@@ -102,7 +99,7 @@ def write_bundle(
         "version": target.name,
         "head": _head_spec(classifier.architecture),
         "outputs": ServedGraph(classifier).output_names,
-        "calibration": {"temperature": classifier.temperature},
+        "calibration": {"temperature": classifier.temperature, **classifier.calibration},
         "versions": _versions(),
     }
     with staged(target, replace=replace) as stage:
@@ -111,9 +108,7 @@ def write_bundle(
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
         outputs = run_graph(open_runtime(unmeasured, "onnx"), test.images, unmeasured.manifest.input)
-        fields["variants"] = {
-            precision: add_variant(unmeasured, precision, test, outputs, calibration) for precision in variants
-        }
+        fields["variants"] = {} if variants is None else add_variants(unmeasured, variants, test, outputs)
         (stage / MANIFEST).unlink()
         write_manifest(stage, metrics={"split": "test", **measure(outputs, test.labels)}, **fields)
     return Bundle.load(target)

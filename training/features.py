@@ -78,7 +78,7 @@ def joined(classifier: Classifier, trained: Classifier) -> Classifier:
     result = Classifier(architecture, Encoder(classifier.encoder.trunk, trained.encoder.projection), trained.head)
     result.mean.copy_(classifier.mean)
     result.std.copy_(classifier.std)
-    result.temperature = trained.temperature
+    result.temperature, result.calibration = trained.temperature, trained.calibration
     return result.to(classifier.mean.device)
 
 

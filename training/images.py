@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from training.backbones import BACKBONES, backbone_input
-from training.data import DataError, Dataset, Sources, Splits, split
+from training.data import DataError, Dataset, Sources
 from training.datasets import load_dataset
 from training.recipe import Recipe
 from training.run import Run
+from training.splits import Splits, split
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class LabelledImages:
     dataset: Dataset
     splits: Splits
 
+    def counts(self) -> dict[str, int]:
+        """How many images are in each split."""
+        return {name: len(positions) for name, positions in self.splits.items()}
+
     def part(self, name: str, device: torch.device) -> Labelled:
         """One split, on a device.
 
@@ -48,12 +53,10 @@ class LabelledImages:
 
 
 def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
-    """The recipe's data set, cut by the recipe's seed."""
-    dataset = load_dataset(recipe.data, sources)
-    if recipe.encoder.kind in BACKBONES:
-        dataset = replace(dataset, input=backbone_input(dataset.input))
-    shares = recipe.data
-    return LabelledImages(dataset, split(dataset, validation=shares.validation, test=shares.test, seed=recipe.seed))
+    """The recipe's data set, cut as the recipe says."""
+    dataset, spec = _dataset_of(recipe, sources), recipe.data
+    cut = split(dataset, validation=spec.validation, test=spec.test, seed=recipe.seed, split_seed=spec.split_seed)
+    return LabelledImages(dataset, cut)
 
 
 def images_of(run: Run, sources: Sources) -> LabelledImages:
@@ -63,9 +66,16 @@ def images_of(run: Run, sources: Sources) -> LabelledImages:
         RunError: if they are others now.
         DataError: if they are not there.
     """
-    images = load_images(run.recipe, sources)
-    run.require_same_images(images.dataset)
-    return images
+    dataset = _dataset_of(run.recipe, sources)
+    run.require_same_images(dataset)
+    return LabelledImages(dataset, run.splits())
+
+
+def _dataset_of(recipe: Recipe, sources: Sources) -> Dataset:
+    dataset = load_dataset(recipe.data, sources)
+    if recipe.encoder.kind in BACKBONES:
+        dataset = replace(dataset, input=backbone_input(dataset.input))
+    return dataset
 
 
 def sources_of(run: Run, data_root: Path, folder: Path | None = None, weights: Path | None = None) -> Sources:

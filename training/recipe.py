@@ -30,11 +30,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataSpec(TomlSection):
-    """Which images. `test` is a share, used where the data set has no test split of its own."""
+    """Which images. `test` and `split_seed` decide the test split where the data set has none of its own."""
 
     name: Annotated[str, one_of(DATASETS)]
     validation: Share = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0)] = 0  # the recipe's seed decides the validation split
     channels: Literal[1, 3] = 3  # these four: for `folder` only
     size: Annotated[int, Field(ge=4, le=1024)] = 32
     resize: Literal["crop", "stretch"] = "crop"
@@ -261,6 +262,19 @@ def parse_recipe(tree: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as exc:
         raise RecipeError(problems(exc, Recipe)) from exc
+
+
+def recorded_recipe(tree: dict[str, Any]) -> Recipe:
+    """The recipe that a bundle or a run holds.
+
+    One without `data.split_seed` is from when the recipe's seed decided the test split too.
+    """
+    return parse_recipe({**tree, "data": {"split_seed": tree.get("seed", 0), **tree.get("data", {})}})
+
+
+def read_recorded(file: Path) -> Recipe:
+    """The recipe that a run holds, in its own TOML file."""
+    return recorded_recipe(_read(file, str(file))[0])
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -1,8 +1,9 @@
 """A run: the folder `runs/<recipe>/<id>/` in which a training keeps everything.
 
 recipe.toml     the resolved recipe
-run.json        where images and pretrained weights came from, their digests; when, on what device and in what precision
-                it was begun and each time resumed; versions
+splits.npz      which images are in which split
+run.json        where images and pretrained weights came from, their digests; what images there are more than once;
+                when, on what device and in what precision it was begun and each time resumed; versions
 metrics.jsonl   one line an epoch
 checkpoint.pt   the newest good state: weights, optimiser, schedule
 classifier.pt   the finished classifier, refit and temperature included
@@ -22,11 +23,13 @@ import torch
 from serving.bundle import staged
 from training.backbones import BACKBONES, weights_digest
 from training.classifier import Architecture, Classifier, build_classifier
-from training.data import Dataset, Sources, Splits
+from training.data import Dataset, Sources
 from training.devices import PrecisionChoice, describe_device
 from training.digests import require_own_temperature
+from training.duplicates import find_duplicates
 from training.files import replace_file, replace_text
-from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
+from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, read_recorded
+from training.splits import Splits
 
 RUNS = Path("runs")
 
@@ -83,7 +86,7 @@ class Run:
         if not all((path / file).is_file() for file in ("recipe.toml", "run.json")):
             raise RunError(f"run must be a folder runs/<recipe>/<id> with a recipe.toml and a run.json, got {path}")
         path = path.resolve()
-        return cls(path, load_recipe(str(path / "recipe.toml"))[1])
+        return cls(path, read_recorded(path / "recipe.toml"))
 
     @property
     def has_begun(self) -> bool:
@@ -129,6 +132,11 @@ class Run:
         file = self.path / "run.json"
         description: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
         return description
+
+    def splits(self) -> Splits:
+        """Read which images are in which split."""
+        with np.load(self.path / "splits.npz") as recorded:
+            return {name: torch.from_numpy(recorded[name]) for name in recorded.files}
 
     def require_same_images(self, dataset: Dataset) -> None:
         """Refuse other images than those that the run was begun with.
@@ -201,6 +209,7 @@ class Run:
         state = {
             "architecture": architecture,
             "temperature": classifier.temperature,
+            "calibration": classifier.calibration,
             "state": classifier.state_dict(),
         }
         replace_file(self.path / "classifier.pt", lambda out: torch.save(state, out))
@@ -224,6 +233,7 @@ class Run:
         classifier = build_classifier(architecture)
         classifier.load_state_dict(saved["state"])
         classifier.temperature = saved["temperature"]
+        classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
         return classifier.eval()
 
 
@@ -242,6 +252,7 @@ def _contents(dataset: Dataset, splits: Splits) -> dict[str, Any]:
         "dataset": {"name": dataset.name, "splits": counts, "fingerprint": dataset.fingerprint()},
         "classes": dataset.classes,
         "input": dataset.input.model_dump(),
+        "duplicates": find_duplicates(dataset, splits),
     }
 
 

@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from training.analysis.ood import SCORE_NAMES
+from training.calibration_error import TRADE, trades_ece_for_nll
 from training.files import replace_text
 from training.recipe import RefitSpec, load_recipe, notes_of
 from training.stale import ResultsSection, mark_of, meaning_of_marks
@@ -45,7 +46,8 @@ def with_table(text: str, table: str) -> str:
 
 def models_table(results: dict[str, Any]) -> str:
     """What every recipe reaches on its test split, beside what was published for it; what the marks mean."""
-    head = ("recipe", "model", "published", "accuracy", "ECE before → after", "epochs", "training")
+    head = ("recipe", "model", "published", "accuracy", *(f"{of} before → after" for of in ("NLL", "ECE")))
+    head += ("epochs", "training")
     table = markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
     differ = any(notes_of(name).differs for name in results.get("models", {}))
     return _explained(f"{table}\n\n{DIFFERS}" if differ else table, "models", results)
@@ -58,7 +60,8 @@ def results_page(results: dict[str, Any]) -> str:
         "Written from [results.json](results.json) by the commands with `--record`. Each section says which images its "
         "figures are of.",
     )
-    return "\n\n".join([*title, *_on_models(results), *_on_experiments(results)]) + "\n"
+    parts = [*title, *_on_models(results), *_on_experiments(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _on_models(results: dict[str, Any]) -> Sequence[str]:
@@ -68,13 +71,14 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         "Of the test split.",
         models_table(results),
         "\n".join(_notes_lines(results)),
-        "Published: the accuracy in the paper or notebook that the recipe is from. ECE: 15 bins, before and "
-        "after the temperature. `epochs`: trained, of those in the recipe; what each of them brought is in "
-        "[metrics](metrics). Training: time of the epochs, and where.",
+        "Published: the accuracy in the paper or notebook that the recipe is from. NLL in nats and ECE (15 bins of "
+        "equal width): before and after the temperature. `epochs`: trained, of those in the recipe; what each of them "
+        "brought is in [metrics](metrics). Training: time of the epochs, and where.",
         "## Calibration",
         "Of the test split, before and after the temperature; that is fitted on the validation split, or named by the "
-        "recipe.",
+        "recipe. ECE over 15 bins, of equal width or of equal mass.",
         calibration_table(results),
+        trades_in_words(results),
         "## Components",
         "Of the test split, occupancy: the share of a class's images that its most used component takes, least and "
         "most over the classes. Its entropy, over log K: 1 if all components are used alike.",
@@ -121,20 +125,20 @@ def serving_table(results: dict[str, Any]) -> str:
 
 def calibration_table(results: dict[str, Any]) -> str:
     """NLL, Brier score and ECE before and after the temperature."""
-    head = ("recipe", "temperature", "NLL", "Brier", "ECE")
+    head = ("recipe", "temperature", "NLL", "Brier", "ECE, equal width", "ECE, equal mass")
     rows = []
     for name, row in results.get("models", {}).items():
-        before, after = row["before"], row["after"]
-        pairs = [f"{before[key]:.4f} → {after[key]:.4f}" for key in ("nll", "brier")]
-        rows.append(
-            (
-                _named("models", name, row),
-                f"{row['temperature']:.3g}",
-                *pairs,
-                _percent_pair(before["ece"], after["ece"]),
-            )
-        )
+        eces = _percent_pair(row, "ece"), _percent_pair(row, "ece_equal_mass")
+        temperature = f"{row['temperature']:.3g}"
+        rows.append((_named("models", name, row), temperature, _pair(row, "nll"), _pair(row, "brier"), *eces))
     return _explained(markdown(head, rows), "models", results)
+
+
+def trades_in_words(results: dict[str, Any]) -> str:
+    """The recipes whose temperature lowers the NLL and raises the ECE, and why; nothing if there are none."""
+    models = results.get("models", {})
+    names = [f"`{name}`" for name, row in models.items() if trades_ece_for_nll(row["before"], row["after"])]
+    return f"The NLL falls and the ECE rises for {', '.join(names)}: {TRADE}." if names else ""
 
 
 def components_table(results: dict[str, Any]) -> str:
@@ -183,7 +187,8 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
         f"{notes.published} \\*" if notes.differs else notes.published,
         _accuracy(row),
-        _percent_pair(row["before"]["ece"], row["after"]["ece"]),
+        _pair(row, "nll"),
+        _percent_pair(row, "ece"),
         epochs,
         f"{_duration(row['seconds'])}, {row['device']}",
     )
@@ -228,8 +233,15 @@ def _accuracy(row: dict[str, Any]) -> str:
     return accuracy
 
 
-def _percent_pair(before: float, after: float) -> str:
-    return f"{100 * before:.2f} → {100 * after:.2f} %"
+def _pair(row: dict[str, Any], key: str) -> str:
+    return f"{row['before'][key]:.4f} → {row['after'][key]:.4f}"
+
+
+def _percent_pair(row: dict[str, Any], key: str) -> str:
+    """Nothing where the record is older than the metric."""
+    if key not in row["after"]:
+        return ""
+    return f"{100 * row['before'][key]:.2f} → {100 * row['after'][key]:.2f} %"
 
 
 def _separation(score: dict[str, float] | None) -> str:

@@ -12,9 +12,10 @@ from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
 from training.devices import choose_precision, describe_device
+from training.duplicates import in_words
 from training.features import features_of, head_stage, joined
 from training.fit import fit
-from training.images import Labelled, LabelledImages, load_images
+from training.images import Labelled, LabelledImages, images_of, load_images
 from training.progress import say, warn
 from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
@@ -30,10 +31,9 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     """
     recipe = run.recipe
     require_weights(recipe.encoder.kind, sources.weights)
-    images = load_images(recipe, sources)
     before = run.start or run
+    images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
     if before.has_begun:
-        before.require_same_images(images.dataset)
         before.require_same_weights(sources)
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
@@ -74,9 +74,16 @@ def _begin(run: Run, images: LabelledImages, sources: Sources, device: torch.dev
         run.resume(sources, device, precision)
     else:
         run.begin(images.dataset, images.splits, sources, device, precision)
+        _tell_duplicates(run.description()["duplicates"])
     say(f"training {run.name} into {run.path} on {describe_device(device)} in {precision}")
     if precision.warning:
         warn(precision.warning)
+
+
+def _tell_duplicates(found: dict[str, Any]) -> None:
+    tell = warn if found["of_two_classes"]["images"] else say
+    for line in in_words(found):
+        tell(line)
 
 
 def _take_backbone(classifier: Classifier, sources: Sources) -> None:
@@ -105,7 +112,7 @@ def _train_stages(classifier: Classifier, run: Run, training: Labelled, validati
     if recipe.refit is not None:
         classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
     if recipe.calibration is not None:
-        _calibrate(classifier, recipe.calibration, validation)
+        _calibrate(classifier, recipe.calibration, validation, recipe.seed)
     return classifier
 
 
@@ -118,10 +125,10 @@ def _fit(classifier: Classifier, run: Run, training: Labelled, validation: Label
         for epoch in fit(classifier, run.recipe, training, validation, state, bar.advance):
             run.log_epoch(epoch.metrics)
             run.save_checkpoint(epoch.state)
-            say(_in_words(epoch.metrics, spec.epochs))
+            say(_epoch_in_words(epoch.metrics, spec.epochs))
 
 
-def _in_words(metrics: dict[str, Any], epochs: int) -> str:
+def _epoch_in_words(metrics: dict[str, Any], epochs: int) -> str:
     words = [f"epoch {metrics['epoch']:>3}/{epochs}", f"loss {metrics['loss']:8.4f}"]
     words.append(f"train {metrics['train_accuracy']:7.2%}")
     if "validation_accuracy" in metrics:
@@ -129,9 +136,9 @@ def _in_words(metrics: dict[str, Any], epochs: int) -> str:
     return "  ".join([*words, f"{metrics['images_per_s']:,.0f} images/s"])
 
 
-def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled) -> None:
+def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled, seed: int) -> None:
     if spec.temperature == "fit":
-        calibrate(classifier, validation)
+        calibrate(classifier, validation, seed)
     else:
-        classifier.temperature = spec.temperature
-    say(f"temperature {classifier.temperature:g}")
+        classifier.temperature, classifier.calibration = spec.temperature, {"why": "named by the recipe"}
+    say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")

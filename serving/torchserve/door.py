@@ -6,12 +6,12 @@ mark takes no space on a disk, which may be full.
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_POLL_S = 0.01
+from serving.torchserve.lock import taken
+
 _MARK = "draining"
 
 
@@ -58,15 +58,7 @@ def close_door(tmp: Path) -> None:
 def left_door(tmp: Path, deadline: float) -> bool:
     """Wait for the batches that were let in, until `deadline` by `time.monotonic`; whether all of them are done."""
     with _file_of(tmp).open("rb") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(_POLL_S)
-            else:
-                return True
+        return taken(lock.fileno(), deadline)
 
 
 def mark_draining(tmp: Path) -> None:

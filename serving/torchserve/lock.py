@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serving.errors import ServerError
 
-_POLL_S = 0.05
+_POLL_S = 0.01
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def locked(state: Path, command: str, wait_s: float = 0) -> Iterator[None]:
     """
     file = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _taken(file, time.monotonic() + wait_s):
+        if not taken(file, time.monotonic() + wait_s):
             other = os.pread(file, 100, 0).decode() or "another"
             raise ServerError(
                 f"one command at a time must change {state}, got `{other}` under way: try again when it has ended"
@@ -39,7 +39,8 @@ def locked(state: Path, command: str, wait_s: float = 0) -> Iterator[None]:
         os.close(file)
 
 
-def _taken(file: int, deadline: float) -> bool:
+def taken(file: int, deadline: float) -> bool:
+    """Lock a file that is open alone, until `deadline` by `time.monotonic`; whether that has come about."""
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from serving.budget import QUEUE
 from serving.cores import cores
 from serving.errors import ServerError
 
@@ -19,7 +20,6 @@ HEAP_SHARE, UPLOADS_SHARE = 2, 8  # the whole memory is so many times as much
 OWN_BYTES = 128 * MIB  # what Java takes without any request
 COPIES_AT_WORK = 4  # of a request in a worker's batch: its body, and the batch while it grows to twice its length
 COPIES_ON_ARRIVAL = 2  # of a request in each of Java's threads
-MAX_QUEUE = 100
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -59,7 +59,7 @@ def divide(total: int, batches: Collection[int], max_request_bytes: int) -> Memo
         ServerError: if not even one request of each model fits.
     """
     arriving = 2 * cores() * COPIES_ON_ARRIVAL  # Java has two threads a core that read
-    for queue in range(MAX_QUEUE, 0, -1):
+    for queue in range(QUEUE, 0, -1):
         held = sum(queue + COPIES_AT_WORK * min(batch, queue) for batch in batches)
         heap = OWN_BYTES + max_request_bytes * (arriving + held)
         if heap <= total // HEAP_SHARE:

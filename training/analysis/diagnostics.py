@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
-from training.evaluate import ECE_BINS, measure
+from training.calibration_error import ECE_BINS, confidences, equal_width_bins
+from training.evaluate import measure
 
-CALIBRATED = ("images", "accuracy", "nll", "brier", "ece")
+CALIBRATED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass")
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,19 @@ def calibration_figures(evidence: Evidence) -> dict[str, Any]:
     """What the temperature does on the test split.
 
     Returns:
-        temperature; before and after, each with the metrics of `evaluate.measure` (images, accuracy, nll, brier, ece)
-        and reliability (see `reliability`).
+        temperature; why and held_out, how it was come by (see `Classifier.calibration`); before and after, each with
+        the metrics of `evaluate.measure` (images, accuracy, nll, brier and both ECEs) and reliability (see
+        `reliability`).
     """
-    test = evidence.test
-    raw = torch.from_numpy(log_joints_of_features(evidence.classifier, test.features)).softmax(1).numpy()
-    figures: dict[str, Any] = {"temperature": evidence.classifier.temperature}
-    for name, posterior in (("before", raw), ("after", test.outputs["posterior"])):
-        metrics = measure({"posterior": posterior}, torch.from_numpy(test.labels))
+    test, classifier = evidence.test, evidence.classifier
+    raw = torch.from_numpy(log_joints_of_features(classifier, test.features)).log_softmax(1)
+    before = {"posterior": raw.exp().numpy(), "log_posterior": raw.numpy()}
+    after = {name: test.outputs[name] for name in before}
+    figures: dict[str, Any] = {"temperature": classifier.temperature, **classifier.calibration}
+    for name, outputs in (("before", before), ("after", after)):
+        metrics = measure(outputs, torch.from_numpy(test.labels))
         figures[name] = {key: metrics[key] for key in CALIBRATED}
-        figures[name]["reliability"] = reliability(posterior, test.labels)
+        figures[name]["reliability"] = reliability(outputs["posterior"], test.labels)
     return figures
 
 
@@ -53,10 +57,8 @@ def reliability(posterior: NDArray[Any], labels: Labels, bins: int = ECE_BINS) -
     Returns:
         edges (bins + 1,); count, mean confidence and accuracy per bin, the latter two None in an empty bin.
     """
-    confidence = posterior.max(1).astype(np.float64).clip(0, 1)
-    right = posterior.argmax(1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    which = np.searchsorted(edges, confidence, side="right").clip(max=bins) - 1
+    confidence, right = confidences(posterior, labels)
+    which = equal_width_bins(confidence, bins)
     count = np.bincount(which, minlength=bins)
 
     def mean(values: NDArray[Any]) -> list[float | None]:
@@ -64,7 +66,7 @@ def reliability(posterior: NDArray[Any], labels: Labels, bins: int = ECE_BINS) -
         return [round(float(s / n), 6) if n else None for s, n in zip(sums, count, strict=True)]
 
     return {
-        "edges": edges.round(6).tolist(),
+        "edges": np.linspace(0, 1, bins + 1).round(6).tolist(),
         "count": count.tolist(),
         "confidence": mean(confidence),
         "accuracy": mean(right),

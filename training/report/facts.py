@@ -3,13 +3,17 @@
 from typing import Any
 
 from training.analysis.evidence import Evidence
+from training.duplicates import in_words
 from training.heads import DiscriminantHead
+
+NOT_OF_EVERY_RUN = ("precision", "epochs_from", "resumed", "duplicates")
 
 
 def run_facts(evidence: Evidence) -> dict[str, Any]:
     """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit.
 
-    With `epochs_from` if another run trained the first of them, and `resumed` if the run was interrupted.
+    With `epochs_from` if another run trained the first of them, `resumed` if the run was interrupted, and `duplicates`
+    unless the run is from before they were looked for.
     """
     run, head = evidence.run, evidence.classifier.head
     description, epochs = run.description(), run.epochs()
@@ -32,7 +36,7 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
         "device": description["device"],
         "versions": description["versions"],
         "started": description["started"],
-        **{key: description[key] for key in ("precision", "epochs_from", "resumed") if key in description},
+        **{key: description[key] for key in NOT_OF_EVERY_RUN if key in description},
         "temperature": evidence.classifier.temperature,
         "sample": len(evidence.train.labels),
     }
@@ -54,6 +58,8 @@ def facts_in_words(run: dict[str, Any], log_density: float | None) -> list[list[
         ["training images in the statistics", f"{run['sample']:,}"],
         ["fingerprint of the data", run["fingerprint"]],
     ]
+    if "duplicates" in run:
+        rows.append(["duplicates", "; ".join(in_words(run["duplicates"])) or "none found"])
     return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
 
 

@@ -140,7 +140,8 @@ def calibration(figures: dict[str, Any]) -> Figure:
         bins = figures[name]["reliability"]
         upper, lower = axes[column], axes[column + len(names)]
         _reliability(upper, bins)
-        upper.set_title(f"{titles[name]}    ECE {figures[name]['ece']:.2%}", fontsize=10)
+        measured = f"NLL {figures[name]['nll']:.4f}, ECE {figures[name]['ece']:.2%}"
+        upper.set_title(f"{titles[name]}\n{measured}", fontsize=10)
         lower.bar(bins["edges"][:-1], bins["count"], np.diff(bins["edges"]), align="edge", color=PALETTE[5])
         lower.set(xlim=(0, 1), yscale="log", ylim=(0.5, None))
         lower.set_xlabel("confidence", fontsize=9)

@@ -9,6 +9,7 @@ from training.analysis.components import ComponentNames
 from training.analysis.evidence import Evidence
 from training.analysis.linear import pixel_templates
 from training.analysis.ood import SCORE_NAMES
+from training.calibration_error import TRADE, trades_ece_for_nll
 from training.recipe import dump_recipe
 from training.report import feature_plots, image_plots, plots
 from training.report.facts import facts_in_words
@@ -18,6 +19,7 @@ from training.report.page import Picture, Section, Table
 SHOWN = 10  # classes in colour in the feature plane
 COMPONENTS_SHOWN = 30  # there
 SEVERAL = 20  # classes; of more, tables name only some
+ECE_NAMES = {"ece": "ECE, 15 bins of equal width", "ece_equal_mass": "ECE, 15 bins of equal mass"}
 
 Figures = dict[str, Any]
 
@@ -47,7 +49,7 @@ def sections_of(evidence: Evidence, figures: Figures, *, images: bool) -> list[S
 def at_a_glance(figures: Figures) -> Section:
     """Metrics before and after calibration, and the facts of the run."""
     calibration, run = figures["calibration"], figures["run"]
-    header = ["test split", "accuracy", "NLL, nats", "Brier score", "ECE, 15 bins"]
+    header = ["test split", "accuracy", "NLL, nats", "Brier score", *ECE_NAMES.values()]
     names = {"before": "before calibration, T = 1", "after": f"as served, T = {calibration['temperature']:.4g}"}
     if calibration["temperature"] == 1:
         names = {"after": "not calibrated, T = 1"}
@@ -95,14 +97,20 @@ def errors_section(evidence: Evidence, figures: Figures, *, images: bool) -> Sec
 
 
 def calibration_section(figures: Figures) -> Section:
-    """Reliability and confidence before and after the temperature."""
+    """Reliability and confidence before and after the temperature, and how that was come by."""
     calibration = figures["calibration"]
     text = [
         "A calibrated classifier is right about 80 % of the images of which it is 80 % sure: its bars end on the "
         "diagonal. The temperature T divides the log-joints before they become probabilities; it changes no decision."
     ]
-    before, after = (f"{calibration[name]['ece']:.2%}" for name in ("before", "after"))
-    alt = f"Reliability diagrams and histograms of the confidence; ECE {before} at T = 1 and {after} as served."
+    if "why" in calibration:
+        text.append(f"T = {calibration['temperature']:.4g}: {calibration['why']}.")
+    if trades_ece_for_nll(calibration["before"], calibration["after"]):
+        text.append(f"The NLL falls and the ECE rises: {TRADE}.")
+    before, after = (
+        f"NLL {calibration[name]['nll']:.4f} and ECE {calibration[name]['ece']:.2%}" for name in ("before", "after")
+    )
+    alt = f"Reliability diagrams and histograms of the confidence; {before} at T = 1, {after} as served."
     caption = "Above: accuracy per bin of confidence. Below: how many images each bin holds."
     picture = Picture("calibration", caption, alt, plots.calibration(calibration), wide=calibration["temperature"] != 1)
     return Section("calibration", "How sure it is", text, pictures=[picture])
@@ -185,7 +193,7 @@ def strangers_section(ood: Figures) -> Section:
 
 def _metrics_row(name: str, metrics: Figures) -> list[str]:
     figures = f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"
-    return [name, f"{metrics['accuracy']:.2%}", *figures, f"{metrics['ece']:.2%}"]
+    return [name, f"{metrics['accuracy']:.2%}", *figures, *(f"{metrics[key]:.2%}" for key in ECE_NAMES)]
 
 
 def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:

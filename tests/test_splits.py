@@ -1,0 +1,198 @@
+"""Splits: disjoint, stratified, decided by their seeds, and no copy of an image on two sides."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from serving.bundle import InputSpec
+from training.data import DataError, Dataset
+from training.splits import copies_of, split, stratified_order
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def made_up(labels: Tensor, test_start: int | None = None, pixels: Tensor | None = None) -> Dataset:
+    """Images of noise, of which those with the same number in `pixels` are copies."""
+    images = torch.from_numpy(noise(len(labels), 1, 4, 4))
+    spec = InputSpec(channels=1, height=4, width=4)
+    return Dataset("made-up", images if pixels is None else images[pixels], labels, ("a", "b", "c"), spec, test_start)
+
+
+LABELS = torch.arange(600) % 3
+
+
+def test_splits_are_disjoint_and_complete() -> None:
+    parts = split(made_up(LABELS), validation=0.25, test=0.2, seed=0)
+
+    assert {name: len(part) for name, part in parts.items()} == {"train": 360, "validation": 120, "test": 120}
+    assert torch.equal(torch.cat(list(parts.values())).sort().values, torch.arange(600))
+    assert all(torch.equal(part, part.sort().values) for part in parts.values())
+
+
+def test_splits_are_stratified() -> None:
+    labels = torch.cat([torch.zeros(450), torch.ones(100), torch.full((50,), 2)]).long()
+
+    parts = split(made_up(labels), validation=0.25, test=0.2, seed=0)
+
+    assert labels[parts["test"]].bincount().tolist() == [90, 20, 10]
+    assert labels[parts["validation"]].bincount().tolist() == [90, 20, 10]
+
+
+def test_the_seed_decides_the_validation_split_and_the_split_seed_the_test_split() -> None:
+    def cut(seed: int, split_seed: int) -> dict[str, list[int]]:
+        parts = split(made_up(LABELS), validation=0.25, test=0.2, seed=seed, split_seed=split_seed)
+        return {name: part.tolist() for name, part in parts.items()}
+
+    first, other_seed, other_split = cut(1, 0), cut(2, 0), cut(1, 1)
+
+    assert first == cut(1, 0)
+    assert first["test"] == other_seed["test"] != other_split["test"]
+    assert first["validation"] != other_seed["validation"]
+
+
+def test_official_test_split_is_left_alone() -> None:
+    dataset = made_up(LABELS, test_start=540)
+
+    for seed in (0, 1):
+        parts = split(dataset, validation=0.1, test=0.5, seed=seed)
+
+        assert torch.equal(parts["test"], torch.arange(540, 600))
+        assert len(parts["validation"]) == 54
+        assert torch.equal(torch.cat([parts["train"], parts["validation"]]).sort().values, torch.arange(540))
+
+
+def test_validation_split_may_be_empty() -> None:
+    parts = split(made_up(LABELS, test_start=540), validation=0, test=0.5, seed=0)
+
+    assert torch.equal(parts["train"], torch.arange(540))
+    assert len(parts["validation"]) == 0
+
+
+def test_too_few_images_for_a_split_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^every class of made-up must have images enough for a 20% split: .* 1 mem"):
+        split(made_up(torch.tensor([0] * 10 + [1] * 10 + [2])), validation=0.1, test=0.2, seed=0)
+    with pytest.raises(DataError, match=r"^every class of made-up must have images enough for a 10% split"):
+        split(made_up(LABELS[:18]), validation=0.1, test=0.2, seed=0)
+
+
+def test_class_without_an_image_in_a_split_is_refused() -> None:
+    rare = made_up(torch.tensor([0] * 50 + [1] * 50 + [2] * 2))
+
+    with pytest.raises(DataError, match=r"^every class of made-up must have images in the test split, got none of "):
+        split(rare, validation=0, test=0.1, seed=0)
+
+
+# Copies
+
+
+def test_copies_are_told_by_their_pixels() -> None:
+    images = torch.from_numpy(noise(5, 3, 4, 4))[torch.tensor([3, 1, 3, 0, 1])]
+
+    assert copies_of(images).tolist() == [0, 1, 0, 3, 1]
+    images[2, 1, 2, 3] ^= 1
+    assert copies_of(images).tolist() == [0, 1, 2, 3, 1]
+
+
+def sides(parts: dict[str, Tensor], pixels: Tensor) -> dict[int, set[str]]:
+    """In which splits the copies of each image are."""
+    of = {int(position): name for name, part in parts.items() for position in part}
+    return {number: {of[int(n)] for n in (pixels == number).nonzero()[:, 0]} for number in pixels.unique().tolist()}
+
+
+def test_without_copies_images_are_cut_as_scikit_learn_does() -> None:
+    from sklearn.model_selection import train_test_split
+
+    rest, test = train_test_split(np.arange(600), test_size=0.2, random_state=5, stratify=LABELS.numpy())
+    rest.sort()
+    _, validation = train_test_split(rest, test_size=0.25, random_state=4, stratify=LABELS.numpy()[rest])
+
+    parts = split(made_up(LABELS), validation=0.25, test=0.2, seed=3, split_seed=5)
+
+    assert parts["test"].tolist() == sorted(test)
+    assert parts["validation"].tolist() == sorted(validation)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_image_copied_once_is_on_one_side(seed: int) -> None:
+    pixels = torch.arange(600) % 300
+
+    parts = split(made_up(LABELS, pixels=pixels), validation=0.25, test=0.2, seed=seed, split_seed=seed)
+
+    assert all(len(found) == 1 for found in sides(parts, pixels).values())
+    assert {name: LABELS[part].bincount().tolist() for name, part in parts.items()} == {
+        "train": [120] * 3, "validation": [40] * 3, "test": [40] * 3,
+    }  # fmt: skip
+
+
+def test_groups_of_all_sizes_are_on_one_side_in_nearly_their_share() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 60, 600) * 3) + LABELS
+    pixels = torch.where(torch.arange(600) < 300, pixels, torch.arange(600))
+
+    parts = split(made_up(LABELS, pixels=pixels), validation=0.25, test=0.2, seed=0)
+
+    assert all(len(found) == 1 for found in sides(parts, pixels).values())
+    assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(600))
+    for name in ("validation", "test"):
+        assert LABELS[parts[name]].bincount().tolist() == pytest.approx([40] * 3, abs=2)
+
+
+def test_group_larger_than_a_split_stays_in_training() -> None:
+    pixels = torch.where(LABELS == 1, torch.arange(600).clamp(min=400), torch.arange(600))  # 134 copies of one image
+
+    parts = split(made_up(LABELS, pixels=pixels), validation=0.25, test=0.2, seed=0)
+
+    assert sides(parts, pixels)[400] == {"train"}
+    assert LABELS[parts["test"]].bincount()[[0, 2]].tolist() == [40, 40]
+    assert 1 <= LABELS[parts["test"]].bincount()[1] < 40
+
+
+def test_same_pixels_under_two_labels_are_on_one_side() -> None:
+    pixels = torch.arange(600)
+    pixels[1::60] = pixels[0::60]  # of class b, and a
+
+    parts = split(made_up(LABELS, pixels=pixels), validation=0.25, test=0.2, seed=0)
+
+    assert all(len(found) == 1 for found in sides(parts, pixels).values())
+
+
+def test_data_set_with_an_official_test_split_is_cut_as_if_it_had_no_copies() -> None:
+    plain, copied = (
+        split(made_up(LABELS, 450, pixels), validation=0.2, test=0.5, seed=0)
+        for pixels in (None, torch.arange(600) % 300)
+    )
+
+    assert copied["test"].tolist() == list(range(450, 600))
+    assert all(torch.equal(plain[name], copied[name]) for name in plain)
+
+
+def test_class_of_copies_alone_cannot_be_in_every_split() -> None:
+    pixels = torch.where(LABELS == 2, 2, torch.arange(600))
+
+    with pytest.raises(
+        DataError, match=r"^every class of made-up must have images in the validation split, got none of c$"
+    ):
+        split(made_up(LABELS, pixels=pixels), validation=0.25, test=0.2, seed=0)
+
+
+# A stratified order
+
+
+def test_every_beginning_of_a_stratified_order_has_the_classes_in_their_shares() -> None:
+    labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 9 + [3])
+
+    order = stratified_order(labels, seed=0)
+
+    assert order.sort().values.tolist() == list(range(1000))
+    for count in (4, 10, 100, 500):
+        found = labels[order[:count]].bincount(minlength=4)
+        assert (found >= 1).all()
+        assert found.tolist() == pytest.approx([count * 0.9, count * 0.09, count * 0.009, count * 0.001], abs=3)
+
+
+def test_stratified_order_is_decided_by_the_seed() -> None:
+    first, again, other = (stratified_order(LABELS, seed).tolist() for seed in (0, 0, 1))
+
+    assert first == again != other

@@ -1,0 +1,109 @@
+"""A data set cut into train, validation and test: every class in its share, copies of an image on one side.
+
+splits = split(dataset, validation=0.1, test=0.2, seed=0)
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.data import DataError, Dataset
+
+Splits = dict[str, Tensor]  # train, validation, test: positions, int64, sorted
+Positions = NDArray[np.int64]
+
+
+def split(dataset: Dataset, *, validation: float, test: float, seed: int, split_seed: int = 0) -> Splits:
+    """Cut a data set into train, validation and test, every class in the same shares.
+
+    Images with the same pixels come into the same split. Only where the data set has a test split of its own, as others
+    measure by, copies stay where they are.
+
+    Args:
+        dataset: what to cut.
+        validation: share of the images outside the test split.
+        test: share of all images; unused if the data set has a test split of its own.
+        seed: of the validation split.
+        split_seed: of the test split.
+
+    Raises:
+        DataError: if a class has too few images to be in every split.
+    """
+    everything = torch.arange(len(dataset.labels))
+    if dataset.test_start is not None:
+        copies = everything.numpy()
+        rest, held_out = everything[: dataset.test_start], everything[dataset.test_start :]
+    else:
+        copies = copies_of(dataset.images)
+        rest, held_out = _cut(dataset, everything, copies, test, split_seed)
+    train, chosen = _cut(dataset, rest, copies, validation, seed + 1)
+    splits = {"train": train, "validation": chosen, "test": held_out}
+    for name, positions in splits.items():
+        missing = set(range(len(dataset.classes))) - set(dataset.labels[positions].tolist())
+        if missing and len(positions):
+            short = dataset.classes[min(missing)]
+            raise DataError(f"every class of {dataset.name} must have images in the {name} split, got none of {short}")
+    return splits
+
+
+def copies_of(images: Tensor) -> Positions:
+    """For each image (N, channels, H, W), the position of the first one with the same pixels; (N,)."""
+    first: dict[bytes, int] = {}
+    pixels = images.contiguous().numpy()
+    digests = (hashlib.blake2b(one.data, digest_size=16).digest() for one in pixels)
+    return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """Shuffled positions whose every beginning has the classes in their shares, and all of them if it is long enough.
+
+    Args:
+        labels: int64 (N,).
+        seed: of the shuffle.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    within = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # 0.. in each class
+    share_before = within / counts.repeat_interleave(counts)
+    return by_class[share_before.argsort(stable=True)]
+
+
+def _cut(dataset: Dataset, positions: Tensor, copies: Positions, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Stratified (rest, share) of positions."""
+    from sklearn.model_selection import train_test_split
+
+    if share == 0:
+        return positions, positions[:0]
+    labels = dataset.labels[positions].numpy()
+    try:
+        _, chosen = train_test_split(np.arange(len(positions)), test_size=share, random_state=seed, stratify=labels)
+    except ValueError as exc:
+        raise DataError(
+            f"every class of {dataset.name} must have images enough for a {share:.0%} split: {exc}"
+        ) from exc
+    is_chosen = np.zeros(len(positions), bool)
+    is_chosen[chosen] = True
+    taken = torch.from_numpy(_kept_together(is_chosen, labels, copies[positions.numpy()], seed))
+    return positions[~taken], positions[taken]
+
+
+def _kept_together(is_chosen: NDArray[np.bool_], labels: Positions, copies: Positions, seed: int) -> NDArray[np.bool_]:
+    """The same choice but for images of which only some copies are chosen: of those all are, or none.
+
+    In random order, they are chosen as long as that brings their class nearer to the number that it had.
+    """
+    _, group, sizes = np.unique(copies, return_inverse=True, return_counts=True)
+    hits = np.bincount(group, is_chosen)
+    torn = np.flatnonzero((hits > 0) & (hits < sizes))
+    lacking = np.bincount(labels[is_chosen & np.isin(group, torn)], minlength=labels.max() + 1)
+    of_groups = np.split(group.argsort(kind="stable"), sizes.cumsum()[:-1])
+    for one in np.random.default_rng(seed).permutation(torn):
+        members = of_groups[one]
+        label = labels[members[0]]
+        is_chosen[members] = taken = sizes[one] < 2 * lacking[label]
+        lacking[label] -= sizes[one] * taken
+    return is_chosen
