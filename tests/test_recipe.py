@@ -316,8 +316,8 @@ def test_recipes_of_the_project_have_notes() -> None:
 @pytest.mark.parametrize(
     ("notes", "message"),
     [
-        ("[notes]\nremarks = 1", "notes.remarks must be one of the keys published, differs, remark, got an unknown key (did you "
-         "mean 'remark'?) with the value 1"),
+        ("[notes]\nremarks = 1", "notes.remarks must be one of the keys published, differs, remark, got an unknown key "
+         "(did you mean 'remark'?) with the value 1"),
         ("[notes]\npublished = 90.1", "notes.published must be a valid string, got 90.1"),
     ],
 )  # fmt: skip
