@@ -25,6 +25,7 @@ from training.calibrate import FoundTemperature
 from training.data import Dataset, Sources
 from training.datasets import DATASETS
 from training.devices import PrecisionChoice, describe_device
+from training.digests import temperature_digest
 from training.evaluate import eager, measure, run_graph
 from training.recipe import Recipe
 from training.report.galleries import component_members
@@ -59,7 +60,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 @pytest.fixture(scope="module")
 def run(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A mixture of two components a class, calibrated; read only."""
-    recipe = small_recipe(data=FOLDER_DATA, refit=REFIT, calibration={"temperature": 2.5})
+    own = temperature_digest(small_recipe(data=FOLDER_DATA, refit=REFIT))
+    recipe = small_recipe(data=FOLDER_DATA, refit=REFIT, calibration={"temperature": 2.5, "found_for": own})
     return finished(tmp_path_factory.mktemp("runs"), recipe, sources)
 
 
