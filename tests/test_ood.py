@@ -54,7 +54,8 @@ def test_separation_of_five_scores_by_hand() -> None:
     """Of six pairs, strangers' 2.5 is above the known 2 and 0.5 below all: AUROC 5/6."""
     figures = separation(np.array([2.0, 3.0, 4.0]), np.array([2.5, 0.5]))
 
-    assert figures == {"auroc": round(5 / 6, 6), "fpr_at_95_tpr": 0.5}  # all three known are accepted at 2
+    assert (figures["auroc"], figures["fpr_at_95_tpr"]) == (round(5 / 6, 6), 0.5)  # all three known are accepted at 2
+    assert figures["auroc_interval"][0] < 5 / 6 < figures["auroc_interval"][1]
 
 
 def test_threshold_accepts_95_of_100() -> None:
@@ -65,7 +66,7 @@ def test_threshold_accepts_95_of_100() -> None:
 def test_scores_that_tell_nothing_are_chance() -> None:
     figures = separation(np.zeros(10), np.zeros(7))
 
-    assert figures == {"auroc": 0.5, "fpr_at_95_tpr": 1.0}
+    assert figures == {"auroc": 0.5, "auroc_interval": (0.5, 0.5), "fpr_at_95_tpr": 1.0}
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
@@ -195,7 +196,9 @@ def test_strangers_to_a_network_are_scored(evidence: Evidence, monkeypatch: pyte
     assert (figures["known"], figures["strangers"]) == ("mnist", "fashion-mnist")
     assert (figures["known_images"], figures["stranger_images"]) == (1797, 100)
     assert list(figures["scores"]) == ["log_density", "max_probability", "energy", "relative_mahalanobis"]
-    assert all(0 <= value <= 1 for score in figures["scores"].values() for value in score.values())
+    for score in figures["scores"].values():
+        assert 0 <= score["auroc_interval"][0] <= score["auroc"] <= score["auroc_interval"][1] <= 1
+        assert 0 <= score["fpr_at_95_tpr"] <= 1
     assert figures["omitted"] == {}
 
 

@@ -214,9 +214,15 @@ def test_page_says_how_the_temperature_was_come_by_and_both_calibration_errors(p
     assert calibration["why"] == "named by the recipe"
     assert "T = 2.5: named by the recipe." in words
     for name in ("before", "after"):
-        nll, width, mass = (calibration[name][key] for key in ("nll", "ece", "ece_equal_mass"))
-        assert f"{width:.2%}{mass:.2%}" in re.sub(r"\s", "", words)
-        assert f"NLL {nll:.4f} and ECE {width:.2%}" in page.read_text()
+        measured, ends = calibration[name], calibration[name]["intervals"]
+        cells = [
+            f"{measured[key]:.2%}[{100 * ends[key][0]:.2f},{100 * ends[key][1]:.2f}]"
+            for key in ("accuracy", "ece", "ece_equal_mass")
+        ]
+        assert all(ends[key][0] <= measured[key] <= ends[key][1] for key in ends)
+        assert cells[0] in re.sub(r"\s", "", words)
+        assert cells[1] + cells[2] in re.sub(r"\s", "", words)
+        assert f"NLL {measured['nll']:.4f} and ECE {measured['ece']:.2%}" in page.read_text()
 
 
 def test_section_says_why_the_temperature_stayed_at_one() -> None:

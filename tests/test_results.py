@@ -35,17 +35,19 @@ REPORT: dict[str, Any] = {
     "calibration": {
         "before": {
             "images": 10_000, "accuracy": 0.9012, "nll": 0.4, "brier": 0.2, "ece": 0.0412, "ece_equal_mass": 0.0375,
+            "intervals": {"nll": [0.29, 0.31], "ece": [0.004, 0.008], "ece_equal_mass": [0.005, 0.009]},
             "reliability": {},
         },
         "after": {
             "images": 10_000, "accuracy": 0.9012, "nll": 0.3, "brier": 0.1, "ece": 0.0065, "ece_equal_mass": 0.0071,
+            "intervals": {"nll": [0.29, 0.31], "ece": [0.004, 0.008], "ece_equal_mass": [0.005, 0.009]},
             "reliability": {},
         },
     },
     "components": None,
     "ood": {
         "strangers": "cifar100",
-        "scores": {"log_density": {"auroc": 0.857, "fpr_at_95_tpr": 0.61}},
+        "scores": {"log_density": {"auroc": 0.857, "auroc_interval": [0.851, 0.862], "fpr_at_95_tpr": 0.61}},
         "omitted": {},
     },
 }  # fmt: skip
@@ -69,13 +71,17 @@ def test_model_row_states_what_the_report_measured() -> None:
     row = model_figures(REPORT, load_recipe("cifar10-lda", ["fit.epochs=12"])[1], recipe_epochs=30)
 
     assert models_table({"models": {"cifar10-lda": row}}).splitlines()[2] == (
-        "| `cifar10-lda` | six-conv · lda, D=9 | 90.42 | 90.12 % | 0.4000 → 0.3000 | 4.12 → 0.65 % | 12 of 30 | "
+        "| `cifar10-lda` | six-conv · lda, D=9 | 90.42 | 90.12 % [89.52, 90.69] | 0.4000 → 0.3000 [0.2900, 0.3100] | "
+        "4.12 → 0.65 % [0.40, 0.80] | 12 of 30 | "
         "10 min, CPU, 2 threads |"
     )
     page = results_page({"models": {"cifar10-lda": row}})
-    assert "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.1000 | 4.12 → 0.65 % | 3.75 → 0.71 % |" in page
+    assert (
+        "| `cifar10-lda` | 1.25 | 0.4000 → 0.3000 [0.2900, 0.3100] | 0.2000 → 0.1000 | 4.12 → 0.65 % [0.40, 0.80] | "
+        "3.75 → 0.71 % [0.50, 0.90] |"
+    ) in page
     assert "the ECE rises" not in page
-    assert "| `cifar10-lda` | cifar100 | 85.7 (61) |  |  |  |" in page
+    assert "| `cifar10-lda` | cifar100 | 85.7 [85.10, 86.20] (61) |  |  |  |" in page
     assert "- `cifar10-lda`: Crops and flips; random squares" in page
     assert "- `cifar100-lda`" not in page
 
@@ -222,7 +228,10 @@ def test_report_records_the_accuracy_of_every_seed(seeds: Path) -> None:
         runs / "a" / "metrics.jsonl"
     ).read_bytes()
     mean, sd = 100 * np.mean(accuracies), 100 * np.std(accuracies, ddof=1)
-    assert f"| {100 * accuracies[0]:.2f} % ({mean:.2f} ± {sd:.2f}, 3 seeds) |" in (seeds / "README.md").read_text()
+    readme = (seeds / "README.md").read_text()
+    assert re.search(
+        rf"\| {100 * accuracies[0]:.2f} % \[[\d.]+, [\d.]+\]; {mean:.2f} ± {sd:.2f}, 3 trainings \|", readme
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,15 @@ def model_row(overrides: list[str], recipe_epochs: int = 30) -> dict[str, Any]:
         "id": "a", "encoder": "six-conv", "head": "lda", "dim": 9, "components": 1, "parameters": 1, "epochs": 12,
         "seconds": 1.0, "device": "CPU", "temperature": 1.0, "splits": {},
     }  # fmt: skip
-    quality = {"images": 10, "accuracy": 0.9, "nll": 0.3, "brier": 0.1, "ece": 0.01, "ece_equal_mass": 0.01}
+    quality = {
+        "images": 10,
+        "accuracy": 0.9,
+        "nll": 0.3,
+        "brier": 0.1,
+        "ece": 0.01,
+        "ece_equal_mass": 0.01,
+        "intervals": {},
+    }
     report = {"run": run, "calibration": {"before": quality, "after": quality}, "components": None, "ood": {}}
     return model_figures(report, load_recipe("cifar10-lda", overrides)[1], recipe_epochs)
 

@@ -42,7 +42,7 @@ def model_figures(report: dict[str, Any], trained: Recipe, recipe_epochs: int) -
     """What stays of the report (training/report/write.py) of a run, which `trained` a recipe of `recipe_epochs`."""
     run, calibration, components, ood = (report[key] for key in ("run", "calibration", "components", "ood"))
     kept = ("id", "encoder", "head", "dim", "parameters", "epochs", "seconds", "device", "temperature", "splits")
-    quality = ("accuracy", "nll", "brier", "ece", "ece_equal_mass")
+    quality = ("accuracy", "nll", "brier", "ece", "ece_equal_mass", "intervals")
     figures = {key: run[key] for key in kept} | {
         "recipe_epochs": recipe_epochs,
         "digest": recipe_digest(

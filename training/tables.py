@@ -13,6 +13,7 @@ from typing import Any
 from training.analysis.ood import SCORE_NAMES
 from training.calibration_error import TRADE, trades_ece_for_nll
 from training.files import replace_text
+from training.intervals import accuracy_interval
 from training.recipe import RefitSpec, load_recipe, notes_of
 from training.stale import ResultsSection, mark_of, meaning_of_marks
 from training.studies import MEASURED_ON
@@ -21,6 +22,10 @@ README = Path("README.md")
 RESULTS_PAGE = Path("docs/results.md")
 MOST_NUMBERS = 12  # of a list that stands in a line
 DIFFERS = "\\* Not of the same head, images or epoch: docs/results.md says what differs."
+INTERVALS = (
+    "[ ]: 95 % interval over images of the same kind, Wilson's for an accuracy, else a bootstrap. ±: standard "
+    "deviation over trainings with other seeds; a row without it is of one training."
+)
 START, END = "<!-- results: written by --record -->", "<!-- end of results -->"
 
 
@@ -49,8 +54,8 @@ def models_table(results: dict[str, Any]) -> str:
     head = ("recipe", "model", "published", "accuracy", *(f"{of} before → after" for of in ("NLL", "ECE")))
     head += ("epochs", "training")
     table = markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
-    differ = any(notes_of(name).differs for name in results.get("models", {}))
-    return _explained(f"{table}\n\n{DIFFERS}" if differ else table, "models", results)
+    below = [DIFFERS] if any(notes_of(name).differs for name in results.get("models", {})) else []
+    return _explained("\n\n".join([table, INTERVALS, *below]), "models", results)
 
 
 def results_page(results: dict[str, Any]) -> str:
@@ -76,7 +81,8 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         "brought is in [metrics](metrics). Training: time of the epochs, and where.",
         "## Calibration",
         "Of the test split, before and after the temperature; that is fitted on the validation split, or named by the "
-        "recipe. ECE over 15 bins, of equal width or of equal mass.",
+        "recipe. ECE over 15 bins, of equal width or of equal mass. [ ]: 95 % interval of "
+        "the latter figure, where the record is not older.",
         calibration_table(results),
         trades_in_words(results),
         "## Components",
@@ -88,7 +94,8 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         "tried, so that more may be better still.",
         components_table(results),
         "## Out-of-distribution detection",
-        "AUROC in % (FPR at 95 % TPR in %) of telling the test split from that of a data set the model does not know.",
+        "AUROC in % [95 % interval] (FPR at 95 % TPR in %) of telling the test split from that of a data set the model "
+        "does not know.",
         ood_table(results),
     )
 
@@ -227,25 +234,37 @@ def _tried_by(name: str) -> range:
 
 
 def _accuracy(row: dict[str, Any]) -> str:
-    accuracy = f"{100 * row['after']['accuracy']:.2f} %"
+    share, images = row["after"]["accuracy"], row["test_images"]
+    accuracy = f"{100 * share:.2f} % {_percents(accuracy_interval(round(share * images), images))}"
     if of_seeds := [100 * share for share in row.get("accuracy_of_seeds", {}).values()]:
-        accuracy += f" ({mean(of_seeds):.2f} ± {stdev(of_seeds):.2f}, {len(of_seeds)} seeds)"
+        accuracy += f"; {mean(of_seeds):.2f} ± {stdev(of_seeds):.2f}, {len(of_seeds)} trainings"
     return accuracy
 
 
+def _percents(ends: Sequence[float]) -> str:
+    return f"[{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
+
+
 def _pair(row: dict[str, Any], key: str) -> str:
-    return f"{row['before'][key]:.4f} → {row['after'][key]:.4f}"
+    ends = row["after"].get("intervals", {}).get(key)
+    interval = "" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
+    return f"{row['before'][key]:.4f} → {row['after'][key]:.4f}{interval}"
 
 
 def _percent_pair(row: dict[str, Any], key: str) -> str:
     """Nothing where the record is older than the metric."""
     if key not in row["after"]:
         return ""
-    return f"{100 * row['before'][key]:.2f} → {100 * row['after'][key]:.2f} %"
+    ends = row["after"].get("intervals", {}).get(key)
+    interval = "" if ends is None else f" {_percents(ends)}"
+    return f"{100 * row['before'][key]:.2f} → {100 * row['after'][key]:.2f} %{interval}"
 
 
-def _separation(score: dict[str, float] | None) -> str:
-    return "" if score is None else f"{100 * score['auroc']:.1f} ({100 * score['fpr_at_95_tpr']:.0f})"
+def _separation(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    interval = f" {_percents(score['auroc_interval'])}" if "auroc_interval" in score else ""
+    return f"{100 * score['auroc']:.1f}{interval} ({100 * score['fpr_at_95_tpr']:.0f})"
 
 
 def _duration(seconds: float) -> str:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serving.runtimes import Outputs
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
-from training.calibration_error import ECE_BINS, confidences, equal_width_bins
-from training.evaluate import measure
+from training.calibration_error import ECE_BINS, confidences, equal_mass_bins, equal_width_bins
+from training.evaluate import measure, nll_of_images
+from training.intervals import Interval, accuracy_interval, ece_interval, nll_interval
 
 CALIBRATED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass")
 
@@ -31,8 +33,8 @@ def calibration_figures(evidence: Evidence) -> dict[str, Any]:
 
     Returns:
         temperature; why and held_out, how it was come by (see `Classifier.calibration`); before and after, each with
-        the metrics of `evaluate.measure` (images, accuracy, nll, brier and both ECEs) and reliability (see
-        `reliability`).
+        the metrics of `evaluate.measure` (images, accuracy, nll, brier and both ECEs), intervals (see `intervals_of`)
+        and reliability (see `reliability`).
     """
     test, classifier = evidence.test, evidence.classifier
     raw = torch.from_numpy(log_joints_of_features(classifier, test.features)).log_softmax(1)
@@ -42,8 +44,20 @@ def calibration_figures(evidence: Evidence) -> dict[str, Any]:
     for name, outputs in (("before", before), ("after", after)):
         metrics = measure(outputs, torch.from_numpy(test.labels))
         figures[name] = {key: metrics[key] for key in CALIBRATED}
+        figures[name]["intervals"] = intervals_of(outputs, test.labels)
         figures[name]["reliability"] = reliability(outputs["posterior"], test.labels)
     return figures
+
+
+def intervals_of(outputs: Outputs, labels: Labels) -> dict[str, Interval]:
+    """95 % intervals of accuracy, nll, ece and ece_equal_mass, by these names, over images like those of a split."""
+    confidence, right = confidences(outputs["posterior"], labels)
+    return {
+        "accuracy": accuracy_interval(int(right.sum()), len(labels)),
+        "nll": nll_interval(nll_of_images(outputs, labels)),
+        "ece": ece_interval(confidence, right, equal_width_bins(confidence)),
+        "ece_equal_mass": ece_interval(confidence, right, equal_mass_bins(confidence)),
+    }
 
 
 def reliability(posterior: NDArray[Any], labels: Labels, bins: int = ECE_BINS) -> dict[str, list[Any]]:

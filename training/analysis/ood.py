@@ -42,6 +42,7 @@ from training.analysis.linear import linear_readout
 from training.classifier import Classifier
 from training.data import DataError, Dataset, Sources
 from training.datasets import DATASETS, load_dataset
+from training.intervals import auroc_interval
 from training.recipe import DataSpec
 from training.run import Run
 
@@ -181,8 +182,11 @@ def relative_mahalanobis(features: FloatArray, fitted: RelativeMahalanobis) -> F
     return difference
 
 
-def separation(known: FloatArray, strangers: FloatArray) -> dict[str, float]:
-    """How well a score, higher for the known, tells known (N,) from strangers (M,): auroc and fpr_at_95_tpr.
+def separation(known: FloatArray, strangers: FloatArray) -> dict[str, Any]:
+    """How well a score, higher for the known, tells known (N,) from strangers (M,).
+
+    Returns:
+        auroc, its 95 % interval over images of both kinds (auroc_interval), and fpr_at_95_tpr.
 
     Raises:
         ValueError: if a score is no finite number.
@@ -195,6 +199,7 @@ def separation(known: FloatArray, strangers: FloatArray) -> dict[str, float]:
     truth = np.repeat([1, 0], [len(known), len(strangers)])
     return {
         "auroc": round(float(roc_auc_score(truth, scores)), 6),
+        "auroc_interval": auroc_interval(known, strangers),
         "fpr_at_95_tpr": round(false_positive_rate(known, strangers), 6),
     }
 

@@ -55,7 +55,7 @@ def at_a_glance(figures: Figures) -> Section:
         names = {"after": "not calibrated, T = 1"}
     rows = [_metrics_row(name, calibration[key]) for key, name in names.items()]
     count = calibration["after"]["images"]
-    metrics = Table(f"Metrics on the {count:,} images of the test split", header, rows)
+    metrics = Table(f"Metrics on the {count:,} images of the test split [95 % interval over such images]", header, rows)
     return Section(
         "glance", "At a glance", tables=[metrics, Table("The run", [], facts_in_words(run, figures["log_density"]))]
     )
@@ -182,7 +182,11 @@ def strangers_section(ood: Figures) -> Section:
         *(f"No {SCORE_NAMES[name]}: {reason}." for name, reason in ood["omitted"].items()),
     ]
     rows = [
-        [SCORE_NAMES[name], f"{score['auroc']:.2%}", f"{score['fpr_at_95_tpr']:.2%}"]
+        [
+            SCORE_NAMES[name],
+            f"{score['auroc']:.2%} [{_percents(score['auroc_interval'])}]",
+            f"{score['fpr_at_95_tpr']:.2%}",
+        ]
         for name, score in ood["scores"].items()
     ]
     table = Table("Scores of familiarity", ["score", "AUROC", "FPR at 95 % TPR"], rows)
@@ -192,8 +196,15 @@ def strangers_section(ood: Figures) -> Section:
 
 
 def _metrics_row(name: str, metrics: Figures) -> list[str]:
-    figures = f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"
-    return [name, f"{metrics['accuracy']:.2%}", *figures, *(f"{metrics[key]:.2%}" for key in ECE_NAMES)]
+    ends = metrics["intervals"]
+    accuracy = f"{metrics['accuracy']:.2%} [{_percents(ends['accuracy'])}]"
+    nll = f"{metrics['nll']:.4f} [{ends['nll'][0]:.4f}, {ends['nll'][1]:.4f}]"
+    eces = (f"{metrics[key]:.2%} [{_percents(ends[key])}]" for key in ECE_NAMES)
+    return [name, accuracy, nll, f"{metrics['brier']:.4f}", *eces]
+
+
+def _percents(ends: Sequence[float]) -> str:
+    return ", ".join(f"{100 * end:.2f}" for end in ends)
 
 
 def _accuracies(accuracy: Sequence[float], classes: Sequence[str]) -> Picture:
