@@ -177,6 +177,24 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Run a command of serving without waiting for it."""
+    begun = []
+
+    def run(*arguments: object) -> subprocess.Popen[str]:
+        command = ["env", "--default-signal=INT"]  # which a shell's background jobs ignore, and their children
+        command += [sys.executable, "-m", "serving", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        begun.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
+        return begun[-1]
+
+    yield run
+    for command in begun:
+        command.kill()
+        command.communicate()
+
+
 def running(state: Path) -> launch.Server:
     """The server of a state folder."""
     server = launch.load(state)

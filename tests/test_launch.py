@@ -5,9 +5,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -29,22 +29,12 @@ MEMORY = Memory(heap_bytes=8, uploads_bytes=4, queue=2)
 
 
 @pytest.fixture
-def begin(own_state: Path, model_store: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def begin_server(
+    begin: Callable[..., subprocess.Popen[str]], own_state: Path, model_store: Path
+) -> Callable[..., subprocess.Popen[str]]:
     """Run `start` for one model, without waiting for it."""
-    started = []
-
-    def run(*options: str) -> subprocess.Popen[str]:
-        command = ["env", "--default-signal=INT"]  # which a shell's background jobs ignore, and their children
-        command += [sys.executable, "-m", "serving", "start", "--models", "tiny-mda", "--port", "0", "--device", "cpu"]
-        command += ["--model-store", str(model_store), "--state", str(own_state), *options]
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
-        return started[-1]
-
-    yield run
-    for command in started:
-        command.kill()
-        command.communicate()
+    start = ("start", "--models", "tiny-mda", "--port", 0, "--device", "cpu")
+    return partial(begin, *start, "--model-store", model_store, "--state", own_state)
 
 
 def leftovers(state: Path) -> list[str]:
@@ -86,9 +76,9 @@ def record(state: Path, **changes: object) -> Server:
 
 
 def test_a_server_in_the_foreground_lives_until_sigterm(
-    begin: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes]
+    begin_server: Callable[..., subprocess.Popen[str]], own_state: Path, images: list[bytes]
 ) -> None:
-    command = begin("--foreground", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0")
+    command = begin_server("--foreground", "--host", "0.0.0.0", "--metrics-host", "0.0.0.0")
     serving_line, key_line = (command.stdout.readline() if command.stdout else "" for _ in range(2))
     server = load(own_state)
     assert server is not None
@@ -119,9 +109,9 @@ def test_a_server_in_the_foreground_lives_until_sigterm(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_start_leaves_nothing(
-    begin: Callable[..., subprocess.Popen[str]], own_state: Path, number: int
+    begin_server: Callable[..., subprocess.Popen[str]], own_state: Path, number: int
 ) -> None:
-    command = begin()
+    command = begin_server()
     until(lambda: (own_state / "server.json").exists())
     server = load(own_state)
     assert server is not None
@@ -197,8 +187,10 @@ def test_a_start_that_takes_too_long_leaves_nothing(own_state: Path, model_store
     assert leftovers(own_state) == []
 
 
-def test_a_server_that_was_killed_is_cleared_away(begin: Callable[..., subprocess.Popen[str]], own_state: Path) -> None:
-    command = begin()
+def test_a_server_that_was_killed_is_cleared_away(
+    begin_server: Callable[..., subprocess.Popen[str]], own_state: Path
+) -> None:
+    command = begin_server()
     assert command.wait(WAIT_S) == 0, command.communicate()
     command.communicate()
     server = load(own_state)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,23 +31,6 @@ DROPPED = "Stopped the server at {}; what was in flight was dropped: "
 def running(own_state: Path, model_store: Path) -> Server:
     """A server of its own."""
     return launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0)
-
-
-@pytest.fixture
-def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Run a command of serving without waiting for it."""
-    begun = []
-
-    def run(*arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "serving", *map(str, arguments)]
-        pipe = subprocess.PIPE
-        begun.append(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
-        return begun[-1]
-
-    yield run
-    for command in begun:
-        command.kill()
-        command.communicate()
 
 
 def hung(server: Server) -> psutil.Process:
