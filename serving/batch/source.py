@@ -1,0 +1,103 @@
+"""What is scored: a source gives its images in shards, the same ones in the same order whenever it is asked.
+
+    source = open_source("photos/")                   # serving/batch/sources/ has one module a kind
+    for shard in source.shards(4096):
+        for key, image in source.read(shard, max_bytes): ...
+
+A shard is small: it says where its images are and holds none. Sources and shards travel to other processes and machines.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import ImageError, ServingError
+
+SHARD_BYTES = 256 * 1024 * 1024  # a shard ends here too, where the sizes of images are known before they are read
+
+
+class SourceError(ServingError):
+    """A source as a whole is missing, empty or broken, or breaks off: what is done is kept, and nothing is made up."""
+
+    code = "source_error"
+
+
+class UnreadableFile(ImageError):
+    """One image of a source cannot be read, and its neighbours can: it is not there, or may not be read."""
+
+    code = "unreadable_file"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images that are scored together and become one part of the table.
+
+    Attributes:
+        where: what their source needs to read them, as plain JSON values.
+        state: what shows that they are others now, such as a digest of names, sizes and times.
+        images: how many; None if that shows only when they are read.
+    """
+
+    where: dict[str, Any]
+    state: str
+    images: int | None
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    Attributes:
+        key: its name, unique in the source.
+        image: its encoded bytes; its pixels, uint8 (H, W, C) with C = 1 or 3, if the source holds those; or why it
+            cannot be had.
+    """
+
+    key: str
+    image: bytes | NDArray[np.uint8] | ServingError
+
+
+class Source(ABC):
+    """Images somewhere. A frozen dataclass of plain values."""
+
+    @property
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Its kind, its place and what else was chosen, as plain JSON values: what a job is told by."""
+
+    @abstractmethod
+    def shards(self, images: int) -> Iterator[Shard]:
+        """All images in shards of at most `images`, one after the other, however many there are.
+
+        Raises:
+            SourceError: if the source is not there, or has no images.
+        """
+
+    @abstractmethod
+    def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
+        """The images of a shard, in order.
+
+        Args:
+            shard: one of `shards`.
+            max_bytes: a larger image is not read; it becomes an `ImageTooLarge`.
+
+        Raises:
+            SourceError: if the source breaks off, so that nobody can tell how the images are.
+        """
+
+    def find(self, keys: Collection[str], max_bytes: int) -> Iterator[Item]:
+        """The images of some keys, in any order; keys that the source lacks are left out.
+
+        A source that can go to an image directly does so; this one reads until it has found them all.
+        """
+        wanted = set(keys)
+        for shard in self.shards(1024):
+            for item in self.read(shard, max_bytes):
+                if item.key in wanted:
+                    wanted.remove(item.key)
+                    yield item
+                if not wanted:
+                    return
