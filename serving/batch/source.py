@@ -4,7 +4,8 @@
     for shard in source.shards(4096):
         for key, image in source.read(shard, max_bytes): ...
 
-A shard is small: it says where its images are and holds none. Sources and shards travel to other processes and machines.
+A shard is small: it says where its images are and holds none. Sources and shards travel to other processes and
+machines.
 """
 
 from abc import ABC, abstractmethod
