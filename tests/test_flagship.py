@@ -41,7 +41,7 @@ def test_measures_as_its_manifest_says(bundle: Bundle) -> None:
     assert images.dataset.fingerprint() == bundle.manifest.dataset.fingerprint
     assert metrics["images"] == 10_000
     assert metrics["accuracy"] == bundle.manifest.metrics["accuracy"] >= 0.995
-    for name in ("nll", "brier", "ece"):
+    for name in ("nll", "brier", "ece", "ece_equal_mass"):
         assert metrics[name] == pytest.approx(bundle.manifest.metrics[name], abs=1e-4)
     for before, now in zip(bundle.manifest.metrics["occupancy"], metrics["occupancy"], strict=True):
         assert now == pytest.approx(before, abs=0.002)  # one or two of a class's thousand images
@@ -94,6 +94,9 @@ def test_committed_bundle_was_trained_by_its_recipe_and_is_in_the_results(name: 
     row = load_results(ROOT / "docs" / "results.json")["models"][name]
 
     assert as_trained(parse_recipe(manifest.recipe)) == as_trained(load_recipe(name, BFLOAT16)[1])
+    intervals = row["after"].pop("intervals")
     for key, of_eager in row["after"].items():
         assert manifest.metrics[key] == pytest.approx(of_eager, abs=2e-4), key
+    for key, (low, high) in intervals.items():
+        assert low <= row["after"][key] <= high, key
     assert f"`model_store/{name}/1`" in (ROOT / "README.md").read_text()
