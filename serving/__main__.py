@@ -18,11 +18,10 @@ from rich.markup import escape
 
 from serving import client
 from serving.answer_table import print_answers
-from serving.bundle import Precision
+from serving.batch.command import score
 from serving.errors import ServerError, ServingError
 from serving.keys import client_key
-from serving.options import HELP, takes_settings
-from serving.runtimes import RuntimeName
+from serving.options import takes_settings
 from serving.settings import DEFAULT_SETTINGS, changed
 from serving.start_text import place_of_key, print_next, print_started
 from serving.status_table import print_speedup, print_status
@@ -42,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+app.command()(score)
 
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]
@@ -210,33 +211,6 @@ def classify(
         print_answers(images, answers)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
-
-
-@app.command()
-def score(
-    folder: Annotated[Path, typer.Argument(help="Folder of images, subfolders included.")],
-    bundle: Annotated[Path, typer.Option(help="Bundle folder, <name>/<version>.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    runtime: Annotated[RuntimeName, typer.Option(help=HELP["runtime"])] = "onnx",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = 64,
-    decode_workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core if unset.")] = None,
-    precision: Annotated[Precision, typer.Option(help=HELP["precision"])] = "float32",
-) -> None:
-    """Score every file of a folder without a server, into a Parquet file."""
-    from serving.batch.score import score_folder
-
-    summary = score_folder(
-        folder,
-        bundle,
-        out,
-        runtime=runtime,
-        device=device,
-        batch_size=batch_size,
-        decode_workers=decode_workers,
-        precision=precision,
-    )
-    print(f"{out}: {summary}")
 
 
 def main() -> None:
