@@ -29,7 +29,9 @@ IN_MEMORY_BYTES = 64 * 1024 * 1024  # of a file to be sent; the rest waits on th
 
 def remote_place(url: str) -> "RemotePlace":
     """The place at a URL; what it needs is opened, so that what is missing shows at once."""
-    place = RemotePlace(url.rstrip("/"))
+    head, mark, query = url.partition("?")
+    scheme, _, path = head.partition("://")
+    place = RemotePlace(f"{scheme}://{path.rstrip('/')}{mark}{query}")
     _ = place.opened
     return place
 
