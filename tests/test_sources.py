@@ -832,6 +832,7 @@ def test_parquet_files_that_are_none_or_broken_or_empty(files: Files, tmp_path: 
         (["README.md", "data/a.parquet", ".git/x.png"], "parquet"),
         (["a.tar", "b.tgz", "index.json"], "tar"),
         (["a.npy"], "array"),
+        (["train-images-idx3-ubyte", "train-labels-idx1-ubyte"], "array"),
     ],
 )
 def test_what_a_folder_holds_tells_its_kind(names: list[str], kind: str, tmp_path: Path) -> None:
