@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import LABELS, SIZE, encoded, serving
 
+from serving.batch import progress
 from serving.batch.engine import Numbered, Progress
 from serving.batch.job import Job
 from serving.batch.options import Returned, ScoreOptions
@@ -212,6 +214,30 @@ def test_the_summary_counts_what_is_in_the_table(many: Path, bundle_dir: Path, t
     assert told["error_codes"] == {"unsupported_image_type": 1}
     assert told["mean_log_density"] == pytest.approx(np.mean([row["log_density"] for row in rows]), rel=1e-5)
     assert sum(told["stage_shares"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_images_less_dense_than_nearly_all_of_the_bundles_own_are_counted(
+    many: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    scored(many, bundle_dir, tmp_path / "out.parquet")
+    densities = sorted(row["log_density"] for row in rows_of(tmp_path / "out.parquet"))
+    copy = shutil.copytree(bundle_dir, tmp_path / "tiny-mda" / "1")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["metrics"] = {"log_density_quantiles": {"0.01": (densities[6] + densities[7]) / 2}}
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+
+    assert scored(many, copy, tmp_path / "again.parquet").as_json()["atypical_share"] == 7 / 50
+    assert scored(many, bundle_dir, tmp_path / "unknown.parquet").as_json()["atypical_share"] is None
+
+
+def test_a_log_gets_a_line_of_json_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    with progress.shown("lines", 300, before=100, errors_before=2) as tell:
+        tell(50, 1)
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["event"], told["images"], told["of"], told["errors"]) == ("progress", 150, 300, 3)
+    assert told["seconds_left"] >= 0
 
 
 def test_a_finished_table_is_left_as_it_is(many: Path, bundle_dir: Path, tmp_path: Path) -> None:

@@ -113,6 +113,15 @@ def test_a_signal_ends_it_tidily(
     assert out.read_bytes() == undisturbed
 
 
+def test_workers_can_be_nice(folder: Path, bundle_dir: Path, tmp_path: Path, begin: Begin) -> None:
+    out = tmp_path / "answers.parquet"
+    command = begin("score", folder, "--bundle", bundle_dir, "--out", out, *OPTIONS, "--nice")
+    until(lambda: parts(out) >= 1)
+
+    assert {one.nice() for one in workers(command)} == {19}
+    assert {os.sched_getscheduler(one.pid) for one in workers(command)} == {os.SCHED_IDLE}
+
+
 def test_two_at_a_time_are_refused(folder: Path, bundle_dir: Path, tmp_path: Path, begin: Begin) -> None:
     out = tmp_path / "answers.parquet"
     command = begin("score", folder, "--bundle", bundle_dir, "--out", out, *OPTIONS, "--allow-errors")
