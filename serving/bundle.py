@@ -195,6 +195,11 @@ class Bundle:
         return cls(folder, manifest)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 over the digests of its files, in hexadecimal: which weights these are, whatever they are called."""
+        return hashlib.sha256(json.dumps(self.manifest.sha256, sort_keys=True).encode()).hexdigest()
+
+    @property
     def torchscript(self) -> Path:
         """The TorchScript graph."""
         return self.path / TORCHSCRIPT
