@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import CHROMIUM, seen_in_browser
 from conftest import LABELS, encoded, serving
 from PIL import Image
 from scipy.stats import chi2
@@ -35,7 +36,6 @@ from serving.limits import Limits
 from serving.predictor import Predictor
 from serving.respond import Options
 
-CHROMIUM = shutil.which("chromium")
 EVIL = "<script>alert(1)</script>"
 QUANTILES = {"0.01": -9.0, "0.5": -6.0, "0.99": -5.0}
 OCCUPANCY = [[0.5, 0.5], [0.9, 0.1], [0.25, 0.75], [1.0, 0.0]]
@@ -495,6 +495,7 @@ def test_page_needs_nothing_from_elsewhere_and_runs_nothing(
     assert outline.tags.count("h2") == 7
     assert all(outline.alts)
     assert outline.tags.count("img") == 3 + 48
+    assert outline.tags.count("source") == 3  # the charts once more, for dark pages
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
@@ -507,6 +508,7 @@ def test_page_says_what_the_figures_are(table: Path, bundle: Path, tmp_path: Pat
     assert "62 images, scored by tiny-mda, version 1." in words
     assert figures["bundle_digest"] in words
     assert "big.png: image must be small, got a large one" in words
+    assert "1 of 4 classes have no image: cross." in words
     assert f"{100 * figures['confidence']['below']['0.9']:.1f} % of the images are below 0.9" in words
     assert f"The share of atypical images is {100 * typicality['atypical']:.1f} %, where 2.0 % are expected" in words
     assert "Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988" in words
@@ -532,15 +534,15 @@ def test_keys_messages_and_labels_are_text(bundle: Path, rows: list[Row], tmp_pa
 
 
 def test_table_of_errors_alone_has_a_page(bundle: Path, tmp_path: Path) -> None:
-    errors = [error_row(bundle, f"{number}.png", message=f"broken at {number}") for number in range(5)]
+    errors = [error_row(bundle, f"{number}.png", message=f"broken at {number // 2}") for number in range(8)]
     table = write_parquet(tmp_path / "errors.parquet", errors)
 
     figures = figures_in(table, bundle)
     outline = page_of(table, bundle, tmp_path / "page.html")
 
-    assert (figures["rows"], figures["answered"], figures["confidence"], figures["density"]) == (5, 0, None, None)
-    assert figures["errors"][0]["images"] == 5
-    assert figures["errors"][0]["examples"] == [[f"{n}.png", f"broken at {n}"] for n in range(3)]
+    assert (figures["rows"], figures["answered"], figures["confidence"], figures["density"]) == (8, 0, None, None)
+    assert figures["errors"][0]["images"] == 8
+    assert figures["errors"][0]["examples"] == [[f"{2 * n}.png", f"broken at {n}"] for n in range(3)]
     assert "No image has an answer, so there is nothing more to show." in outline.words
     assert outline.tags.count("h2") == 1
 
@@ -609,6 +611,22 @@ def test_command_writes_a_page_or_prints_figures(table: Path, bundle: Path, tmp_
     assert json.loads(printed.stdout) == figures_in(table, bundle)
     assert refused.returncode == 1
     assert "must be a .parquet or .jsonl file" in refused.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_browser_shows_every_picture_and_scrolls_in_one_direction_only(
+    width: int, table: Path, bundle: Path, pictures: tuple[tuple[str, bytes], ...], tmp_path: Path
+) -> None:
+    page = write_summary(table, bundle, tmp_path / "page.html", source=Memory(pictures))
+
+    seen = seen_in_browser(page, width, tmp_path)
+
+    assert seen["scroll"] <= seen["width"] <= width
+    assert seen["over"] == 0
+    assert len(seen["widths"]) == 3 + 48
+    assert min(seen["widths"]) > 0
+    assert seen["fetched"] == []
 
 
 # Thumbnails

@@ -21,11 +21,15 @@ MARK_WITHIN = 1024  # bytes of the page
 
 @dataclass(frozen=True)
 class Rows:
-    """A table: the first cell of every row names it; a cell that is a share from 0 to 1 becomes a bar."""
+    """A table: the first cell of every row names it; a cell that is a share from 0 to 1 becomes a bar.
+
+    A wide one stands beside nothing.
+    """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str | float]]
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from serving.batch.summary.plots import (
 from serving.batch.summary.tally import Listed
 from serving.bundle import Manifest
 
-MOST_ROWS = 100  # classes in a table
+MOST_ROWS = 50  # classes in a table
 MOST_BARS = 20  # classes in a chart
+MOST_NAMED = 20  # classes in a sentence
 MOST_CHARACTERS = 300  # of a key or message
 
 
@@ -69,33 +70,31 @@ def scored_section(figures: Figures) -> Section:
             ]
             for error in figures.errors
         ]
-        tables.append(Rows("Images without an answer", ["code", "images", "share", "for example"], rows))
+        tables.append(Rows("Images without an answer", ["code", "images", "share", "for example"], rows, wide=True))
     text = [] if figures.answered else ["No image has an answer, so there is nothing more to show."]
     return Section("scored", "What was scored", text, tables=tables)
 
 
 def classes_section(figures: Figures) -> Section:
     """How many images were taken for each class."""
-    ranked = sorted(figures.classes, key=lambda one: -one.images)[:MOST_ROWS]
+    ranked = sorted((one for one in figures.classes if one.images), key=lambda one: -one.images)
     rows: list[list[str | float]] = [
-        [
-            one.label,
-            f"{one.images:,}",
-            one.share,
-            "" if one.mean_probability is None else f"{one.mean_probability:.3f}",
-        ]
-        for one in ranked
+        [one.label, f"{one.images:,}", one.share, f"{one.mean_probability:.3f}"] for one in ranked[:MOST_ROWS]
     ]
     text = [
         "What the images were taken for, the most frequent class first. The mix is yours: that of the images that the "
         "model was tested on says nothing about it, so they are not compared."
     ]
-    caption = "Images per class"
-    if len(ranked) < len(figures.classes):
-        caption += f", the {len(ranked)} most frequent of {len(figures.classes)}"
-    return Section(
-        "classes", "Classes", text, tables=[Rows(caption, ["class", "images", "share", "mean probability"], rows)]
-    )
+    if empty := [one.label for one in figures.classes if not one.images]:
+        text.append(f"{len(empty)} of {len(figures.classes)} classes have no image{_named(empty)}.")
+    if len(ranked) > MOST_ROWS:
+        text.append(f"Of {len(ranked)} classes with images, the {MOST_ROWS} most frequent are shown.")
+    header = ["class", "images", "share", "mean probability"]
+    return Section("classes", "Classes", text, tables=[Rows("Images per class", header, rows)])
+
+
+def _named(labels: Sequence[str]) -> str:
+    return f": {', '.join(labels)}" if len(labels) <= MOST_NAMED else ""
 
 
 def confidence_section(confidence: Confidence) -> Section:
@@ -125,7 +124,7 @@ def density_section(density: Density | None, manifest: Manifest) -> Section:
     caption = "Images by log-density. Dashed: quantiles of the test split."
     beyond = typicality.histogram.beyond_left + typicality.histogram.beyond_right
     if beyond:
-        caption += f" The outermost bars also hold {beyond:,} images further out."
+        caption += f" The outermost bars also hold what lies further out, {beyond:,} of the images."
     alt = f"Histogram of the log-density around {density.mean:.1f} nats; {percent(typicality.atypical)} are atypical."
     drawing = _drawn(density_chart(typicality), caption, alt)
     return Section("density", title, [f"{_atypical_text(typicality)} {mean}"], [drawing], [_quantiles(typicality)])
@@ -233,7 +232,9 @@ def _listed(anchor: str, title: str, text: str, rows: Sequence[Listed], seen: Th
         ]
         for row in rows
     ]
-    return Section(anchor, title, [text, f"No images are shown: {seen.reason}."], tables=[Rows(title, header, table)])
+    return Section(
+        anchor, title, [text, f"No images are shown: {seen.reason}."], tables=[Rows(title, header, table, wide=True)]
+    )
 
 
 def _facts(row: Listed) -> list[str]:

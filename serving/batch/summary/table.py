@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from serving.errors import ServingError
 
 ROWS = 65_536  # of a batch
-BLOCK_BYTES = 16 * 1024 * 1024  # of JSON Lines that make a batch; no line may be longer
+BLOCK_BYTES = 4 * 1024 * 1024  # of JSON Lines that make a batch; no line may be longer
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl"}
 TOP_PROBABILITY = pa.list_(pa.struct([pa.field("probability", pa.float32())]))
 SCHEMA = pa.schema(
@@ -127,7 +127,7 @@ def _json_batches(file: Path) -> Iterator[Any]:
         return
     with arrow_json.open_json(
         file,
-        arrow_json.ReadOptions(block_size=BLOCK_BYTES),
+        arrow_json.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
         arrow_json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore"),
     ) as reader:
         for batch in reader:

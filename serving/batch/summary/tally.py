@@ -20,7 +20,8 @@ from serving.bundle import Bundle
 from serving.errors import shown
 
 LISTED = 24  # images of a list
-MESSAGES = 3  # of an error code
+MESSAGES = 3  # different ones of an error code,
+LOOKED_AT = 100  # from its first rows of a batch
 CONFIDENCE_BINS = 50
 DOUBTFUL = (0.5, 0.9)  # probabilities below which images are counted
 
@@ -130,9 +131,10 @@ class Tally:
             code = count["values"]
             self.errors[code] += count["counts"]
             examples = self.messages.setdefault(code, [])
-            for row in batch.filter(pc.equal(codes, code)).slice(0, MESSAGES).to_pylist():
-                if len(examples) < MESSAGES:
-                    examples.append((row["key"], row["error_message"] or ""))
+            for row in batch.filter(pc.equal(codes, code)).slice(0, LOOKED_AT).to_pylist():
+                message = row["error_message"] or ""
+                if len(examples) < MESSAGES and all(message != other for _, other in examples):
+                    examples.append((row["key"], message))
 
     def _add_answers(self, batch: Any) -> None:
         classes, probability = self._classes(batch), _numbers(batch, "probability")
