@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, seen_in_browser
-from conftest import LABELS, encoded, serving
+from conftest import LABELS, encoded, serving, with_int8
 from PIL import Image
 from scipy.stats import chi2
 
@@ -85,12 +85,12 @@ class Memory(Source):
             yield Item(key, image if image else UnreadableFile(f"{key} must be readable, got nothing"))
 
 
-def measured(bundle: Path, target: Path, **metrics: Any) -> Path:
+def measured(bundle: Path, target: Path, metrics: dict[str, Any], **fields: Any) -> Path:
     """A copy of a bundle that says how it was on its test split."""
     shutil.copytree(bundle, target)
     manifest = Bundle.load(bundle).manifest.model_dump(exclude={"sha256"})
     (target / "bundle.json").unlink()
-    write_manifest(target, **manifest | {"metrics": metrics})
+    write_manifest(target, **manifest | {"metrics": metrics} | fields)
     return target
 
 
@@ -144,7 +144,7 @@ def write_jsonl(file: Path, rows: Sequence[Row]) -> Path:
 def bundle(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mixture bundle with what it measured on its test split; read only."""
     metrics = {"images": 400, "log_density": -5.2, "log_density_quantiles": QUANTILES, "occupancy": OCCUPANCY}
-    return measured(bundle_dir, tmp_path_factory.mktemp("measured") / "1", **metrics)
+    return measured(bundle_dir, tmp_path_factory.mktemp("measured") / "1", metrics)
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +247,9 @@ def test_density_is_compared_with_the_quantiles_of_the_bundle(table: Path, bundl
         {"share": float(share), "log_density": value, "found": sum(v < value for v in values) / 60}
         for share, value in QUANTILES.items()
     ]
-    assert typicality["below"] == sum(v < -9 for v in values) / 60 > 0
+    assert typicality["atypical"] == sum(v < -9 for v in values) / 60 > 0
     assert typicality["above"] == sum(v > -5.0 for v in values) / 60 > 0
-    assert typicality["atypical"] == typicality["below"] + typicality["above"]
-    assert typicality["expected_atypical"] == 0.02
+    assert typicality["expected"] == 0.01
     histogram = typicality["histogram"]
     edges = [-np.inf, *histogram["edges"][1:-1], np.inf]
     assert histogram["counts"] == np.histogram(values, edges)[0].tolist()
@@ -418,6 +417,48 @@ def test_folder_of_parts_is_one_table(
     assert figures["table"] == str(folder)
 
 
+@pytest.mark.parametrize("write", [write_parquet, write_jsonl])
+def test_parts_of_an_unfinished_job_are_said_to_be_so(
+    write: Callable[[Path, Sequence[Row]], Path], bundle: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    job = {"source": {"kind": "folder", "place": "/gone"}, "options": {"top_k": 2}, "inputs": {"shards": 3}}
+    (tmp_path / "parts" / "_job").mkdir(parents=True)
+    (tmp_path / "parts" / "_job" / "job.json").write_text(json.dumps(job))
+    write(tmp_path / "parts" / f"part-00001.{'parquet' if write is write_parquet else 'jsonl'}", rows)
+
+    figures = figures_in(tmp_path / "parts", bundle)
+    outline = page_of(tmp_path / "parts", bundle, tmp_path / "page.html", images=False)
+
+    assert (figures["missing_parts"], figures["source"]) == (2, job["source"])
+    assert "The job is not finished: 2 parts of the table are missing." in outline.words
+
+
+def test_job_that_cannot_be_read_is_refused(bundle: Path, rows: list[Row], tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "answers.parquet", rows, {"source": "everywhere"})
+
+    with pytest.raises(TableError, match=r"answers.parquet must say what job made the table, got source: Input"):
+        figures_as_json(table, bundle)
+
+
+def test_densities_of_a_variant_come_with_its_shift(
+    bundle: Path, rows: list[Row], tmp_path: Path, bundle_dir: Path
+) -> None:
+    metrics = Bundle.load(bundle).manifest.metrics
+    cost = {"split": "test", "images": 400, "accuracy": (1, 1), "nll": (0, 0), "ece": (0, 0), "agreement": 1}
+    variant = {"accuracy": 1, "test": cost | {"density_shift": {"0.5": -0.25}}}
+    graphs = with_int8(bundle_dir, tmp_path / "int8")
+    int8 = measured(graphs, tmp_path / "1", metrics, variants={"int8": variant})
+    own = [row | origin(int8) for row in rows]
+    table = write_parquet(tmp_path / "int8.parquet", own, {"options": {"precision": "int8"}})
+    plain = write_parquet(tmp_path / "plain.parquet", own, {"options": {"precision": "float32"}})
+
+    words = page_of(table, int8, tmp_path / "page.html", images=False).words
+
+    assert "The images were scored in int8, the quantiles are of the float32 graph." in words
+    assert "by these nats, quantiles by their shares: -0.25 at 50 %." in words
+    assert "scored in" not in page_of(plain, int8, tmp_path / "page.html", images=False).words.partition("Density")[2]
+
+
 def test_table_of_another_bundle_is_refused(table: Path, softmax_dir: Path, bundle: Path) -> None:
     mine, others = origin(softmax_dir)["bundle_digest"], origin(bundle)["bundle_digest"]
 
@@ -510,7 +551,7 @@ def test_page_says_what_the_figures_are(table: Path, bundle: Path, tmp_path: Pat
     assert "big.png: image must be small, got a large one" in words
     assert "1 of 4 classes have no image: cross." in words
     assert f"{100 * figures['confidence']['below']['0.9']:.1f} % of the images are below 0.9" in words
-    assert f"The share of atypical images is {100 * typicality['atypical']:.1f} %, where 2.0 % are expected" in words
+    assert f"The share of atypical images is {100 * typicality['atypical']:.1f} %, where 1.0 % is expected" in words
     assert "Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988" in words
     assert "0.1 is a small effect, 0.3 a medium and 0.5 a large one" in words
     assert "No images are shown: they were not asked for." in words

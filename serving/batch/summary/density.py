@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LOW, HIGH = 0.01, 0.99  # images below the one quantile or above the other are atypical
+LOW, HIGH = 0.01, 0.99  # images below the one quantile are atypical; as few are expected above the other
 BINS_BETWEEN = 40  # the two quantiles
 REACH = 20_000  # bins to either side of the lower one
 BARS = 80  # about as many are drawn

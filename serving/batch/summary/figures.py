@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.batch.summary.density import HIGH, LOW, DensityTally, Histogram
+from serving.batch.summary.density import LOW, DensityTally, Histogram
 from serving.batch.summary.occupancy import ClassOccupancy, compare
+from serving.batch.summary.origin import origin_of
 from serving.batch.summary.table import Table, TableError
 from serving.batch.summary.tally import CONFIDENCE_BINS, DOUBTFUL, Listed, Tally
 from serving.bundle import Bundle, Manifest
@@ -60,18 +61,16 @@ class Typicality:
     Attributes:
         quantiles: of the test split.
         histogram: of the table.
-        below: share of images below the 1 % quantile.
+        atypical: share of images below the 1 % quantile.
         above: share above the 99 % quantile.
-        atypical: both together.
-        expected_atypical: likewise, on images like those of the test split.
+        expected: either share on images like those of the test split.
     """
 
     quantiles: list[Quantile]
     histogram: Histogram
-    below: float
-    above: float
     atypical: float
-    expected_atypical: float
+    above: float
+    expected: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,9 @@ class Figures:
         closest_to_a_tie: images of the least margin, the least first; where the table has no margins, of the lowest
             probability.
         by_margin: which of both.
-        job: what the table says of the job that made it.
+        source: where the images are, as the table says; None if it does not.
+        precision: of the graph that scored them.
+        missing_parts: of a folder of parts, those that the job has yet to write.
     """
 
     table: str
@@ -120,7 +121,9 @@ class Figures:
     least_typical: list[Listed]
     closest_to_a_tie: list[Listed]
     by_margin: bool
-    job: dict[str, Any]
+    source: dict[str, Any] | None
+    precision: str
+    missing_parts: int
 
 
 def figures_of(table: Table, bundle: Bundle) -> Figures:
@@ -134,7 +137,7 @@ def figures_of(table: Table, bundle: Bundle) -> Figures:
         tally.add(batch)
     if tally.model is None:
         raise TableError(f"{table.path} must have at least one row, got none: score something first")
-    answered = int(tally.counts.sum())
+    answered, origin = int(tally.counts.sum()), origin_of(table)
     model, version = tally.model
     return Figures(
         table=str(table.path),
@@ -151,7 +154,9 @@ def figures_of(table: Table, bundle: Bundle) -> Figures:
         least_typical=tally.atypical.rows,
         closest_to_a_tie=tally.ties.rows,
         by_margin=any(row.margin is not None for row in tally.ties.rows),
-        job=table.job(),
+        source=origin.source,
+        precision=origin.options.precision,
+        missing_parts=origin.missing_parts(table),
     )
 
 
@@ -179,9 +184,8 @@ def _density(tally: Tally, manifest: Manifest) -> Density | None:
 def _typicality(density: DensityTally) -> Typicality:
     columns = zip(density.shares.tolist(), density.quantiles.tolist(), density.below.tolist(), strict=True)
     quantiles = [Quantile(share, value, below / density.images) for share, value, below in columns]
-    below = next(quantile.found for quantile in quantiles if quantile.share == LOW)
-    above = density.above / density.images
-    return Typicality(quantiles, density.histogram(), below, above, below + above, round(LOW + 1 - HIGH, 6))
+    atypical = next(quantile.found for quantile in quantiles if quantile.share == LOW)
+    return Typicality(quantiles, density.histogram(), atypical, density.above / density.images, LOW)
 
 
 def _occupancy(tally: Tally, manifest: Manifest) -> list[ClassOccupancy] | None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from serving.batch.summary.figures import Confidence, Density, Figures, Typicality
+from serving.batch.summary.figures import Confidence, Figures, Typicality
 from serving.batch.summary.images import Thumbnails
 from serving.batch.summary.occupancy import NEW, NOTABLE, TOO_FEW, ClassOccupancy
 from serving.batch.summary.page import Card, Drawing, Rows, Section, percent
@@ -38,7 +38,7 @@ def sections_of(figures: Figures, manifest: Manifest, seen: Thumbnails) -> list[
         sections += [
             classes_section(figures),
             confidence_section(figures.confidence),
-            density_section(figures.density, manifest),
+            density_section(figures, manifest),
             components_section(figures.occupancy, manifest),
         ]
     if figures.least_typical:
@@ -71,7 +71,11 @@ def scored_section(figures: Figures) -> Section:
             for error in figures.errors
         ]
         tables.append(Rows("Images without an answer", ["code", "images", "share", "for example"], rows, wide=True))
-    text = [] if figures.answered else ["No image has an answer, so there is nothing more to show."]
+    text = []
+    if figures.missing_parts:
+        text.append(f"The job is not finished: {figures.missing_parts:,} parts of the table are missing.")
+    if not figures.answered:
+        text.append("No image has an answer, so there is nothing more to show.")
     return Section("scored", "What was scored", text, tables=tables)
 
 
@@ -110,24 +114,25 @@ def confidence_section(confidence: Confidence) -> Section:
     )
 
 
-def density_section(density: Density | None, manifest: Manifest) -> Section:
+def density_section(figures: Figures, manifest: Manifest) -> Section:
     """How typical the images are of those that the model was tested on."""
-    title = "Density"
+    title, density = "Density", figures.density
     if density is None:
         return Section("density", title, [f"{manifest.name} has no density, so it cannot say how typical an image is."])
     split = "" if density.split_mean is None else f", on the test split {density.split_mean:.2f}"
     mean = f"The mean log-density is {density.mean:.2f} nats{split}."
     typicality = density.typicality
     if typicality is None:
-        text = f"{mean} The bundle has no quantiles of its test split to compare with: export it anew to have them."
-        return Section("density", title, [text])
+        advice = f"{mean} The bundle has no quantiles of its test split to compare with: export it anew to have them."
+        return Section("density", title, [advice])
     caption = "Images by log-density. Dashed: quantiles of the test split."
     beyond = typicality.histogram.beyond_left + typicality.histogram.beyond_right
     if beyond:
         caption += f" The outermost bars also hold what lies further out, {beyond:,} of the images."
     alt = f"Histogram of the log-density around {density.mean:.1f} nats; {percent(typicality.atypical)} are atypical."
     drawing = _drawn(density_chart(typicality), caption, alt)
-    return Section("density", title, [f"{_atypical_text(typicality)} {mean}"], [drawing], [_quantiles(typicality)])
+    text = [f"{_atypical_text(typicality)} {mean}", *_precision_text(figures.precision, manifest)]
+    return Section("density", title, text, [drawing], [_quantiles(typicality)])
 
 
 def _quantiles(typicality: Typicality) -> Rows:
@@ -195,13 +200,25 @@ def _effects(occupancy: Sequence[ClassOccupancy]) -> Rows:
 
 
 def _atypical_text(typicality: Typicality) -> str:
-    expected = percent(typicality.expected_atypical)
+    expected = percent(typicality.expected)
     return (
-        f"The share of atypical images is {percent(typicality.atypical)}, where {expected} are expected: "
-        f"{percent(typicality.below)} are below the 1 % quantile of the test split's log-density, unlike what the "
-        f"model has learned, and {percent(typicality.above)} above the 99 % quantile, closer to it than nearly all "
-        "that it was tested on."
+        f"The share of atypical images is {percent(typicality.atypical)}, where {expected} is expected: those below "
+        "the 1 % quantile of the test split's log-density, unlike what the model has learned. "
+        f"{percent(typicality.above)} are above the 99 % quantile, where {expected} is expected too: closer to what "
+        "it has learned than nearly all that it was tested on."
     )
+
+
+def _precision_text(precision: str, manifest: Manifest) -> list[str]:
+    """How a variant's densities differ from those of the float32 graph, which the quantiles are of."""
+    cost = next((variant for name, variant in manifest.variants.items() if name == precision), None)
+    if cost is None or cost.test is None or not cost.test.density_shift:
+        return []
+    shifts = ", ".join(f"{value:+.2f} at {100 * float(share):g} %" for share, value in cost.test.density_shift.items())
+    return [
+        f"The images were scored in {precision}, the quantiles are of the float32 graph. On the test split {precision} "
+        f"shifts the log-density by these nats, quantiles by their shares: {shifts}."
+    ]
 
 
 def _ties_text(figures: Figures) -> str:

@@ -6,7 +6,6 @@
 However long the table, at most a batch of it is in memory.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +70,6 @@ class Table:
                 yield from read(file)
             except (pa.ArrowException, OSError) as exc:
                 raise TableError(f"{file} must be a whole part of a table, got {exc}: score it again") from exc
-
-    def job(self) -> dict[str, Any]:
-        """What the table says of the job that made it; empty if it says nothing, as JSON Lines do."""
-        if self.kind == "jsonl":
-            return {}
-        try:
-            metadata = pq.read_schema(self.files[0]).metadata or {}
-            job = json.loads(metadata.get(b"job", b"{}"))
-        except (pa.ArrowException, OSError, ValueError) as exc:
-            raise TableError(f"{self.files[0]} must say in its metadata what job made it, got {exc}") from exc
-        return job if isinstance(job, dict) else {}
 
 
 def open_table(path: Path) -> Table:

@@ -84,14 +84,13 @@ def _seen(figures: Figures, bundle: Bundle, source: Source | None) -> Thumbnails
     spec = bundle.manifest.input
     if source is not None:
         return thumbnails(keys, source, spec)
-    description = figures.job.get("source")
-    if description is None:
+    if figures.source is None:
         return Thumbnails(reason="the table does not say where its images are; name the place with --source")
     from serving.batch.sources import source_of
 
     try:
-        return thumbnails(keys, source_of(description), spec)
-    except ServingError as error:
+        return thumbnails(keys, source_of(figures.source), spec)
+    except (ServingError, KeyError, TypeError) as error:  # the table may describe anything
         return Thumbnails(
             reason=f"they are not where the table says any more ({error}); name their place with --source"
         )
