@@ -1,11 +1,11 @@
 """What is scored: a source gives its images in shards, the same ones in the same order whenever it is asked.
 
-    source = open_source("photos/")                   # serving/batch/sources/ has one module a kind
+    source = open_source("photos/")                   # serving/batch/sources/ has a module a kind
     for shard in source.shards(4096):
         for key, image in source.read(shard, max_bytes): ...
 
-A shard is small: it says where its images are and holds none. Sources and shards travel to other processes and
-machines.
+A shard is small: it says where its images are and holds none. Sources and shards travel to other processes, and to
+other machines that reach the same places.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ class Shard:
     Attributes:
         where: what their source needs to read them, as plain JSON values.
         state: what shows that they are others now, such as a digest of names, sizes and times.
-        images: how many; None if that shows only when they are read.
+        images: how many; None if that shows only when they are read, which is so for a tar that is a stream.
     """
 
     where: dict[str, Any]
@@ -52,7 +52,7 @@ class Item(NamedTuple):
     """One image of a source.
 
     Attributes:
-        key: its name, unique in the source.
+        key: its name; unique in the source, but where the names are the user's own and some are there twice.
         image: its encoded bytes; its pixels, uint8 (H, W, C) with C = 1 or 3, if the source holds those; or why it
             cannot be had.
     """
@@ -71,10 +71,13 @@ class Source(ABC):
 
     @abstractmethod
     def shards(self, images: int) -> Iterator[Shard]:
-        """All images in shards of at most `images`, one after the other, however many there are.
+        """All images in shards, one after the other, however many there are.
+
+        Args:
+            images: of a shard, at most; one that can only be read as a stream has as many as the stream.
 
         Raises:
-            SourceError: if the source is not there, or has no images.
+            SourceError: if the source is not there, has no images, or is broken; shards that came before stay valid.
         """
 
     @abstractmethod
@@ -83,7 +86,7 @@ class Source(ABC):
 
         Args:
             shard: one of `shards`.
-            max_bytes: a larger image is not read; it becomes an `ImageTooLarge`.
+            max_bytes: a larger encoded image becomes an `ImageTooLarge`, and is not read if its size shows before.
 
         Raises:
             SourceError: if the source breaks off, so that nobody can tell how the images are.

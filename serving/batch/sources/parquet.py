@@ -1,0 +1,212 @@
+"""Images in Parquet: a column of encoded bytes, of paths, or Hugging Face's `struct<bytes, path>`; see `columns.py`.
+
+A shard is a range of a file's rows. Only the columns that are needed are read, and of a group of rows only up to the
+shard's end; rows of the group before the shard are decoded and dropped, so groups that are much larger than shards cost
+time. Paths are relative to the folder of their Parquet file, or URLs.
+"""
+
+# ruff: noqa: D102 - the base class says what its methods do
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.batch.listing import Entry
+from serving.batch.places import URL, LocalPlace, Place, check_size, place_from
+from serving.batch.source import SHARD_BYTES, Item, Shard, Source, SourceError, UnreadableFile
+from serving.batch.sources.columns import check_key_column, image_column, is_struct, is_text
+from serving.batch.sources.inputs import file_of, input_place, inputs
+from serving.batch.sources.packing import bytes_of, digest, key_of, not_empty
+from serving.batch.sources.reading import read_ahead, read_item, source_errors
+
+SUFFIXES = (".parquet", ".pq")
+BATCH_ROWS, BATCH_BYTES = 256, 16 * 1024 * 1024  # of rows that are in memory at once
+BUFFER_BYTES = 1024 * 1024
+
+
+class _Row(NamedTuple):
+    key: str
+    data: bytes | None
+    path: str | None
+
+
+@dataclass(frozen=True)
+class Parquet(Source):
+    """Rows of Parquet files.
+
+    An image's key is the value of `key_column`; else its path, if the column holds paths or the struct has one; else
+    `FILE#ROW`, where rows count from 0.
+
+    Attributes:
+        place: a file, a folder of them, or a pattern, as an absolute path or a URL.
+        column: the column of images.
+        key_column: the column of keys, or None.
+    """
+
+    place: str
+    column: str
+    key_column: str | None = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"kind": "parquet", "place": self.place, "column": self.column, "key_column": self.key_column}
+
+    def shards(self, images: int) -> Iterator[Shard]:
+        with source_errors(self.place):
+            yield from not_empty(self._shards(images), self.place, "hold at least one row")
+
+    def _shards(self, images: int) -> Iterator[Shard]:
+        root, entries = inputs(self.place, SUFFIXES)
+        for entry in entries:
+            file = file_of(entry)
+            with self._opened(input_place(root, file)) as parquet:
+                rows = parquet.metadata.num_rows
+                step = min(images, max(1, SHARD_BYTES // self._row_bytes(parquet)))
+            state = digest([b"%b %a %a %d" % (entry.path, entry.size, entry.mtime_ns, rows)])
+            for first in range(0, rows, step):
+                count = min(step, rows - first)
+                yield Shard({"file": file, "first": first, "rows": count}, state, count)
+
+    def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
+        root, _ = inputs(self.place, SUFFIXES)
+        place = input_place(root, shard.where["file"])
+        item = partial(_item, place, max_bytes)
+        for rows in self._rows(place, shard, [self.column]):
+            is_remote = [row.data is None and row.path is not None and _is_remote(place, row.path) for row in rows]
+            yield from read_ahead(item, rows) if any(is_remote) else map(item, rows)
+
+    def find(self, keys: Collection[str], max_bytes: int) -> Iterator[Item]:
+        """As `Source.find`, without the images of other rows."""
+        root, _ = inputs(self.place, SUFFIXES)
+        wanted = set(keys)
+        for shard in self.shards(65_536):
+            place = input_place(root, shard.where["file"])
+            rows = (row for batch in self._rows(place, shard, []) for row in batch)
+            for number, row in enumerate(rows, shard.where["first"]):
+                if row.key in wanted:
+                    wanted.remove(row.key)
+                    yield from self.read(Shard(shard.where | {"first": number, "rows": 1}, shard.state, 1), max_bytes)
+            if not wanted:
+                return
+
+    def _rows(self, place: Place, shard: Shard, columns: list[str]) -> Iterator[list[_Row]]:
+        """A shard's rows, some at a time, with these columns beside the keys."""
+        file, first, end = shard.where["file"], shard.where["first"], shard.where["first"] + shard.where["rows"]
+        with self._opened(place) as parquet:
+            columns = list(dict.fromkeys([*columns, *self._columns_of_keys(parquet.schema_arrow)]))
+            rows = max(1, min(BATCH_ROWS, BATCH_BYTES // self._row_bytes(parquet)))
+            for start, batch in _batches(parquet, first, end, rows, columns or [parquet.schema_arrow.names[0]]):
+                data, paths = _images(batch, self.column)
+                keys = batch.column(self.key_column).to_pylist() if self.key_column else paths
+                names = (f"{key_of(bytes_of(file))}#{number}" for number in range(start, start + len(batch)))
+                keyed = (name if key in (None, "") else str(key) for key, name in zip(keys, names, strict=True))
+                yield [_Row(*row) for row in zip(keyed, data, paths, strict=True)]
+
+    def _columns_of_keys(self, schema: pa.Schema) -> list[str]:
+        if self.key_column:
+            return [self.key_column]
+        kind = schema.field(self.column).type
+        if is_struct(kind):
+            return [f"{self.column}.path"] if kind.get_field_index("path") >= 0 else []
+        return [self.column] if is_text(kind) else []
+
+    @contextmanager
+    def _opened(self, place: Place) -> Iterator[pq.ParquetFile]:
+        file = place.path if isinstance(place, LocalPlace) else place.open()
+        try:
+            with source_errors(str(place)), pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
+                image_column(parquet.schema_arrow, self.column, str(place))
+                if self.key_column:
+                    check_key_column(parquet.schema_arrow, self.key_column, str(place))
+                yield parquet
+        except pa.ArrowException as exc:
+            raise SourceError(f"{place} must be a whole Parquet file, got a broken one: {exc}") from exc
+        finally:
+            if not isinstance(file, str):
+                file.close()
+
+    def _row_bytes(self, parquet: pq.ParquetFile) -> int:
+        """Bytes of the images' column a row, on average."""
+        metadata = parquet.metadata
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+        mine = (c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == self.column)
+        return int(max(1, sum(mine) // max(1, metadata.num_rows)))
+
+
+def found_parquet(place: str, column: str | None, key_column: str | None) -> Parquet:
+    """The source, with its column found in its first file.
+
+    Raises:
+        SourceError: if there is no file, or not one column that can be meant.
+    """
+    with source_errors(place):
+        root, entries = inputs(place, SUFFIXES)
+        entry: Entry | None = next(entries, None)
+        if entry is None:
+            raise SourceError(f"{place} must hold at least one Parquet file, got none")
+        first = input_place(root, file_of(entry))
+        with first.open() as file:
+            try:
+                schema = pq.read_schema(file)
+            except pa.ArrowException as exc:
+                raise SourceError(f"{first} must be a whole Parquet file, got a broken one: {exc}") from exc
+    if key_column:
+        check_key_column(schema, key_column, str(first))
+    return Parquet(place, image_column(schema, column, str(first)), key_column)
+
+
+def _batches(
+    parquet: pq.ParquetFile, first: int, end: int, rows: int, columns: list[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows `first` to `end`, and the number of each batch's first row."""
+    start = 0
+    for group in range(parquet.num_row_groups):
+        count = parquet.metadata.row_group(group).num_rows
+        if start < end and first < start + count:
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+                begin, stop = max(first, start), min(end, start + len(batch))
+                if begin < stop:
+                    yield begin, batch.slice(begin - start, stop - begin)
+                start += len(batch)
+                if start >= end:
+                    return
+        else:
+            start += count
+
+
+def _images(batch: pa.RecordBatch, column: str) -> tuple[list[bytes | None], list[str | None]]:
+    """Bytes and paths of a batch; None for what it has not."""
+    nothing: list[Any] = [None] * len(batch)
+    if column not in batch.schema.names:
+        return nothing, nothing
+    values = batch.column(column)
+    if is_text(values.type):
+        return nothing, values.to_pylist()
+    if not pa.types.is_struct(values.type):
+        return values.to_pylist(), nothing
+    fields = dict(zip([field.name for field in values.type], values.flatten(), strict=True))
+    return tuple(fields[name].to_pylist() if name in fields else nothing for name in ("bytes", "path"))  # type: ignore[return-value]
+
+
+def _is_remote(parquet: Place, path: str) -> bool:
+    return URL.match(path) is not None or not (isinstance(parquet, LocalPlace) or path.startswith("/"))
+
+
+def _item(parquet: Place, max_bytes: int, row: _Row) -> Item:
+    if row.data is not None:
+        data = row.data
+        return read_item(row.key, lambda allowed: _checked(data, allowed), max_bytes, parquet.exists)
+    if not row.path:
+        return Item(row.key, UnreadableFile("row must hold an image's bytes or its path, got null"))
+    return read_item(row.key, place_from(parquet.parent, row.path).read, max_bytes, parquet.exists)
+
+
+def _checked(data: bytes, max_bytes: int) -> bytes:
+    check_size(len(data), max_bytes)
+    return data
