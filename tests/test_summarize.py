@@ -719,10 +719,50 @@ def test_images_that_cannot_be_reached_are_listed_as_text_with_the_reason(
         assert f"{row['key']} {row['label']} {row['probability']:.3f}" in outline.words
 
 
-def test_source_that_was_named_must_be_there(table: Path, bundle: Path, tmp_path: Path) -> None:
+def test_source_that_was_named_must_be_there_and_the_right_one(table: Path, bundle: Path, tmp_path: Path) -> None:
+    others = Memory((("other.png", noise(1, 0)[0]),))
+
+    with pytest.raises(SourceError, match=r"the source must have the images of the table, got none of \d+ that were"):
+        write_summary(table, bundle, tmp_path / "page.html", source=others)
     with pytest.raises(SourceError, match="memory must be there, got nothing"):
         write_summary(table, bundle, tmp_path / "page.html", source=Memory((), broken=True))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_found_where_the_table_says(
+    bundle: Path, rows: list[Row], pictures: tuple[tuple[str, bytes], ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for key, image in pictures:
+        (folder / key).write_bytes(image)
+    table = write_parquet(tmp_path / "answers.parquet", rows, {"source": {"kind": "folder", "place": str(folder)}})
+
+    found = page_of(table, bundle, tmp_path / "page.html")
+    folder.rename(tmp_path / "moved")
+    lost = page_of(table, bundle, tmp_path / "page.html")
+    serving("summarize", table, "--bundle", bundle, "--source", tmp_path / "moved", check=True)
+    again = Outline((tmp_path / "answers.html").read_text())
+    elsewhere = serving("summarize", table, "--bundle", bundle, "--source", folder)
+
+    assert found.tags.count("img") == again.tags.count("img") == 3 + 48
+    assert lost.tags.count("img") == 3
+    assert re.search(
+        r"they are not where the table says any more \(.* got .*\); name their place with --source", lost.words
+    )
+    assert elsewhere.returncode == 1
+    assert "photos must be a folder of images, got nothing there" in elsewhere.stderr
+
+
+@pytest.mark.parametrize("description", [{"kind": "folder"}, {"kind": "moon", "place": "far"}, {"kind": "folder", "place": 3}])
+def test_table_that_describes_no_source_has_a_page_without_images(
+    description: dict[str, Any], bundle: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    table = write_parquet(tmp_path / "answers.parquet", rows[:3], {"source": description})
+
+    words = page_of(table, bundle, tmp_path / "page.html").words
+
+    assert "No images are shown: they are not where the table says any more (" in words
 
 
 # Queries of the README

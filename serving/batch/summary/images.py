@@ -54,7 +54,7 @@ def thumbnails(keys: Collection[str], source: Source, spec: InputSpec, limits: L
     """Find images in their source and make them small.
 
     Raises:
-        SourceError: if the source is not there, or breaks off.
+        SourceError: if the source is not there, has none of them, or breaks off.
     """
     seen = Thumbnails()
     try:
@@ -66,6 +66,8 @@ def thumbnails(keys: Collection[str], source: Source, spec: InputSpec, limits: L
     except OSError as exc:
         raise SourceError(f"the source of the images must be there, got {exc}") from exc
     lost = [key for key in keys if key not in seen.images and key not in seen.missing]
+    if len(lost) == len(keys):
+        raise SourceError(f"the source must have the images of the table, got none of {len(keys)} that were looked for")
     seen.missing.update(dict.fromkeys(lost, "not in the source any more"))
     return seen
 
