@@ -242,7 +242,7 @@ def score(
 @app.command()
 def summarize(
     table: Annotated[
-        Path, typer.Argument(help="What score has written: a .parquet or .jsonl file or a folder of them.")
+        str, typer.Argument(help="What score has written: a .parquet or .jsonl file or a folder of parts, or its URL.")
     ],
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle that scored it, <name>/<version>.")],
     out: Annotated[Path | None, typer.Option(help="HTML page to write.", show_default="beside the table")] = None,

@@ -23,6 +23,7 @@ from conftest import LABELS, encoded, serving, with_int8
 from PIL import Image
 from scipy.stats import chi2
 
+from serving.batch.places import place_of
 from serving.batch.source import Item, Shard, Source, SourceError, UnreadableFile
 from serving.batch.summary import table as table_module
 from serving.batch.summary.density import DensityTally
@@ -169,7 +170,7 @@ def table(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_parquet(tmp_path_factory.mktemp("table") / "answers.parquet", rows)
 
 
-def figures_in(table: Path, bundle: Path) -> dict[str, Any]:
+def figures_in(table: str | Path, bundle: Path) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(figures_as_json(table, bundle))
     return figures
 
@@ -459,6 +460,25 @@ def test_densities_of_a_variant_come_with_its_shift(
     assert "scored in" not in page_of(plain, int8, tmp_path / "page.html", images=False).words.partition("Density")[2]
 
 
+def test_table_by_url_is_read_where_it_is(
+    table: Path, bundle: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = write_jsonl(tmp_path / "part.jsonl", rows).read_bytes()
+    place_of("memory://tables/one.parquet").write(lambda out: out.write(table.read_bytes()))
+    place_of("memory://tables/many/part-00000.jsonl").write(lambda out: out.write(lines))
+    place_of("memory://tables/many/_job/job.json").write(lambda out: out.write(b'{"inputs": {"shards": 2}}'))
+
+    one = figures_in("memory://tables/one.parquet", bundle)
+    many = figures_in("memory://tables/many", bundle)
+    page = write_summary("memory://tables/many", bundle, images=False)
+
+    assert one == figures_in(table, bundle) | {"table": "memory://tables/one.parquet"}
+    assert approximately(many, "table", "missing_parts") == approximately(one, "table", "missing_parts")
+    assert many["missing_parts"] == 1
+    assert page.resolve() == tmp_path / "many.html"
+
+
 def test_table_of_another_bundle_is_refused(table: Path, softmax_dir: Path, bundle: Path) -> None:
     mine, others = origin(softmax_dir)["bundle_digest"], origin(bundle)["bundle_digest"]
 
@@ -491,9 +511,9 @@ def test_what_is_no_table_is_refused(bundle: Path, rows: list[Row], tmp_path: Pa
         tmp_path / "empty.jsonl": "empty.jsonl must have at least one row, got none",
         tmp_path
         / "both": "both must be a .parquet or .jsonl file or a folder of such parts, got both kinds: name what",
-        tmp_path / "none": "none must be a .parquet or .jsonl file or a folder of such parts, got none of them",
+        tmp_path / "none": "none must be a .parquet or .jsonl file or a folder of such parts, got none: name",
         tmp_path / "gone": "gone must be a .parquet or .jsonl file or a folder of such parts, got nothing there",
-        tmp_path / "notes.txt": "folder of such parts, got a file notes.txt: name what `score --out` has written",
+        tmp_path / "notes.txt": "folder of such parts, got another file: name what `score --out` has written",
         tmp_path / "broken.parquet": "broken.parquet must be a whole part of a table, got .*: score it again",
         tmp_path / "broken.jsonl": "broken.jsonl must be a whole part of a table, got .*: score it again",
         tmp_path
@@ -619,14 +639,16 @@ def test_page_stands_beside_its_table_and_replaces_only_its_kind(table: Path, bu
     copy = Path(shutil.copy(table, tmp_path / "answers.parquet"))
     (tmp_path / "mine.html").write_text("<!doctype html><title>mine</title>")
     (tmp_path / "folder.html").mkdir()
+    (tmp_path / "answers").mkdir()
 
     page = write_summary(copy, bundle, images=False)
 
     assert page == tmp_path / "answers.html" == write_summary(copy, bundle, images=False)
-    assert default_page(tmp_path) == tmp_path.with_name(f"{tmp_path.name}.html")
     for other in ("mine.html", "folder.html"):
         with pytest.raises(ServingError, match=rf"{other} must be a new file or a page about a table, got something"):
             write_summary(copy, bundle, tmp_path / other)
+    copy.rename(tmp_path / "answers" / copy.name)
+    assert default_page(open_table(tmp_path / "answers")) == page
     assert (tmp_path / "mine.html").read_text() == "<!doctype html><title>mine</title>"
 
 
@@ -754,7 +776,9 @@ def test_images_are_found_where_the_table_says(
     assert "photos must be a folder of images, got nothing there" in elsewhere.stderr
 
 
-@pytest.mark.parametrize("description", [{"kind": "folder"}, {"kind": "moon", "place": "far"}, {"kind": "folder", "place": 3}])
+@pytest.mark.parametrize(
+    "description", [{"kind": "folder"}, {"kind": "moon", "place": "far"}, {"kind": "folder", "place": 3}]
+)
 def test_table_that_describes_no_source_has_a_page_without_images(
     description: dict[str, Any], bundle: Path, rows: list[Row], tmp_path: Path
 ) -> None:

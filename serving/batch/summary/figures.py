@@ -136,13 +136,16 @@ def figures_of(table: Table, bundle: Bundle) -> Figures:
     for batch in table.batches():
         tally.add(batch)
     if tally.model is None:
-        raise TableError(f"{table.path} must have at least one row, got none: score something first")
+        raise TableError(f"{table.place} must have at least one row, got none: score something first")
+    return _figures(table, bundle, tally, tally.model)
+
+
+def _figures(table: Table, bundle: Bundle, tally: Tally, model: tuple[str, int]) -> Figures:
     answered, origin = int(tally.counts.sum()), origin_of(table)
-    model, version = tally.model
     return Figures(
-        table=str(table.path),
-        model=model,
-        version=version,
+        table=str(table.place),
+        model=model[0],
+        version=model[1],
         bundle_digest=bundle.digest,
         rows=tally.rows,
         answered=answered,

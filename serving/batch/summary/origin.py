@@ -1,15 +1,16 @@
 """What a table says of the job that made it: in the metadata of Parquet, or in the folder of a job's parts."""
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
+from serving.batch.places import Place
 from serving.batch.summary.table import Table, TableError
 
-RECORD = Path("_job") / "job.json"
+JOB = "job.json"
+RECORD = f"_job/{JOB}"
 
 
 class OptionsOfJob(BaseModel):
@@ -39,8 +40,7 @@ class Origin(BaseModel):
 
     def missing_parts(self, table: Table) -> int:
         """How many parts of a folder are yet to be written."""
-        there = len(table.files) if table.path.is_dir() else None
-        return 0 if there is None or self.inputs.shards is None else max(0, self.inputs.shards - there)
+        return max(0, (self.inputs.shards or 0) - len(table.files)) if table.is_folder else 0
 
 
 def origin_of(table: Table) -> Origin:
@@ -49,9 +49,10 @@ def origin_of(table: Table) -> Origin:
     Raises:
         TableError: if what it says cannot be read.
     """
-    record = table.path / RECORD
-    place = record if record.is_file() else table.files[0]
+    place = table.place.child(RECORD)
     try:
+        if not (table.is_folder and place.exists()):
+            place = table.files[0]
         return Origin.model_validate_json(_said(place, table.kind))
     except ValidationError as exc:
         first = exc.errors()[0]
@@ -61,10 +62,11 @@ def origin_of(table: Table) -> Origin:
         raise TableError(f"{place} must be readable, got {exc}: score it again") from exc
 
 
-def _said(place: Path, kind: str) -> bytes:
-    if place.name == RECORD.name:
-        return place.read_bytes()
+def _said(place: Place, kind: str) -> bytes:
+    if place.name == JOB:
+        return place.read()
     if kind == "jsonl":
         return b"{}"
-    metadata: dict[bytes, bytes] = pq.read_schema(place).metadata or {}
+    with place.open() as stream:
+        metadata: dict[bytes, bytes] = pq.read_schema(stream).metadata or {}
     return metadata.get(b"job", b"{}")

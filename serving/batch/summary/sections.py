@@ -61,22 +61,26 @@ def scored_section(figures: Figures) -> Section:
     ]
     tables = [Rows("The table", [], facts)]
     if figures.errors:
-        rows: list[list[str | float]] = [
-            [
-                error.code,
-                f"{error.images:,}",
-                error.images / figures.rows,
-                " · ".join(f"{_cut(key)}: {_cut(message)}" for key, message in error.examples),
-            ]
-            for error in figures.errors
-        ]
-        tables.append(Rows("Images without an answer", ["code", "images", "share", "for example"], rows, wide=True))
+        tables.append(_errors(figures))
     text = []
     if figures.missing_parts:
         text.append(f"The job is not finished: {figures.missing_parts:,} parts of the table are missing.")
     if not figures.answered:
         text.append("No image has an answer, so there is nothing more to show.")
     return Section("scored", "What was scored", text, tables=tables)
+
+
+def _errors(figures: Figures) -> Rows:
+    rows: list[list[str | float]] = [
+        [
+            error.code,
+            f"{error.images:,}",
+            error.images / figures.rows,
+            " · ".join(f"{_cut(key)}: {_cut(message)}" for key, message in error.examples),
+        ]
+        for error in figures.errors
+    ]
+    return Rows("Images without an answer", ["code", "images", "share", "for example"], rows, wide=True)
 
 
 def classes_section(figures: Figures) -> Section:

@@ -6,19 +6,21 @@
 However long the table, at most a batch of it is in memory.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.batch.places import Place, place_of
 from serving.errors import ServingError
 
 ROWS = 65_536  # of a batch
 BLOCK_BYTES = 4 * 1024 * 1024  # of JSON Lines that make a batch; no line may be longer
-KINDS = {".parquet": "parquet", ".jsonl": "jsonl"}
+KINDS: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
 TOP_PROBABILITY = pa.list_(pa.struct([pa.field("probability", pa.float32())]))
 SCHEMA = pa.schema(
     [
@@ -46,16 +48,18 @@ class TableError(ServingError):
 
 @dataclass(frozen=True)
 class Table:
-    """A table on disk.
+    """A table here or by URL.
 
     Attributes:
-        path: the file, or the folder of parts.
+        place: the file, or the folder of parts.
+        is_folder: which of both.
         files: its parts, in order.
         kind: how they are written.
     """
 
-    path: Path
-    files: tuple[Path, ...]
+    place: Place
+    is_folder: bool
+    files: tuple[Place, ...]
     kind: Literal["parquet", "jsonl"]
 
     def batches(self) -> Iterator[Any]:
@@ -72,31 +76,45 @@ class Table:
                 raise TableError(f"{file} must be a whole part of a table, got {exc}: score it again") from exc
 
 
-def open_table(path: Path) -> Table:
+def open_table(address: str | Path) -> Table:
     """Find the parts of a table.
 
     Raises:
         TableError: if there are none, or some of either kind.
+        PlaceError: if the address cannot be read.
     """
-    files = sorted(_parts(path)) if path.is_dir() else [path]
-    kinds = {KINDS[file.suffix] for file in files if file.suffix in KINDS}
-    rule = f"{path} must be a .parquet or .jsonl file or a folder of such parts"
-    if not path.exists():
-        raise TableError(f"{rule}, got nothing there: name what `score --out` has written")
-    if len(kinds) != 1:
-        found = "both kinds" if kinds else "none of them" if path.is_dir() else f"a file {path.name}"
-        raise TableError(f"{rule}, got {found}: name what `score --out` has written")
-    return Table(path, tuple(files), "parquet" if kinds == {"parquet"} else "jsonl")
+    place = place_of(address)
+    try:
+        info = place.info()
+        is_folder = info is not None and info.is_folder
+        files = tuple(_parts(place)) if is_folder else (place,)
+    except OSError as exc:
+        raise TableError(f"{place} must be readable, got {exc}") from exc
+    kinds = {kind for file in files if (kind := KINDS.get(_suffix(file.name)))}
+    if info is not None and len(kinds) == 1:
+        return Table(place, is_folder, files, kinds.pop())
+    found = "nothing there" if info is None else "both kinds" if kinds else "none" if is_folder else "another file"
+    raise TableError(
+        f"{place} must be a .parquet or .jsonl file or a folder of such parts, got {found}: "
+        "name what `score --out` has written"
+    )
 
 
-def _parts(folder: Path) -> Iterator[Path]:
-    for file in folder.iterdir():
-        if file.suffix in KINDS and file.is_file() and not file.name.startswith(("_", ".")):
-            yield file
+def _parts(folder: Place) -> Iterator[Place]:
+    for entry in folder.walk(_is_part):
+        yield folder.child(os.fsdecode(entry.path))
 
 
-def _parquet_batches(file: Path) -> Iterator[Any]:
-    with pq.ParquetFile(file) as parquet:
+def _is_part(folder: bytes, name: bytes, is_folder: bool) -> bool:
+    return not is_folder and not name.startswith((b"_", b".")) and _suffix(os.fsdecode(name)) in KINDS
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix
+
+
+def _parquet_batches(file: Place) -> Iterator[Any]:
+    with file.open() as stream, pq.ParquetFile(stream) as parquet:
         there = parquet.schema_arrow.names
         missing = [name for name in SCHEMA.names if name not in there and name not in OPTIONAL]
         if missing:
@@ -108,16 +126,15 @@ def _parquet_batches(file: Path) -> Iterator[Any]:
             yield _with_schema(batch)
 
 
-def _json_batches(file: Path) -> Iterator[Any]:
+def _json_batches(file: Place) -> Iterator[Any]:
     from pyarrow import json as arrow_json
 
-    if file.stat().st_size == 0:  # which the reader refuses
+    info = file.info()
+    if info is not None and info.size == 0:  # which the reader refuses
         return
-    with arrow_json.open_json(
-        file,
-        arrow_json.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-        arrow_json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore"),
-    ) as reader:
+    read = arrow_json.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+    parse = arrow_json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
+    with file.open() as stream, arrow_json.open_json(stream, read, parse) as reader:
         for batch in reader:
             yield _with_schema(batch)
 

@@ -5,18 +5,19 @@ python -m serving summarize answers.parquet --bundle model_store/mnist-mda/1    
 
 import json
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from serving.batch.places import LocalPlace
 from serving.batch.source import Source
 from serving.batch.summary.figures import Figures, figures_of
 from serving.batch.summary.images import Thumbnails, thumbnails
 from serving.batch.summary.page import require_replaceable, write_page
-from serving.batch.summary.table import open_table
+from serving.batch.summary.table import Table, open_table
 from serving.bundle import Bundle
 from serving.errors import ServingError
 
 
-def figures_as_json(table: Path, bundle: Path) -> str:
+def figures_as_json(table: str | Path, bundle: Path) -> str:
     """All figures of a table that the bundle in a folder has made; see `figures.Figures`.
 
     Raises:
@@ -28,14 +29,14 @@ def figures_as_json(table: Path, bundle: Path) -> str:
 
 
 def write_summary(
-    table: Path, bundle: Path, out: Path | None = None, *, source: Source | None = None, images: bool = True
+    table: str | Path, bundle: Path, out: Path | None = None, *, source: Source | None = None, images: bool = True
 ) -> Path:
     """Write the page about a table that the bundle in a folder has made.
 
     Args:
-        table: a file or a folder of parts.
+        table: a file or a folder of parts, here or by URL.
         bundle: the bundle's folder.
-        out: the page; beside the table if left out.
+        out: the page; see `default_page`.
         source: where the images are; if left out, what the table says.
         images: whether to show some.
 
@@ -51,14 +52,14 @@ def write_summary(
     """
     _require_extra()
     opened, model = open_table(table), Bundle.load(bundle)
-    page = out or default_page(table)
+    page = out or default_page(opened)
     require_replaceable(page)
     figures = figures_of(opened, model)
     seen = _seen(figures, model, source) if images else Thumbnails(reason="they were not asked for")
     from serving.batch.summary.sections import sections_of
 
     lead = f"{figures.rows:,} images, scored by {figures.model}, version {figures.version}."
-    write_page(page, table.name or str(table), lead, sections_of(figures, model.manifest, seen))
+    write_page(page, opened.place.name, lead, sections_of(figures, model.manifest, seen))
     return page
 
 
@@ -73,15 +74,18 @@ def named_source(text: str) -> Source:
     return open_source(text)
 
 
-def default_page(table: Path) -> Path:
-    """Beside the table: answers.html for answers.parquet, and for a folder answers/."""
-    place = table.resolve()
-    return place.with_name(f"{place.name if place.is_dir() else place.stem}.html")
+def default_page(table: Table) -> Path:
+    """answers.html for answers.parquet, and for a folder answers/: beside it, or here if the table is elsewhere."""
+    name = table.place.name if table.is_folder else PurePosixPath(table.place.name).stem
+    folder = Path(table.place.path).parent if isinstance(table.place, LocalPlace) else Path()
+    return folder / f"{name}.html"
 
 
 def _seen(figures: Figures, bundle: Bundle, source: Source | None) -> Thumbnails:
     keys = list(dict.fromkeys(row.key for row in [*figures.least_typical, *figures.closest_to_a_tie]))
     spec = bundle.manifest.input
+    if not keys:
+        return Thumbnails()
     if source is not None:
         return thumbnails(keys, source, spec)
     if figures.source is None:
