@@ -10,14 +10,12 @@ less the median of the bare graph. Each figure is the median of the rounds.
 """
 
 import json
-import multiprocessing
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
@@ -32,10 +30,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from load_tests.bare import Layout, bare_runtime
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads
 from serving.errors import ServingError
-from serving.runtimes import open_runtime
 from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
@@ -45,7 +43,6 @@ from training.files import replace_text
 Processor = Literal["cpu", "gpu"]
 GraphPrecision = StrEnum("GraphPrecision", {name: name for name in get_args(Precision)})  # one option, several values
 CONNECTIONS: dict[Processor, Sequence[int]] = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
-_barrier: Any = None
 SCRIPT = """
 wrk.method = "POST"
 wrk.body = io.open("{image}", "rb"):read("*a")
@@ -56,14 +53,6 @@ done = function(summary, latency, requests)
   io.write("\\n[" .. table.concat(found, ", ") .. "]\\n")
 end
 """
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the server's inferences share the cores: so many at a time, of so many threads each."""
-
-    inferences: int
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -89,42 +78,6 @@ def picture(bundle: Bundle) -> NDArray[np.uint8]:
     return shape
 
 
-def bare(
-    bundle: Bundle, layout: Layout, batch: int, seconds: float, precision: Precision, device: Processor
-) -> tuple[float, float]:
-    """The graph alone: images a second of all processes together, and the median time of one call in milliseconds."""
-    images = np.repeat(picture(bundle)[None], batch, 0)
-    context = multiprocessing.get_context("spawn")
-    together = (context.Barrier(layout.inferences, timeout=60),)
-    arguments = (bundle, layout.threads, images, seconds, precision, "cuda" if device == "gpu" else "cpu")
-    with ProcessPoolExecutor(layout.inferences, context, _meet, together) as pool:
-        tasks = [pool.submit(_run, *arguments) for _ in range(layout.inferences)]
-        times = [task.result() for task in tasks]
-    rates = [batch * len(calls) / sum(calls) for calls in times]
-    return sum(rates), 1000 * statistics.median(call for calls in times for call in calls)
-
-
-def _meet(barrier: Any) -> None:
-    """Let the processes of `bare` begin together, each with its graph loaded."""
-    global _barrier
-    _barrier = barrier
-
-
-def _run(
-    bundle: Bundle, threads: int, images: NDArray[np.uint8], seconds: float, precision: Precision, device: str
-) -> list[float]:
-    run = open_runtime(bundle, "onnx", device, threads, precision)
-    run(images)
-    _barrier.wait()
-    calls, now = [], time.perf_counter()
-    end = now + seconds
-    while now < end:
-        before, _ = now, run(images)
-        now = time.perf_counter()
-        calls.append(now - before)
-    return calls
-
-
 def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
     """Have wrk post an image over and over."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -147,10 +100,12 @@ def measure_bundle(
 ) -> dict[str, Any]:
     """Both measurements of one bundle; `options` are more of its settings."""
     bundle = Bundle.load(folder)
+    where = "cuda" if device == "gpu" else "cpu"
     measured: dict[int, list[dict[str, Any]]] = {count: [] for count in connections}
     with tempfile.TemporaryDirectory() as scratch:
         store, state, image = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "image.png")
-        pixels = picture(bundle).transpose(1, 2, 0)
+        shape = picture(bundle)
+        pixels = shape.transpose(1, 2, 0)
         stream = BytesIO()
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
         image.write_bytes(stream.getvalue())
@@ -166,7 +121,8 @@ def measure_bundle(
             ask(url, image, max(connections), min(5, seconds))  # Java compiles what it runs often
             for _ in track(range(rounds), f"{bundle.manifest.name} {precision}", console=Console(stderr=True)):
                 for count in connections:
-                    per_second, milliseconds = bare(bundle, layout, count, seconds, precision, device)
+                    images = np.repeat(shape[None], count, 0)
+                    per_second, milliseconds = bare_runtime(bundle, layout, images, count, seconds, precision, where)
                     measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
         finally:
             launch.stop(state)

@@ -1,4 +1,4 @@
-"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score.
+"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score, summarize.
 
 python -m serving package model_store/mnist-mda/1
 python -m serving start
@@ -18,11 +18,11 @@ from rich.markup import escape
 
 from serving import client
 from serving.answer_table import print_answers
-from serving.bundle import Precision
+from serving.batch.command import score
+from serving.batch.summary.command import summarize
 from serving.errors import ServerError, ServingError
 from serving.keys import client_key
-from serving.options import HELP, takes_settings
-from serving.runtimes import RuntimeName
+from serving.options import takes_settings
 from serving.settings import DEFAULT_SETTINGS, changed
 from serving.start_text import place_of_key, print_next, print_started
 from serving.status_table import print_speedup, print_status
@@ -42,6 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+app.command()(score)
+app.command()(summarize)
 
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]
@@ -210,58 +213,6 @@ def classify(
         print_answers(images, answers)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
-
-
-@app.command()
-def score(
-    folder: Annotated[Path, typer.Argument(help="Folder of images, subfolders included.")],
-    bundle: Annotated[Path, typer.Option(help="Bundle folder, <name>/<version>.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    runtime: Annotated[RuntimeName, typer.Option(help=HELP["runtime"])] = "onnx",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = 64,
-    decode_workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core if unset.")] = None,
-    precision: Annotated[Precision, typer.Option(help=HELP["precision"])] = "float32",
-) -> None:
-    """Score every file of a folder without a server, into a Parquet file."""
-    from serving.batch.score import score_folder
-
-    summary = score_folder(
-        folder,
-        bundle,
-        out,
-        runtime=runtime,
-        device=device,
-        batch_size=batch_size,
-        decode_workers=decode_workers,
-        precision=precision,
-    )
-    print(f"{out}: {summary}")
-
-
-@app.command()
-def summarize(
-    table: Annotated[
-        str, typer.Argument(help="What score has written: a .parquet or .jsonl file or a folder of parts, or its URL.")
-    ],
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle that scored it, <name>/<version>.")],
-    out: Annotated[Path | None, typer.Option(help="HTML page to write.", show_default="beside the table")] = None,
-    thumbnails: Annotated[
-        bool, typer.Option(help="Show the images that are least typical or closest to a tie.")
-    ] = True,
-    source: Annotated[
-        str | None, typer.Option(help="Where the images are.", show_default="what the table says")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures instead.")] = False,
-) -> None:
-    """Make a page about a table that score has written: classes, confidence, density, components, odd images."""
-    from serving.batch.summary.write import figures_as_json, named_source, write_summary
-
-    if json:
-        print(figures_as_json(table, bundle))
-    else:
-        images = named_source(source) if source and thumbnails else None
-        print(f"Wrote {write_summary(table, bundle, out, source=images, images=thumbnails)}")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from serving.bundle import InputSpec
 from serving.decode import OpenImage, open_image, read_pixels
+from serving.errors import ImageError
 from serving.limits import DEFAULT_LIMITS, Limits
 
 REDUCING_GAP = 3.0  # images this many times too large are first averaged over whole blocks, which is faster
@@ -31,6 +32,21 @@ def read_open_image(opened: OpenImage, spec: InputSpec) -> NDArray[np.uint8]:
     """Likewise, for an image whose header is read."""
     wanted = (spec.height, spec.width)
     return to_input(read_pixels(opened, channels=spec.channels, background=spec.background, wanted=wanted), spec)
+
+
+def read_array(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """Likewise, for pixels (H, W, C) with C = 1 or 3, gray ones in three equal channels if the model takes colours.
+
+    Raises:
+        ImageError: if they are not such pixels.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise ImageError(f"image must be uint8 (H, W, 1 or 3), got {pixels.dtype} {pixels.shape}")
+    if pixels.shape[2] != spec.channels:
+        picture = Image.fromarray(pixels[:, :, 0] if spec.channels == 3 else pixels)
+        height, width = pixels.shape[:2]
+        pixels = np.asarray(picture.convert("RGB" if spec.channels == 3 else "L")).reshape(height, width, -1)
+    return to_input(pixels, spec)
 
 
 def to_input(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:

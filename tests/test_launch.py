@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT, gmm_answers, golden_images, serving, tampered, until
 
 from serving.errors import DeviceUnavailable, ServerError
+from serving.lock import locked
 from serving.torchserve import config, launch, logs, process
 from serving.torchserve.archive import Archive, package
-from serving.torchserve.lock import locked
 from serving.torchserve.management import Management
 from serving.torchserve.memory import Memory
 from serving.torchserve.ports import Ports, choose_ports, is_loopback

@@ -161,6 +161,32 @@ def test_page_names_the_models_whose_ece_rises_while_their_nll_falls() -> None:
     assert "| `digits-mlp` † | 1.25 | 0.4000 → 0.3000 | 0.2000 → 0.2000 | 1.00 → 2.00 % |  |" in page
 
 
+BATCH: dict[str, Any] = {
+    "bundle": "mnist-mda:1", "precision": "float32", "images": "100,000 PNGs of 28 x 28 pixels", "cores": 2,
+    "runtime_per_second": 1000.0, "runtime_layout": "2 x 1", "decoding_per_second": 9000.0, "pillow_per_second": 9500.0,
+    "both_per_second": 900.0, "limit": "runtime", "machine": "2 CPU cores, x86_64", "digest": "0" * 64,
+    "rows": [
+        {"by": by, "form": form, "images_per_second": rate, "command_images_per_second": rate - 10,
+         "ratio": rate / 1000, "ratio_of_both": round(rate / 900, 3), "peak_mb": peak}
+        for by, form, rate, peak in (("score", "tar", 930.0, 310), ("DataLoader", "files", 600.0, 1200))
+    ],
+    "names": {"count": 10_000_000, "seconds_to_first_image": 3.5, "seconds_to_first_part": 12.5, "peak_mb": 640},
+}  # fmt: skip
+
+
+def test_offline_scoring_stands_beside_its_peers_and_the_bare_speeds() -> None:
+    page = results_page({"batch": {"mnist-mda:1 float32": BATCH}})
+
+    what = "| `mnist-mda:1` † | float32 | 100,000 PNGs of 28 x 28 pixels |"
+    assert (
+        f"{what} tar | score | 930 | 920 | 0.93 | 1.033 | 310 | 1000 | 9000 | runtime | 2 CPU cores, x86_64 |\n"
+        f"{what} files | DataLoader | 600 | 590 | 0.6 | 0.667 | 1200 |"
+    ) in page
+    assert "A text file of 10,000,000 paths: the first image is scored after about 3.5 s, the first part is " in page
+    assert "there after 12.5 s; peak memory until some parts are, 640 MB." in page
+    assert "## Speed of offline scoring" not in results_page({})
+
+
 def test_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="README must hold the marks"):
         with_table("# Discriminant\n", "| a |")

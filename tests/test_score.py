@@ -1,15 +1,42 @@
+"""Scoring offline: what is in a table, what it is refused for, and what it says of itself."""
+
 import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import LABELS, SIZE, encoded, serving
 
-from serving.batch import score as score_module
-from serving.batch.score import score_folder
+from serving.batch.engine import Numbered, Progress
+from serving.batch.job import Job
+from serving.batch.options import Returned, ScoreOptions
+from serving.batch.parts import Done, PartWorker
+from serving.batch.score import Summary, score
+from serving.batch.source import Item, Shard, Source, SourceError
+from serving.batch.sources import open_source
+from serving.batch.store import OutputError
+from serving.bundle import Bundle
+from serving.client import classify, connect
 from serving.errors import BundleError, ServingError
 from serving.predictor import Predictor
+from serving.torchserve.launch import Server
+from serving.torchserve.management import inference_key
+
+FEW = ScoreOptions(batch_size=2, shard_images=3)
+
+
+class Here:
+    """An engine whose one worker is this process, so that a test need not wait for others."""
+
+    def run(self, job: Job, shards: Iterable[Numbered], progress: Progress) -> Iterator[Done]:
+        worker = PartWorker(job)
+        for number, shard in shards:
+            yield worker.score(number, shard, lambda images, errors: None)
 
 
 @pytest.fixture
@@ -30,111 +57,310 @@ def folder(images: list[bytes], tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Fifty gray images, from black on."""
+    root = tmp_path / "many"
+    root.mkdir()
+    for level in range(50):
+        (root / f"{level:02}.png").write_bytes(encoded(np.full((SIZE, SIZE), level, dtype=np.uint8)))
+    return root
+
+
+def scored(images: Path | Source, bundle: Path, out: Path, options: ScoreOptions = FEW, **more: Any) -> Summary:
+    source = images if isinstance(images, Source) else open_source(str(images))
+    return score(source, bundle, str(out), options, engine=Here(), **more)
+
+
+def rows_of(table: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(table).to_pylist()
+    return rows
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
 def test_rows_are_the_predictors_answers_in_sorted_order(
-    runtime: str, folder: Path, bundle_dir: Path, tmp_path: Path
+    runtime: Any, folder: Path, bundle_dir: Path, tmp_path: Path
 ) -> None:
-    summary = score_folder(folder, bundle_dir, tmp_path / "out.parquet", runtime=runtime, batch_size=2, progress=False)
-    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    options = ScoreOptions(runtime, batch_size=2, returns=(Returned.PROBABILITIES,))
+    summary = scored(folder, bundle_dir, tmp_path / "out.parquet", options)
+    rows = rows_of(tmp_path / "out.parquet")
 
-    assert [row["path"] for row in rows] == ["a.png", "b.png", "broken.png", "notes.txt", "sub/c.png"]
-    assert (summary.images, summary.errors) == (5, 2)
+    assert [row["key"] for row in rows] == ["a.png", "b.png", "broken.png", "notes.txt", "sub/c.png"]
+    assert (summary.figures.images, summary.figures.failed, summary.images) == (5, 2, 5)
     predictor = Predictor.open(bundle_dir, runtime)
     for row in (rows[0], rows[1], rows[4]):
-        [answer] = predictor.predict([(folder / row["path"]).read_bytes()])
+        [answer] = predictor.predict([(folder / row["key"]).read_bytes()])
         assert row["error_code"] is row["error_message"] is None
-        assert dict(zip(LABELS, row["probabilities"], strict=True)) == pytest.approx(answer["probabilities"], rel=1e-5)
+        assert dict(zip(LABELS, row["probabilities"], strict=True)) == pytest.approx(answer["probabilities"], abs=1e-6)
         for name in ("label", "component"):
             assert row[name] == answer[name]
         for name in ("probability", "component_probability", "log_density"):
-            assert row[name] == pytest.approx(answer[name], rel=1e-5)
+            assert row[name] == pytest.approx(answer[name], rel=1e-6)
+
+
+def test_a_server_answers_the_same(folder: Path, bundle_dir: Path, tmp_path: Path, server: Server, state: Path) -> None:
+    everything = ScoreOptions(top_k=3, returns=(Returned.FEATURES, Returned.PROBABILITIES, Returned.RESPONSIBILITIES))
+    scored(folder, bundle_dir, tmp_path / "out.parquet", everything)
+    rows = rows_of(tmp_path / "out.parquet")
+
+    with connect(server.url, inference_key(state)) as connection:
+        answers = [classify(connection, "tiny-mda", (folder / row["key"]).read_bytes(), 3) for row in rows]
+    for row, answer in zip(rows, answers, strict=True):
+        if "error" in answer:
+            assert (row["error_code"], row["error_message"]) == (answer["error"]["code"], answer["error"]["message"])
+            continue
+        for got, wanted in zip(row["top_k"], answer["top_k"], strict=True):
+            assert (got.pop("label"), got.pop("component")) == (wanted.pop("label"), wanted.pop("component"))
+            assert got == pytest.approx(wanted, abs=1e-6)
+        assert row["log_density"] == pytest.approx(answer["log_density"], rel=1e-6)
+        assert row["probabilities"] == pytest.approx(list(answer["probabilities"].values()), abs=1e-6)
+        for got, wanted in zip(row["responsibilities"], answer["components"].values(), strict=True):
+            assert got == pytest.approx(wanted, abs=1e-6)
+    assert sum("error" in answer for answer in answers) == 2
 
 
 def test_what_cannot_be_answered_has_its_error_and_nothing_else(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    score_folder(folder, bundle_dir, tmp_path / "out.parquet", progress=False)
-    rows = {row["path"]: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
+    scored(folder, bundle_dir, tmp_path / "out.parquet")
+    rows = {row["key"]: row for row in rows_of(tmp_path / "out.parquet")}
 
     assert rows["broken.png"]["error_code"] == "undecodable_image"
     assert rows["notes.txt"]["error_code"] == "unsupported_image_type"
     assert rows["notes.txt"]["error_message"].startswith("image must be PNG, JPEG or WebP, got bytes that start with")
     filled = {name for name, value in rows["notes.txt"].items() if value is not None}
-    assert filled == {"path", "error_code", "error_message"}
+    assert filled == {"key", "error_code", "error_message", "model", "version", "bundle_digest"}
 
 
-def test_the_file_names_its_bundle(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    score_folder(folder, bundle_dir, tmp_path / "new" / "out.parquet", progress=False)
+def test_a_table_names_its_bundle_and_its_job(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    scored(folder, bundle_dir, tmp_path / "new" / "out.parquet")
     metadata = pq.read_schema(tmp_path / "new" / "out.parquet").metadata
+    digest = Bundle.load(bundle_dir).digest
 
     assert (metadata[b"bundle"], metadata[b"version"]) == (b"tiny-mda", b"1")
+    assert metadata[b"bundle_digest"].decode() == digest
     assert json.loads(metadata[b"labels"]) == list(LABELS)
+    job = json.loads(metadata[b"job"])
+    assert job["source"] == open_source(str(folder)).description
+    assert job["options"]["batch_size"] == 2
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.parquet"]
+    row = rows_of(tmp_path / "new" / "out.parquet")[0]
+    assert (row["model"], row["version"], row["bundle_digest"]) == ("tiny-mda", 1, digest)
 
 
 def test_a_softmax_bundle_leaves_components_and_density_null(folder: Path, softmax_dir: Path, tmp_path: Path) -> None:
-    score_folder(folder, softmax_dir, tmp_path / "out.parquet", progress=False)
-    row = pq.read_table(tmp_path / "out.parquet").to_pylist()[0]
+    summary = scored(folder, softmax_dir, tmp_path / "out.parquet", ScoreOptions(top_k=2))
+    row = rows_of(tmp_path / "out.parquet")[0]
 
     assert row["label"] in LABELS
     assert row["component"] is row["component_probability"] is row["log_density"] is None
+    assert [one["component"] for one in row["top_k"]] == [None, None]
+    assert summary.as_json()["mean_log_density"] is None
 
 
-def test_many_files_are_written_in_groups(bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "in").mkdir()
-    for level in range(50):
-        (tmp_path / "in" / f"{level:02}.png").write_bytes(encoded(np.full((SIZE, SIZE), level, dtype=np.uint8)))
-    monkeypatch.setattr(score_module, "ROWS_PER_GROUP", 10)
+def test_one_file_a_folder_of_parts_and_lines_of_json_hold_the_same(
+    many: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    options = ScoreOptions(batch_size=4, shard_images=20, top_k=2, returns=(Returned.RESPONSIBILITIES,))
+    for out in ("one.parquet", "parts", "one.jsonl"):
+        scored(many, bundle_dir, tmp_path / out, options)
+    scored(many, bundle_dir, tmp_path / "lines", options, form="jsonl")
 
-    score_folder(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", batch_size=4, decode_workers=3, progress=False)
-    file = pq.ParquetFile(tmp_path / "out.parquet")
-    assert file.num_row_groups > 3
-    assert file.read().column("path").to_pylist() == [f"{level:02}.png" for level in range(50)]
+    one = rows_of(tmp_path / "one.parquet")
+    assert [row["key"] for row in one] == [f"{level:02}.png" for level in range(50)]
+    assert rows_of(tmp_path / "parts") == one
+    names = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert names == ["_job", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    lines = (tmp_path / "one.jsonl").read_text().splitlines()
+    for row, line in zip(one, lines, strict=True):
+        assert json.loads(line)["top_k"][1]["probability"] == pytest.approx(row["top_k"][1]["probability"], rel=1e-7)
+        assert np.array(json.loads(line)["responsibilities"]) == pytest.approx(np.array(row["responsibilities"]))
+    each = [(tmp_path / "lines" / f"part-{number:05d}.jsonl").read_text() for number in range(3)]
+    assert "".join(each).splitlines() == lines
 
 
-def test_an_output_inside_the_folder_is_not_scored(folder: Path, bundle_dir: Path) -> None:
-    for _ in range(2):
-        assert score_folder(folder, bundle_dir, folder / "out.parquet", progress=False).images == 5
+def test_batches_are_full_until_the_last_of_a_shard(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    for name in ("05.png", "06.png", "49.png"):
+        (many / name).write_bytes(b"broken")
+
+    told = scored(many, bundle_dir, tmp_path / "out.parquet", ScoreOptions(batch_size=8, shard_images=50)).as_json()
+    assert (told["images"], told["errors"]) == (50, 3)
+    assert (told["batches"], told["full_batches"]) == (6, 5)
 
 
-def test_a_file_that_cannot_be_read_or_is_too_large(bundle_dir: Path, tmp_path: Path, images: list[bytes]) -> None:
+def test_decoding_ahead_changes_nothing(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    class Ahead(Here):
+        def run(self, job: Job, shards: Iterable[Numbered], progress: Progress) -> Iterator[Done]:
+            worker = PartWorker(job, decoders=3)
+            for number, shard in shards:
+                yield worker.score(number, shard, lambda images, errors: None)
+
+    (many / "07.png").write_bytes(b"broken")
+    scored(many, bundle_dir, tmp_path / "here.parquet")
+    score(open_source(str(many)), bundle_dir, str(tmp_path / "ahead.parquet"), FEW, engine=Ahead())
+
+    assert rows_of(tmp_path / "ahead.parquet") == rows_of(tmp_path / "here.parquet")
+
+
+def test_the_summary_counts_what_is_in_the_table(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    (many / "07.png").write_bytes(b"broken")
+    told = scored(many, bundle_dir, tmp_path / "out.parquet").as_json()
+    rows = [row for row in rows_of(tmp_path / "out.parquet") if row["error_code"] is None]
+
+    for label in LABELS:
+        each = [sum(row["label"] == label and row["component"] == k for row in rows) for k in range(2)]
+        assert told["components"][label] == each
+        assert told["classes"][label] == sum(each)
+    assert told["error_codes"] == {"unsupported_image_type": 1}
+    assert told["mean_log_density"] == pytest.approx(np.mean([row["log_density"] for row in rows]), rel=1e-5)
+    assert sum(told["stage_shares"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_finished_table_is_left_as_it_is(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "one.parquet", tmp_path / "parts"):
+        first = scored(many, bundle_dir, out)
+        before = {path: path.stat().st_mtime_ns for path in [out, *out.glob("part-*")]}
+
+        second = scored(many, bundle_dir, out)
+        assert (first.images, second.images) == (50, 0)
+        assert second.figures.assigned == first.figures.assigned
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "parts"])
+def test_another_job_in_the_same_place_is_refused(
+    name: str, many: Path, bundle_dir: Path, softmax_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    scored(many, bundle_dir, out)
+
+    with pytest.raises(OutputError, match=r'bundle\.name "tiny-mda", got "tiny-softmax"'):
+        scored(many, softmax_dir, out)
+    with pytest.raises(OutputError, match=r"options\.batch_size 2, got 7"):
+        scored(many, bundle_dir, out, ScoreOptions(batch_size=7, shard_images=3))
+    os.utime(many / "00.png", (0, 0))
+    with pytest.raises(OutputError, match=r"inputs\.digest \w{12}…, got \w{12}…"):
+        scored(many, bundle_dir, out)
+    (many / "50.png").write_bytes((many / "00.png").read_bytes())
+    with pytest.raises(OutputError, match=r"inputs\.images 50, got 51"):
+        scored(many, bundle_dir, out)
+    assert scored(many, bundle_dir, out, again=True).images == 51
+
+
+def test_what_is_no_jobs_is_never_touched(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+
+    for again in (False, True):
+        with pytest.raises(OutputError, match=r"must be a new or empty folder or a job's, got .*mine"):
+            scored(many, bundle_dir, tmp_path / "mine", again=again)
+    with pytest.raises(OutputError, match=r"must not be there yet, got .*rows\.jsonl: begin anew with --again"):
+        scored(many, bundle_dir, tmp_path / "rows.jsonl")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(OutputError, match=r"must not lie among the images"):
+        scored(many, bundle_dir, many / "out.parquet")
+
+
+def test_a_part_that_is_damaged_or_gone_is_scored_again(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    scored(many, bundle_dir, out)
+    before = rows_of(out)
+    damaged = (out / "part-00003.parquet").read_bytes()
+    (out / "part-00003.parquet").write_bytes(damaged[:-9] + b"x" + damaged[-8:])
+    (out / "part-00005.parquet").unlink()
+
+    assert scored(many, bundle_dir, out).images == 6
+    assert rows_of(out) == before
+
+
+@dataclass(frozen=True)
+class Flaky(Source):
+    """Images of a folder, of which those from the sixth on cannot be read while `down` is there."""
+
+    folder: str
+    down: str
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"kind": "flaky"}
+
+    def shards(self, images: int) -> Iterator[Shard]:
+        yield from open_source(self.folder).shards(images)
+
+    def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
+        for item in open_source(self.folder).read(shard, max_bytes):
+            if item.key >= "06" and Path(self.down).exists():
+                raise SourceError("the network is down")
+            yield item
+
+
+def test_a_source_that_breaks_off_keeps_what_is_done(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    down = tmp_path / "down"
+    down.touch()
+    source = Flaky(str(many), str(down))
+
+    with pytest.raises(SourceError, match="the network is down"):
+        scored(source, bundle_dir, tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("part-*"))) == 2
+    down.unlink()
+    assert scored(source, bundle_dir, tmp_path / "parts").images == 44
+    scored(many, bundle_dir, tmp_path / "undisturbed")
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "undisturbed")
+
+
+def test_a_file_that_is_too_large_is_not_read(bundle_dir: Path, tmp_path: Path, images: list[bytes]) -> None:
     (tmp_path / "in").mkdir()
     with (tmp_path / "in" / "large.png").open("wb") as file:
         file.truncate(11 * 2**20)
     (tmp_path / "in" / "ok.png").write_bytes(images[0])
 
-    score_folder(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
-    large, ok = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    scored(tmp_path / "in", bundle_dir, tmp_path / "out.parquet")
+    large, ok = rows_of(tmp_path / "out.parquet")
     assert (large["error_code"], ok["error_code"]) == ("image_too_large", None)
     assert large["error_message"] == "image must have at most 10485760 bytes, got 11534336"
 
 
-def test_no_folder_no_files_no_bundle(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
+def test_no_folder_no_files_no_bundle(folder: Path, bundle_dir: Path, softmax_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    out = tmp_path / "out.parquet"
 
-    with pytest.raises(ServingError, match=r"nowhere must be a folder of images, got nothing there$"):
-        score_folder(tmp_path / "nowhere", bundle_dir, tmp_path / "out.parquet")
-    with pytest.raises(ServingError, match=r"a.png must be a folder of images, got a file$"):
-        score_folder(folder / "a.png", bundle_dir, tmp_path / "out.parquet")
-    with pytest.raises(ServingError, match=r"empty must hold at least one file, got none$"):
-        score_folder(tmp_path / "empty", bundle_dir, tmp_path / "out.parquet")
+    for source in ("nowhere", "empty"):
+        with pytest.raises(SourceError, match=source):
+            scored(tmp_path / source, bundle_dir, out)
     with pytest.raises(BundleError, match=r"bundle\.json must exist"):
-        score_folder(folder, tmp_path, tmp_path / "out.parquet")
-    assert not (tmp_path / "out.parquet").exists()
+        scored(folder, tmp_path, out)
+    with pytest.raises(ServingError, match=r"must be an output of tiny-softmax \(posterior, features\), got resp"):
+        scored(folder, softmax_dir, out, ScoreOptions(returns=(Returned.RESPONSIBILITIES,)))
+    with pytest.raises(OutputError, match=r"out must end in \.jsonl, as the format is jsonl, got .*out\.parquet"):
+        scored(folder, bundle_dir, out, form="jsonl")
+    assert not out.exists()
+    assert not (tmp_path / "out.parquet.parts").exists()
 
 
-def test_a_failure_leaves_no_partial_file(
-    folder: Path, bundle_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("half way")
+def test_pixels_of_an_array_are_scored_like_their_pngs(bundle_dir: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (6, SIZE, SIZE), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    (tmp_path / "in").mkdir()
+    for number, image in enumerate(pixels):
+        (tmp_path / "in" / f"{number}.png").write_bytes(encoded(image))
 
-    monkeypatch.setattr(Predictor, "encode", fail)
-    with pytest.raises(RuntimeError, match="half way"):
-        score_folder(folder, bundle_dir, tmp_path / "new" / "out.parquet", progress=False)
-    assert list((tmp_path / "new").iterdir()) == []
+    scored(tmp_path / "images.npy", bundle_dir, tmp_path / "array.parquet")
+    scored(tmp_path / "in", bundle_dir, tmp_path / "files.parquet")
+    array, files = rows_of(tmp_path / "array.parquet"), rows_of(tmp_path / "files.parquet")
+    assert [row["key"] for row in array] == [f"images.npy#{number}" for number in range(6)]
+    assert [row | {"key": ""} for row in array] == [row | {"key": ""} for row in files]
 
 
-def test_the_command_prints_one_line(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    result = serving("score", folder, "--bundle", bundle_dir, "--out", tmp_path / "out.parquet", check=True)
+def test_the_command_tells_a_person_and_a_program(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    command = ("score", folder, "--bundle", bundle_dir, "--workers", 1)
+    person = serving(*command, "--out", tmp_path / "out.parquet")
+    program = serving(*command, "--out", tmp_path / "again.parquet", "--json", "--quiet", "--allow-errors", check=True)
 
-    assert result.stdout.startswith(f"{tmp_path / 'out.parquet'}: 5 images, 2 without an answer, ")
-    assert "5/5" in result.stderr
+    assert person.returncode == 3
+    assert person.stdout.startswith(f"{tmp_path / 'out.parquet'}: 5 images, 2 without an answer, ")
+    assert "undecodable_image: 1" in person.stdout
+    assert "5/5" in person.stderr
+    told = json.loads(program.stdout)
+    assert (told["event"], told["images"], told["errors"], program.stderr) == ("summary", 5, 2, "")
+    refused = serving(*command, "--out", tmp_path / "out.parquet", "--top-k", 2)
+    assert refused.returncode == 1
+    assert "options.top_k 1, got 2. Choose another --out, or begin anew in its place with --again" in refused.stderr

@@ -828,6 +828,10 @@ def test_a_kind_that_cannot_be_told(tmp_path: Path) -> None:
         open_source(str(tmp_path / "b.dat"))
     with pytest.raises(SourceError, match=r"source must be folder, glob, paths, parquet, tar, array, got 'ftp'"):
         open_source(str(tmp_path), kind="ftp")
+    with pytest.raises(
+        SourceError, match=r"\\udcff' must be an address of printable text in UTF-8, got others: rename it"
+    ):
+        open_source(str(tmp_path) + "/\udcff")
 
 
 # Places

@@ -87,7 +87,10 @@ def test_sweep_is_stale_where_its_base_recipe_settings_or_space_were_others() ->
     assert state_of("sweeps", "cifar10-softmax", base | {"over": {"fit.gone": [1]}}) == "stale"
 
 
-def test_serving_is_stale_where_the_bundles_graph_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("section", ["serving", "batch"])
+def test_speed_is_stale_where_the_bundles_graph_is_another(
+    section: ResultsSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = Path("model_store/fashion-mnist-mda-best/1")
     shutil.copytree(bundle, tmp_path / bundle)
     monkeypatch.chdir(tmp_path)
@@ -98,14 +101,14 @@ def test_serving_is_stale_where_the_bundles_graph_is_another(tmp_path: Path, mon
         for precision, graph in graphs.items()
     }
 
-    assert {state_of("serving", name, record) for name, record in records.items()} == {"current"}
+    assert {state_of(section, name, record) for name, record in records.items()} == {"current"}
     manifest["sha256"]["model.int8.onnx"] = "0" * 64
     (bundle / "bundle.json").write_text(json.dumps(manifest))
-    assert {record["precision"]: state_of("serving", name, record) for name, record in records.items()} == {
+    assert {record["precision"]: state_of(section, name, record) for name, record in records.items()} == {
         "float32": "current", "int8": "stale",
     }  # fmt: skip
     (bundle / "bundle.json").unlink()
-    assert {state_of("serving", name, record) for name, record in records.items()} == {"stale"}
+    assert {state_of(section, name, record) for name, record in records.items()} == {"stale"}
 
 
 def test_every_study_says_what_it_is_made_from() -> None:
@@ -162,7 +165,7 @@ def test_sweep_under_another_base_recipe_is_marked() -> None:
 @pytest.mark.parametrize(("section", "name"), ALL)
 def test_page_shows_the_mark_of_every_record(section: ResultsSection, name: str) -> None:
     record = RESULTS[section][name]
-    shown = record["bundle"] if section == "serving" else name
+    shown = record["bundle"] if section in ("serving", "batch") else name
 
     mark = mark_of(section, name, record)
 

@@ -16,10 +16,10 @@ import pytest
 from conftest import ROOT, until, workers_of
 
 from serving.errors import ServerError
+from serving.lock import locked
 from serving.torchserve import launch, process
 from serving.torchserve.door import is_draining
 from serving.torchserve.drain import drain, stand_in_line
-from serving.torchserve.lock import locked
 from serving.torchserve.state import Server, forget, is_recorded, load, save
 
 WITHIN_S = 10  # Docker kills after that

@@ -19,7 +19,7 @@ from training.sweeps.report import sweep_digest
 
 MODEL_STORE = Path("model_store")
 
-ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving"]
+ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving", "batch"]
 State = Literal["current", "stale", "undigested"]
 
 MARKS: dict[State, str] = {"current": "", "stale": " †", "undigested": " ‡"}
@@ -66,7 +66,7 @@ def _of_training_speed(name: str, record: dict[str, Any]) -> str:
     return speed_digest(recipe_timed(name))
 
 
-def _of_serving(name: str, record: dict[str, Any]) -> str:
+def _of_graph(name: str, record: dict[str, Any]) -> str:
     bundle = MODEL_STORE / record["bundle"].replace(":", "/")
     digest: str = json.loads((bundle / MANIFEST).read_bytes())["sha256"][graph_files(record["precision"])[0]]
     return digest
@@ -77,5 +77,6 @@ TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "studies": _of_study,
     "sweeps": _of_sweep,
     "training_speed": _of_training_speed,
-    "serving": _of_serving,
+    "serving": _of_graph,
+    "batch": _of_graph,
 }

@@ -14,7 +14,9 @@ from training.analysis.ood import SCORE_NAMES
 from training.calibration_error import TRADE, trades_ece_for_nll
 from training.files import replace_text
 from training.intervals import accuracy_interval
+from training.marked import explained, markdown, named
 from training.recipe import RefitSpec, load_recipe, notes_of
+from training.speed_tables import batch_names, batch_table, serving_table
 from training.stale import ResultsSection, mark_of, meaning_of_marks
 from training.studies import MEASURED_ON
 
@@ -55,7 +57,7 @@ def models_table(results: dict[str, Any]) -> str:
     head += ("epochs", "training")
     table = markdown(head, (_model_row(name, row) for name, row in results.get("models", {}).items()))
     below = [DIFFERS] if any(notes_of(name).differs for name in results.get("models", {})) else []
-    return _explained("\n\n".join([table, INTERVALS, *below]), "models", results)
+    return explained("\n\n".join([table, INTERVALS, *below]), "models", results)
 
 
 def results_page(results: dict[str, Any]) -> str:
@@ -115,19 +117,24 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         "Answers a second through HTTP, with wrk on the same cores, over images a second of the bare ONNX graph at a "
         "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
         serving_table(results),
+        *_on_batch(results),
     )
 
 
-def serving_table(results: dict[str, Any]) -> str:
-    """What of the bare graph's speed arrives at the other end of HTTP."""
-    head = ("model", "precision", "at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "on")
-    measured = ("connections", "answers_per_second", "bare_per_second", "ratio", "p50_ms", "p99_ms", "bare_ms")
-    rows = [
-        (_named("serving", row["bundle"], row), row["precision"], *(f"{at[key]:g}" for key in measured), row["machine"])
-        for row in results.get("serving", {}).values()
-        for at in row["rows"]
-    ]
-    return _explained(markdown(head, rows), "serving", results)
+def _on_batch(results: dict[str, Any]) -> Sequence[str]:
+    """The section on offline scoring, once there is a record of it."""
+    if not results.get("batch"):
+        return ()
+    return (
+        "## Speed of offline scoring",
+        "Images a second by `score`, or by what one would write instead, from the first image to the table, and of the "
+        "whole command. Ratio: to the slower of two bare speeds on all cores, the ONNX graph on decoded arrays "
+        "(runtime) and reading and decoding the same files (decoding). Of both: to what the cores would reach if they "
+        "decoded and inferred in turn. Peak MB: of all processes, pages that they share counted once. Medians of the "
+        "rounds of one run.",
+        batch_table(results),
+        batch_names(results),
+    )
 
 
 def calibration_table(results: dict[str, Any]) -> str:
@@ -137,8 +144,8 @@ def calibration_table(results: dict[str, Any]) -> str:
     for name, row in results.get("models", {}).items():
         eces = _percent_pair(row, "ece"), _percent_pair(row, "ece_equal_mass")
         temperature = f"{row['temperature']:.3g}"
-        rows.append((_named("models", name, row), temperature, _pair(row, "nll"), _pair(row, "brier"), *eces))
-    return _explained(markdown(head, rows), "models", results)
+        rows.append((named("models", name, row), temperature, _pair(row, "nll"), _pair(row, "brier"), *eces))
+    return explained(markdown(head, rows), "models", results)
 
 
 def trades_in_words(results: dict[str, Any]) -> str:
@@ -163,8 +170,8 @@ def components_table(results: dict[str, Any]) -> str:
             spread = f"{min(largest):.0%} to {max(largest):.0%}".replace("%", " %")
             rest = _of_refits(name, of) if fitted_by != "gradient" else ("", "", "")
             entropy = f"{usage['mean_normalised_entropy']:.2f}"
-            rows.append((_named("models", name, row), fitted_by, str(of["components"]), spread, entropy, *rest))
-    return _explained(markdown(head, rows), "models", results)
+            rows.append((named("models", name, row), fitted_by, str(of["components"]), spread, entropy, *rest))
+    return explained(markdown(head, rows), "models", results)
 
 
 def ood_table(results: dict[str, Any]) -> str:
@@ -173,14 +180,8 @@ def ood_table(results: dict[str, Any]) -> str:
     for name, row in results.get("models", {}).items():
         if of := row.get("ood"):
             cells = [_separation(of["scores"].get(score)) for score in SCORE_NAMES]
-            rows.append((_named("models", name, row), of["strangers"], *cells))
-    return _explained(markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows), "models", results)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append((named("models", name, row), of["strangers"], *cells))
+    return explained(markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows), "models", results)
 
 
 def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -190,7 +191,7 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     )
     notes = notes_of(name)
     return (
-        _named("models", name, row),
+        named("models", name, row),
         f"{row['encoder']} · {row['head']}{mixture}, D={row['dim']}",
         f"{notes.published} \\*" if notes.differs else notes.published,
         _accuracy(row),
@@ -199,16 +200,6 @@ def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
         epochs,
         f"{_duration(row['seconds'])}, {row['device']}",
     )
-
-
-def _named(section: ResultsSection, name: str, row: dict[str, Any]) -> str:
-    return f"`{name}`{mark_of(section, name, row)}"
-
-
-def _explained(table: str, section: ResultsSection, results: dict[str, Any]) -> str:
-    """A table and below it what the marks of its section mean."""
-    meaning = meaning_of_marks(section, results)
-    return f"{table}\n\n{meaning}" if meaning else table
 
 
 def _notes_lines(results: dict[str, Any]) -> Iterable[str]:

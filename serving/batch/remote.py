@@ -29,7 +29,9 @@ IN_MEMORY_BYTES = 64 * 1024 * 1024  # of a file to be sent; the rest waits on th
 
 def remote_place(url: str) -> "RemotePlace":
     """The place at a URL; what it needs is opened, so that what is missing shows at once."""
-    place = RemotePlace(url.rstrip("/"))
+    head, mark, query = url.partition("?")
+    scheme, _, path = head.partition("://")
+    place = RemotePlace(f"{scheme}://{path.rstrip('/')}{mark}{query}")
     _ = place.opened
     return place
 
@@ -135,7 +137,8 @@ def _listed(system: Any, root: str, folder: bytes, takes: Takes) -> Iterator[Ent
 
 def _opened(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
-    if "@" in url.partition("://")[2].partition("/")[0]:
+    user, mark, _ = url.partition("://")[2].partition("/")[0].rpartition("@")
+    if mark and user != "anonymous":  # as Google's storage has it
         raise PlaceError(
             f"{scheme} URL must name no user or password, got one: it is written into tables; set the variables or "
             "files that the provider's own tools read"
@@ -145,7 +148,8 @@ def _opened(url: str) -> tuple[Any, str]:
     head, _, query = url.partition("?")
     host, _, path = head.partition("://")[2].partition("/")
     system = _by_pyarrow(f"{scheme}://{host}/{'?' if query else ''}{query}")
-    return system, f"{host}/{unquote(path)}".rstrip("/") if scheme in WITH_BUCKET else f"/{unquote(path)}"
+    bucket = host.rpartition("@")[2]
+    return system, f"{bucket}/{unquote(path)}".rstrip("/") if scheme in WITH_BUCKET else f"/{unquote(path)}"
 
 
 @lru_cache(maxsize=64)

@@ -1,202 +1,175 @@
-"""Scoring a folder: every file in it → one row of a Parquet file, by the predictor that the server uses.
+"""Scoring offline: every image of a source → a row of a table, by the predictor that the server uses.
 
-    summary = score_folder("photos", "model_store/mnist-mda/1", "answers.parquet")
+    summary = score("photos/", "model_store/mnist-mda/1", "answers.parquet")
 
-Every file that is not hidden gets a row, in sorted order; one that is no readable image gets its error there. Rows are
-`path` (relative to the folder), `label`, `probability`, `component`, `component_probability`, `log_density`,
-`probabilities` (in the order of the bundle's labels), `error_code` and `error_message`; what does not apply is null.
+The images come in shards; each becomes one part of the table. The same call goes on after any death with the parts that
+are there, and the table is then the one of an undisturbed run.
 """
 
-import json
-import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from serving.batch.engine import Engine, EngineError, default_layout
+from serving.batch.figures import Figures, total
+from serving.batch.job import Job, Plan, begin, plan_of, shards_of
+from serving.batch.local import LocalEngine
+from serving.batch.options import Format, ScoreOptions
+from serving.batch.output import Output
+from serving.batch.parts import finished
+from serving.batch.progress import Display, shown
+from serving.batch.source import Source
+from serving.batch.store import OutputError
+from serving.batch.table import Table
+from serving.bundle import Bundle
+from serving.lock import locked
 
-from serving.bundle import Bundle, Precision
-from serving.errors import ImageError, ImageTooLarge, ServingError
-from serving.intake import Decoded
-from serving.predictor import Predictor
-from serving.respond import Answer, Options
-from serving.runtimes import RuntimeName
-
-ROWS_PER_GROUP = 4096
-OPTIONS = Options(top_k=1, returns=frozenset({"probabilities"}))
-SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("probability", pa.float64()),
-        pa.field("component", pa.int32()),
-        pa.field("component_probability", pa.float64()),
-        pa.field("log_density", pa.float64()),
-        pa.field("probabilities", pa.list_(pa.float64())),
-        pa.field("error_code", pa.string()),
-        pa.field("error_message", pa.string()),
-    ]
-)
-
-Row = dict[str, Any]
+DEFAULT = ScoreOptions()
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was scored: images, how many of them got an error, and the seconds from first to last."""
+    """What a table holds, and what this run did for it.
 
+    Attributes:
+        out: the table.
+        labels: of the bundle.
+        figures: of all rows.
+        images: that this run scored.
+        seconds: that it took.
+    """
+
+    out: str
+    labels: tuple[str, ...]
+    figures: Figures
     images: int
-    errors: int
     seconds: float
 
     def __str__(self) -> str:
-        rate = self.images / self.seconds if self.seconds else 0.0
-        return f"{self.images:,} images, {self.errors:,} without an answer, {rate:,.0f} images/s"
+        before = self.figures.images - self.images
+        done = f" ({before:,} were there already)" if before else ""
+        rate = f"{self.images / self.seconds:,.0f} images/s"
+        return f"{self.out}: {self.figures.images:,} images{done}, {self.figures.failed:,} without an answer, {rate}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything there is to tell, as plain JSON values."""
+        figures = self.figures
+        answered = figures.images - figures.failed
+        spent = sum(figures.seconds.values())
+        shares = {stage: round(seconds / spent, 3) for stage, seconds in figures.seconds.items() if spent}
+        counts = dict(zip(self.labels, figures.assigned, strict=True)) if figures.assigned else {}
+        return {
+            "event": "summary",
+            "out": self.out,
+            "images": figures.images,
+            "errors": figures.failed,
+            "error_codes": dict(sorted(figures.errors.items())),
+            "scored": self.images,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images / self.seconds, 1),
+            "classes": {label: sum(each) for label, each in counts.items()},
+            "components": counts,
+            "mean_log_density": _mean(figures.log_density, answered),
+            "atypical_share": _mean(figures.atypical, answered),
+            "stage_shares": shares,
+            "slowest_stage": max(shares, key=shares.__getitem__, default=None),
+            "batches": figures.batches,
+            "full_batches": figures.full,
+        }
 
 
-def score_folder(
-    folder: str | Path,
+def _mean(total: float | None, count: int) -> float | None:
+    return None if total is None or not count else round(total / count, 6)
+
+
+def score(
+    source: Source,
     bundle: str | Path,
-    out: str | Path,
+    out: str,
+    options: ScoreOptions = DEFAULT,
     *,
-    runtime: RuntimeName = "onnx",
-    device: str = "cpu",
-    batch_size: int = 64,
-    decode_workers: int | None = None,
-    precision: Precision = "float32",
-    progress: bool = True,
+    form: Format | None = None,
+    engine: Engine | None = None,
+    display: Display = "none",
+    again: bool = False,
 ) -> Summary:
-    """Score every file in a folder and its subfolders.
+    """Score every image of a source, or go on with it.
+
+    With the local engine the caller's main module must be importable, as for every pool of processes.
 
     Args:
-        folder: the images.
+        source: the images (`sources.open_source`).
         bundle: folder of the bundle.
-        out: Parquet file to write; it appears when it is whole. Its schema metadata names the bundle.
-        runtime: `onnx` or `torchscript`.
-        device: `cpu`, `cuda` or `cuda:N`.
-        batch_size: images in one call of the graph.
-        decode_workers: threads that read and decode; None takes one per core.
-        precision: `float16` and `int8` run the bundle's variants of these names.
-        progress: whether to draw a progress bar on stderr.
+        out: the table: one file if it ends in .parquet or .jsonl, else a folder of parts; a path or a URL.
+        options: what else decides the table, but for the format.
+        form: the format of a folder of parts; None takes Parquet.
+        engine: who scores; None takes a process a core.
+        display: how progress is shown.
+        again: whether to begin anew in the place of a table that is there.
 
     Raises:
-        ServingError: if the folder is missing or empty, or the bundle or device cannot be used.
+        ServingError: if the source, the bundle, the device or the output cannot be used, or another job lies there.
+            What is done is kept; the same call goes on.
     """
-    root, target = Path(folder), Path(out)
-    files = _files(root, target)
-    predictor = Predictor(Bundle.load(bundle), runtime, device, max_batch=batch_size, precision=precision)
-    predictor.warm_up()
-    started, errors = time.monotonic(), 0
-    with _writer(target, predictor.bundle) as writer, _bar(progress) as bar:
-        task = bar.add_task("scoring", total=len(files))
-        rows: list[Row] = []
-        for batch in _batches(_decode_ahead(predictor, files, batch_size, decode_workers), batch_size):
-            rows += _answer(predictor, root, batch)
-            errors += sum(isinstance(decoded, ServingError) for _, decoded in batch)
-            bar.advance(task, len(batch))
-            if len(rows) >= ROWS_PER_GROUP:
-                _write(writer, rows)
-        _write(writer, rows)
-    return Summary(len(files), errors, time.monotonic() - started)
+    began = time.monotonic()
+    found, output = Bundle.load(bundle), Output.at(out, form)
+    options = replace(options, format=output.format)
+    _require_apart(source, output)
+    Table(found, options.top_k, options.returns)  # refuses what the bundle does not answer
+    job = Job(source, str(Path(bundle).absolute()), options, output.parts)
+    if again:
+        output.clear()
+    if (said := output.whole()) is not None:
+        figures = output.require_same(said, job, found, plan_of(job))
+        return Summary(out, found.manifest.labels, figures, 0, time.monotonic() - began)
+    with _alone(job):
+        plan = begin(job, found)
+        figures, images = _score_parts(job, plan, engine or _local(options), display)
+        output.finish(job, found, plan, figures)
+    return Summary(out, found.manifest.labels, figures, images, time.monotonic() - began)
 
 
-def _files(root: Path, target: Path) -> list[Path]:
-    if not root.is_dir():
-        raise ServingError(f"{root} must be a folder of images, got {'a file' if root.exists() else 'nothing there'}")
-    out = target.resolve()
-    hidden = (
-        file for file in root.rglob("*") if not any(part.startswith(".") for part in file.relative_to(root).parts)
-    )
-    files = sorted(file for file in hidden if file.is_file() and file.resolve() != out)
-    if not files:
-        raise ServingError(f"{root} must hold at least one file, got none")
-    return files
+def _require_apart(source: Source, output: Output) -> None:
+    """Refuse to write among the images, which would be others the next time."""
+    place = source.description.get("place")
+    if place and output.parts.is_local and Path(output.parts.url).is_relative_to(place):
+        raise OutputError(f"out must not lie among the images in {place}, got {output.parts}: choose another --out")
 
 
-def _decode_ahead(
-    predictor: Predictor, files: Iterable[Path], batch_size: int, workers: int | None
-) -> Iterator[tuple[Path, Decoded]]:
-    """Decode in threads, in order, at most three batches ahead of the reader."""
-    waiting: deque[tuple[Path, Future[Decoded]]] = deque()
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for file in files:
-            waiting.append((file, pool.submit(_decode, predictor, file)))
-            if len(waiting) > 3 * batch_size:
-                path, future = waiting.popleft()
-                yield path, future.result()
-        while waiting:
-            path, future = waiting.popleft()
-            yield path, future.result()
-
-
-def _decode(predictor: Predictor, file: Path) -> Decoded:
-    try:
-        size, allowed = file.stat().st_size, predictor.limits.max_bytes
-        if size > allowed:  # do not even read it
-            return ImageTooLarge(f"image must have at most {allowed} bytes, got {size}")
-        return predictor.decode(file.read_bytes())
-    except ServingError as error:
-        return error
-    except OSError as exc:
-        return ImageError(f"{file} must be readable, got {exc}")
-
-
-def _batches(items: Iterator[tuple[Path, Decoded]], size: int) -> Iterator[list[tuple[Path, Decoded]]]:
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-def _answer(predictor: Predictor, root: Path, batch: Sequence[tuple[Path, Decoded]]) -> list[Row]:
-    images = [decoded for _, decoded in batch if not isinstance(decoded, ServingError)]
-    answers = iter(predictor.encode(predictor.infer(np.stack(images)), [OPTIONS] * len(images)) if images else [])
-    rows = []
-    for file, decoded in batch:
-        path = os.fsencode(file.relative_to(root).as_posix()).decode(errors="replace")
-        rows.append(_error_row(path, decoded) if isinstance(decoded, ServingError) else _row(path, next(answers)))
-    return rows
-
-
-def _row(path: str, answer: Answer) -> Row:
-    names = ("label", "probability", "component", "component_probability", "log_density")
-    values = {name: answer.get(name) for name in names}
-    return {"path": path, **values, "probabilities": list(answer["probabilities"].values())}
-
-
-def _error_row(path: str, error: ServingError) -> Row:
-    return {"path": path, "error_code": error.code, "error_message": str(error)}
+def _local(options: ScoreOptions) -> LocalEngine:
+    return LocalEngine(default_layout(options.device, None, None, nice=False))
 
 
 @contextmanager
-def _writer(target: Path, bundle: Bundle) -> Iterator[pq.ParquetWriter]:
-    """Write to a partial file beside `target`, which takes its place if the block succeeds and vanishes if not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    manifest = bundle.manifest
-    metadata = {"bundle": manifest.name, "version": str(manifest.version), "labels": json.dumps(manifest.labels)}
+def _alone(job: Job) -> Iterator[None]:
+    """Keep others from the same job, where they can be kept: on this machine."""
+    if not job.store.is_local:
+        yield
+        return
+    folder = Path(str(job.records))
+    is_new = not folder.parent.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with pq.ParquetWriter(partial, SCHEMA.with_metadata(metadata)) as writer:
-            yield writer
-        partial.replace(target)
+        with locked(folder, f"score into {job.store}"):
+            yield
     finally:
-        partial.unlink(missing_ok=True)
+        if is_new and not job.has_parts():  # it never came to be
+            job.store.remove_all()
 
 
-def _write(writer: pq.ParquetWriter, rows: list[Row]) -> None:
-    if rows:
-        writer.write_table(pa.Table.from_pylist(rows, schema=writer.schema))
-        rows.clear()
-
-
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
+def _score_parts(job: Job, plan: Plan, engine: Engine, display: Display) -> tuple[Figures, int]:
+    """Score the parts that are not there; the figures of all, and how many images that were."""
+    done = {one.number: one.figures for one in finished(job)}
+    before = total(done.values())
+    missing = (one for one in shards_of(job) if one[0] not in done)
+    if len(done) < plan.shards:
+        with shown(display, plan.images, before.images, before.failed) as progress:
+            for part in engine.run(job, missing, progress):
+                done[part.number] = part.figures
+    if len(done) < plan.shards:
+        raise EngineError(f"all {plan.shards} parts must be done, got {len(done)}: the same command goes on")
+    whole = total(figures for _, figures in sorted(done.items()))
+    return whole, whole.images - before.images

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.torchserve.lock import taken
+from serving.lock import taken
 
 _MARK = "draining"
 

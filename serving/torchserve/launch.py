@@ -19,6 +19,7 @@ from pathlib import Path
 from serving.cores import threads
 from serving.errors import ServerError
 from serving.keys import KEY_VARIABLES, Keys, server_keys
+from serving.lock import locked
 from serving.settings import WorkerSettings
 from serving.speedup import measured_speedup
 from serving.torchserve import config, process
@@ -27,7 +28,6 @@ from serving.torchserve.door import is_draining, mark_draining
 from serving.torchserve.drain import drain
 from serving.torchserve.gpus import DeviceChoice, count_gpus
 from serving.torchserve.heartbeat import HEARTBEATS
-from serving.torchserve.lock import locked
 from serving.torchserve.management import Management, ModelStatus, inference_key
 from serving.torchserve.ports import LOOPBACK, choose_ports, is_loopback
 from serving.torchserve.readiness import wait_ready, wait_watched

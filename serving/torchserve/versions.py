@@ -16,12 +16,12 @@ from pathlib import Path
 from serving.bundle import Bundle
 from serving.cores import workers
 from serving.errors import ServerError
+from serving.lock import locked
 from serving.settings import DEFAULT_SETTINGS, WorkerSettings, changed
 from serving.torchserve import logs, process
 from serving.torchserve.archive import Archive, package, read_settings
 from serving.torchserve.door import is_draining
 from serving.torchserve.launch import STATE, speedups
-from serving.torchserve.lock import locked
 from serving.torchserve.management import Management
 from serving.torchserve.readiness import wait_ready
 from serving.torchserve.settle import KEPT_VERSIONS, make_default, retire, roll_back, settle, with_default

@@ -71,6 +71,8 @@ def open_source(
     if kind is not None and kind not in KINDS:
         raise SourceError(f"source must be {', '.join(KINDS)}, got {kind!r}")
     place = place_of(text)
+    if not place.text.isprintable():  # it becomes part of a table, and bytes that are not UTF-8 cannot
+        raise SourceError(f"{place.text!a} must be an address of printable text in UTF-8, got others: rename it")
     kind = kind or _recognised(place)
     if kind != "parquet" and (column or key_column):
         raise SourceError(f"{text} must be Parquet files to have columns, got the kind {kind}: leave out --column")

@@ -8,7 +8,7 @@ time. Paths are relative to the folder of their Parquet file, or URLs.
 # ruff: noqa: D102 - the base class says what its methods do
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -117,18 +117,18 @@ class Parquet(Source):
 
     @contextmanager
     def _opened(self, place: Place) -> Iterator[pq.ParquetFile]:
-        file = place.path if isinstance(place, LocalPlace) else place.open()
         try:
-            with source_errors(str(place)), pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
+            with (
+                source_errors(str(place)),
+                _native(place) as file,
+                pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet,
+            ):
                 image_column(parquet.schema_arrow, self.column, str(place))
                 if self.key_column:
                     check_key_column(parquet.schema_arrow, self.key_column, str(place))
                 yield parquet
         except pa.ArrowException as exc:
             raise SourceError(f"{place} must be a whole Parquet file, got a broken one: {exc}") from exc
-        finally:
-            if not isinstance(file, str):
-                file.close()
 
     def _row_bytes(self, parquet: pq.ParquetFile) -> int:
         """Bytes of the images' column a row, on average."""
@@ -159,6 +159,11 @@ def found_parquet(place: str, column: str | None, key_column: str | None) -> Par
     if key_column:
         check_key_column(schema, key_column, str(first))
     return Parquet(place, image_column(schema, column, str(first)), key_column)
+
+
+def _native(place: Place) -> AbstractContextManager[Any]:
+    """What pyarrow reads fastest: a path, or an open file."""
+    return nullcontext(place.path) if isinstance(place, LocalPlace) else place.open()
 
 
 def _batches(

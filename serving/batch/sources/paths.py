@@ -9,6 +9,7 @@ lines, as a request for each would take longer than reading them.
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
@@ -77,16 +78,18 @@ class Paths(Source):
         folder = text.parent
         with text.open() as file:
             for offset, path in _paths(file, self.place):
-                place = place_from(folder, os.fsdecode(path))
-                info = _info(place) if isinstance(place, LocalPlace) else None
+                info = _info(folder, os.fsdecode(path))
                 yield _Line(offset, path, info and info.size, info and info.mtime_ns)
 
 
-def _info(place: Place) -> Info | None:
-    try:
-        return place.info()
-    except OSError:
-        return None  # reading it will tell
+def _info(folder: Place, path: str) -> Info | None:
+    """What a file of this machine is like; None for others, and for what only reading it will tell."""
+    if URL.match(path) and not path.startswith("file:"):
+        return None
+    place = place_from(folder, path)
+    with suppress(OSError):
+        return place.info() if isinstance(place, LocalPlace) else None
+    return None
 
 
 def _shard(lines: list[_Line]) -> Shard:

@@ -42,7 +42,9 @@ def read_item(key: str, read: Callable[[int], bytes], max_bytes: int, is_there: 
             raise SourceError(
                 f"{key} must be readable, got {type(exc).__name__}: {exc}: mend what holds it and go on"
             ) from exc
-        if not is_there():
+        with source_errors(f"the source of {key}"):
+            there = is_there()
+        if not there:
             raise SourceError(f"the source of {key} must stay where it is, got nothing there: put it back") from exc
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
         reason = reason.partition(". Detail")[0]  # pyarrow's says it twice
@@ -61,13 +63,18 @@ def read_ahead(read: Callable[[Wanted], Item], wanted: Iterable[Wanted]) -> Iter
     pool = ThreadPoolExecutor(READERS)
     try:
         for one in wanted:
-            while len(waiting) >= AHEAD or sum(map(_held_bytes, waiting)) > AHEAD_BYTES:
+            while _is_full(waiting):
                 yield waiting.popleft().result()
             waiting.append(pool.submit(read, one))
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_full(waiting: deque[Future[Item]]) -> bool:
+    running = sum(not future.done() for future in waiting)
+    return running >= READERS or len(waiting) >= AHEAD or sum(map(_held_bytes, waiting)) > AHEAD_BYTES
 
 
 def _held_bytes(future: Future[Item]) -> int:

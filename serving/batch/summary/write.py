@@ -63,17 +63,6 @@ def write_summary(
     return page
 
 
-def named_source(text: str) -> Source:
-    """The source that a user has named.
-
-    Raises:
-        SourceError: if it is none.
-    """
-    from serving.batch.sources import open_source
-
-    return open_source(text)
-
-
 def default_page(table: Table) -> Path:
     """answers.html for answers.parquet, and for a folder answers/: beside it, or here if the table is elsewhere."""
     name = table.place.name if table.is_folder else PurePosixPath(table.place.name).stem

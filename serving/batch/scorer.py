@@ -1,0 +1,124 @@
+"""Scoring the images of one shard: read → decode → infer → rows, in batches that are full until the last.
+
+What is in a batch depends on the shard alone, so a shard has the same rows whoever scores it and however often.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serving.batch.figures import Figures, Laps
+from serving.batch.source import Item
+from serving.batch.table import Table
+from serving.errors import ServingError
+from serving.intake import Decoded
+from serving.predictor import Predictor
+from serving.preprocess import read_array
+
+AHEAD = 2  # batches that decoders are ahead of the graph, at most
+AHEAD_BYTES = 128 * 1024 * 1024  # of encoded images
+
+Tell = Callable[[int, int], None]  # images more, and how many of them got an error
+
+
+class Scorer:
+    """Scores shards with one predictor.
+
+    Args:
+        predictor: warmed up.
+        table: what the rows are.
+        batch_size: images in one call of the graph.
+        decoders: threads that decode ahead of the graph; one decodes in its turn.
+    """
+
+    def __init__(self, predictor: Predictor, table: Table, batch_size: int, decoders: int = 1) -> None:
+        self._predictor = predictor
+        self._table = table
+        self._batch_size = batch_size
+        self._decoders = ThreadPoolExecutor(decoders) if decoders > 1 else None
+
+    def score(self, items: Iterator[Item], tell: Tell) -> tuple[pa.Table, Figures]:
+        """The rows of a shard's images, and what there is to tell of them.
+
+        Args:
+            items: the images.
+            tell: hears after every batch how many images it had.
+        """
+        figures = Figures.of(self._predictor.bundle)
+        laps = Laps(figures)
+        shape = self._predictor.bundle.manifest.input
+        images = np.empty((self._batch_size, shape.channels, shape.height, shape.width), np.uint8)
+        batches: list[pa.RecordBatch] = []
+        keys, found, filled = list[str](), list[int | ServingError](), 0
+        for key, image in self._decoded(items, laps):
+            keys.append(key)
+            if isinstance(image, ServingError):
+                found.append(image)
+                continue
+            found.append(filled)
+            images[filled] = image
+            filled += 1
+            if filled == self._batch_size:
+                batches.append(self._batch(keys, found, images, figures, laps))
+                tell(len(keys), len(keys) - filled)
+                keys, found, filled = [], [], 0
+        if keys:
+            batches.append(self._batch(keys, found, images[:filled], figures, laps))
+            tell(len(keys), len(keys) - filled)
+        return pa.Table.from_batches(batches, self._table.schema), figures
+
+    def _batch(
+        self, keys: list[str], found: list[int | ServingError], images: NDArray[np.uint8], figures: Figures, laps: Laps
+    ) -> pa.RecordBatch:
+        outputs = self._predictor.infer(images) if len(images) else None
+        laps.lap("infer")
+        figures.count(found, outputs, self._predictor.bundle, self._batch_size)
+        rows = self._table.rows(keys, found, outputs)
+        laps.lap("write")
+        return rows
+
+    def _decoded(self, items: Iterator[Item], laps: Laps) -> Iterator[tuple[str, Decoded]]:
+        """The images with their keys, in order."""
+        if self._decoders is None:
+            for item in items:
+                laps.lap("read")
+                image = self._decode(item)
+                laps.lap("decode")
+                yield item.key, image
+            return
+        waiting: deque[tuple[Item, Future[Decoded]]] = deque()
+        held = 0
+        for item in items:
+            laps.lap("read")
+            waiting.append((item, self._decoders.submit(self._decode, item)))
+            held += _bytes_of(item)
+            while len(waiting) > AHEAD * self._batch_size or held > AHEAD_BYTES:
+                held -= _bytes_of(waiting[0][0])
+                yield _awaited(*waiting.popleft(), laps)
+        while waiting:
+            yield _awaited(*waiting.popleft(), laps)
+
+    def _decode(self, item: Item) -> Decoded:
+        if isinstance(item.image, ServingError):
+            return item.image
+        try:
+            if isinstance(item.image, bytes):
+                return self._predictor.decode(item.image)
+            return read_array(item.image, self._predictor.bundle.manifest.input)
+        except ServingError as error:
+            return error
+
+
+def _bytes_of(item: Item) -> int:
+    image = item.image
+    return 0 if isinstance(image, ServingError) else len(image) if isinstance(image, bytes) else image.nbytes
+
+
+def _awaited(item: Item, image: Future[Decoded], laps: Laps) -> tuple[str, Decoded]:
+    decoded = image.result()
+    laps.lap("decode")
+    return item.key, decoded

@@ -1,0 +1,146 @@
+"""The table: what the graph answers for a batch of images, as columns; one row an image, in the source's order.
+
+    table = Table(bundle, top_k=3)
+    rows = table.rows(keys, found, outputs)
+
+The numbers are the graph's own float32, which the server rounds to as many digits as float32 holds. What does not apply
+to a row, or to a bundle, is null.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serving.batch.options import Returned
+from serving.bundle import Bundle, OutputName
+from serving.errors import ServingError
+
+NUMBER = pa.float32()
+CANDIDATE = (
+    pa.field("label", pa.string()),
+    pa.field("probability", NUMBER),
+    pa.field("component", pa.int32()),
+    pa.field("component_probability", NUMBER),
+)
+RETURNED: Mapping[Returned, pa.DataType] = {
+    Returned.PROBABILITIES: pa.list_(NUMBER),  # in the order of the bundle's labels
+    Returned.RESPONSIBILITIES: pa.list_(pa.list_(NUMBER)),  # of each label its components
+    Returned.FEATURES: pa.list_(NUMBER),
+}
+OF_OUTPUT: Mapping[Returned, OutputName] = {
+    Returned.PROBABILITIES: "posterior",
+    Returned.RESPONSIBILITIES: "responsibilities",
+    Returned.FEATURES: "features",
+}
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+class Table:
+    """Makes rows of a bundle's answers.
+
+    Attributes:
+        schema: their columns.
+    """
+
+    def __init__(self, bundle: Bundle, top_k: int = 1, returns: Sequence[Returned] = ()) -> None:
+        """Choose the columns.
+
+        Args:
+            bundle: whose answers.
+            top_k: classes in the column `top_k`, which is there if they are more than one.
+            returns: which of RETURNED to include.
+
+        Raises:
+            ServingError: if the bundle does not answer what is to be returned.
+        """
+        manifest = bundle.manifest
+        if Returned.RESPONSIBILITIES in returns and "responsibilities" not in manifest.outputs:
+            outputs = ", ".join(manifest.outputs)
+            raise ServingError(f"what to return must be an output of {manifest.name} ({outputs}), got responsibilities")
+        self._bundle = bundle
+        self._labels = pa.array(manifest.labels, pa.string())
+        self._top_k = min(top_k, manifest.head.classes)
+        self._returns = returns
+        self.schema = pa.schema(
+            [
+                pa.field("key", pa.string(), nullable=False),
+                *CANDIDATE,
+                pa.field("log_density", NUMBER),
+                *([pa.field("top_k", pa.list_(pa.struct(CANDIDATE)))] if top_k > 1 else []),
+                *(pa.field(name, kind) for name, kind in RETURNED.items() if name in returns),
+                pa.field("error_code", pa.string()),
+                pa.field("error_message", pa.string()),
+                pa.field("model", pa.string(), nullable=False),
+                pa.field("version", pa.int32(), nullable=False),
+                pa.field("bundle_digest", pa.string(), nullable=False),
+            ]
+        )
+
+    def rows(self, keys: Sequence[str], found: Sequence[int | ServingError], outputs: Outputs | None) -> pa.RecordBatch:
+        """The rows of some images.
+
+        Args:
+            keys: their names.
+            found: for each its place in the outputs, or its error.
+            outputs: arrays by the manifest's names, each (N, ...); None if no image has an answer.
+        """
+        manifest, count = self._bundle.manifest, len(keys)
+        places = pa.array([place if isinstance(place, int) else None for place in found], pa.int32())
+        errors = [place if isinstance(place, ServingError) else None for place in found]
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "error_code": pa.array([error and error.code for error in errors], pa.string()),
+            "error_message": pa.array([error and str(error) for error in errors], pa.string()),
+            "model": pa.repeat(manifest.name, count),
+            "version": pa.repeat(pa.scalar(manifest.version, pa.int32()), count),
+            "bundle_digest": pa.repeat(self._bundle.digest, count),
+        }
+        if outputs is not None:
+            columns |= {name: column.take(places) for name, column in self._answers(outputs).items()}
+        empty = {field.name: pa.nulls(count, field.type) for field in self.schema if field.name not in columns}
+        return pa.record_batch([(columns | empty)[name] for name in self.schema.names], schema=self.schema)
+
+    def _answers(self, outputs: Outputs) -> dict[str, pa.Array]:
+        """The columns of N answers; None for what the bundle does not know."""
+        posterior = outputs["posterior"]
+        ranked = np.argsort(-posterior, axis=1, kind="stable")[:, : self._top_k]  # as the server ranks
+        columns = self._candidates(outputs, ranked[:, :1])
+        if "log_density" in outputs:
+            columns["log_density"] = pa.array(outputs["log_density"], NUMBER)
+        if "top_k" in self.schema.names:
+            of_all = self._candidates(outputs, ranked)
+            empty = {field.name: pa.nulls(ranked.size, field.type) for field in CANDIDATE if field.name not in of_all}
+            structs = [(of_all | empty)[field.name] for field in CANDIDATE]
+            columns["top_k"] = _lists(pa.StructArray.from_arrays(structs, fields=list(CANDIDATE)), ranked.shape[1])
+        nested = {name: _nested(outputs[OF_OUTPUT[name]]) for name in self._returns}
+        return columns | nested
+
+    def _candidates(self, outputs: Outputs, ranked: NDArray[np.int64]) -> dict[str, pa.Array]:
+        """The columns of the classes `ranked`, (N, k), one row after the other."""
+        images, classes = np.repeat(np.arange(len(ranked)), ranked.shape[1]), ranked.ravel()
+        columns = {
+            "label": self._labels.take(pa.array(classes)),
+            "probability": pa.array(outputs["posterior"][images, classes], NUMBER),
+        }
+        if "responsibilities" in outputs:
+            weights = outputs["responsibilities"][images, classes]
+            columns["component"] = pa.array(weights.argmax(1), pa.int32())
+            columns["component_probability"] = pa.array(weights.max(1), NUMBER)
+        return columns
+
+
+def _nested(values: NDArray[Any]) -> pa.Array:
+    """(N, ...) as N lists, of lists if there are more axes."""
+    nested = pa.array(values.ravel(), NUMBER)
+    for size in reversed(values.shape[1:]):
+        nested = _lists(nested, size)
+    return nested
+
+
+def _lists(values: pa.Array, size: int) -> pa.Array:
+    """Values as lists of `size`, one after the other."""
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, size), pa.int32()), values)
