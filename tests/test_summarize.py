@@ -751,14 +751,14 @@ def test_source_that_was_named_must_be_there_and_the_right_one(table: Path, bund
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_are_found_where_the_table_says(
-    bundle: Path, rows: list[Row], pictures: tuple[tuple[str, bytes], ...], tmp_path: Path
+def test_images_of_a_scored_folder_are_found_where_the_table_says(
+    bundle: Path, pictures: tuple[tuple[str, bytes], ...], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "photos"
+    folder, table = tmp_path / "photos", tmp_path / "answers.parquet"
     folder.mkdir()
     for key, image in pictures:
         (folder / key).write_bytes(image)
-    table = write_parquet(tmp_path / "answers.parquet", rows, {"source": {"kind": "folder", "place": str(folder)}})
+    serving("score", folder, "--bundle", bundle, "--out", table, "--workers", 1, "--top-k", 2, check=True)
 
     found = page_of(table, bundle, tmp_path / "page.html")
     folder.rename(tmp_path / "moved")

@@ -9,7 +9,10 @@ import typer
 def summarize(
     table: Annotated[
         str,
-        typer.Argument(help="What score has written: a .parquet or .jsonl file or a folder of parts; a path or a URL."),
+        typer.Argument(
+            help="What score has written: a .parquet or .jsonl file or a folder of parts; a path or a URL.",
+            metavar="TABLE",
+        ),
     ],
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle that scored it, <name>/<version>.")],
     out: Annotated[Path | None, typer.Option(help="HTML page to write.", show_default="beside the table")] = None,

@@ -14,7 +14,7 @@ LOW, HIGH = 0.01, 0.99  # images below the one quantile are atypical; as few are
 BINS_BETWEEN = 40  # the two quantiles
 REACH = 20_000  # bins to either side of the lower one
 BARS = 80  # about as many are drawn
-TAIL = 0.002  # this share of the images at either end is drawn in the last bar
+TAIL = 0.01  # this share of the images at either end is drawn in the last bar
 
 Floats = NDArray[np.float64]
 

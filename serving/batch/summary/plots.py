@@ -16,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from serving.batch.summary.figures import Confidence, Typicality
+from serving.batch.summary.figures import Confidence, Quantile, Typicality
 from serving.batch.summary.occupancy import ClassOccupancy
 
 WIDTH = 5.0  # inches: as wide as the text on a phone, so that letters need not shrink
-MARKED = ("0.01", "0.5", "0.99")  # quantiles with a line
+SIDES = {"0.01": "right", "0.5": "center", "0.99": "left"}  # quantiles with a line, and where their names go
+ROOM = 0.35  # of the width of the axes, for three names
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,7 @@ def density_chart(density: Typicality) -> Chart:
         figure, ax = _axes(3.1, theme)
         edges = np.array(density.histogram.edges)
         ax.bar(edges[:-1], density.histogram.counts, np.diff(edges), align="edge", color=theme.bar, lw=0)
-        for quantile in density.quantiles:
-            if str(quantile.share) in MARKED:
-                ax.axvline(quantile.log_density, color=theme.mark, linestyle="--", linewidth=1.2)
-                place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-                text = f"{100 * quantile.share:g} %"
-                ax.annotate(text, (quantile.log_density, 1.01), color=theme.mark, fontsize=9, **place)
+        _mark(ax, density.quantiles, float(edges[-1] - edges[0]), theme)
         ax.set_xlim(edges[0], edges[-1])
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -117,6 +113,20 @@ def shortened(name: str, most: int = 14) -> str:
     """A class name that fits beside an axis; a dollar sign is no mathematics."""
     short = name if len(name) <= most else name[: most - 1] + "…"
     return short.replace("$", r"\$")
+
+
+def _mark(ax: Axes, quantiles: Sequence[Quantile], width: float, theme: Theme) -> None:
+    """Lines at three quantiles; where there is no room for three names, the outer two have theirs to the sides."""
+    marked = [quantile for quantile in quantiles if str(quantile.share) in SIDES]
+    close = marked[-1].log_density - marked[0].log_density < ROOM * width
+    for quantile in marked:
+        ax.axvline(quantile.log_density, color=theme.mark, linestyle="--", linewidth=1.2)
+        side = SIDES[str(quantile.share)] if close else "center"
+        if close and side == "center":
+            continue
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": side, "va": "bottom"}
+        text = f"{100 * quantile.share:g} %"
+        ax.annotate(text, (quantile.log_density, 1.01), color=theme.mark, fontsize=9, **place)
 
 
 def _split_bar(ax: Axes, row: float, shares: Sequence[float], theme: Theme, *, faint: bool) -> None:

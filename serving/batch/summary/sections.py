@@ -229,7 +229,7 @@ def _ties_text(figures: Figures) -> str:
     if figures.by_margin:
         return "The images whose two likeliest classes are closest to each other, the closest first."
     return (
-        "The images whose likeliest class has the lowest probability, the lowest first. A table of `score --top-k 2` "
+        "The images whose likeliest class has the lowest probability, the lowest first. A table of “score --top-k 2” "
         "has the second class too, and then it is their margin that counts."
     )
 
