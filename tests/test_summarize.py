@@ -528,6 +528,8 @@ def test_what_is_no_table_is_refused(bundle: Path, rows: list[Row], tmp_path: Pa
 def test_answers_that_the_bundle_cannot_have_given_are_refused(bundle: Path, rows: list[Row], tmp_path: Path) -> None:
     refusals = {
         "label must be one of the bundle's, got 'square': is the table damaged": {"label": "square"},
+        "key must be in all rows, got 1 without: is the table damaged": {"key": None},
+        "probability must be in all answers, got 1 without": {"probability": None},
         "component must be below 2, as the bundle has it, got 2": {"component": 2},
         "log_density must be a finite number or null, got others": {"log_density": float("nan")},
         "probability must be a finite number or null, got others": {"probability": float("inf")},

@@ -83,6 +83,8 @@ class Tally:
         messages: (key, message) of a few of them.
         atypical: the images of lowest log-density.
         ties: those of the least margin, or, without one, probability.
+        rows: how many.
+        model: name and version, as the first row has them.
     """
 
     digest: str
@@ -115,6 +117,7 @@ class Tally:
         Raises:
             TableError: if they are not of this bundle, or hold what it cannot have answered.
         """
+        _require_all("rows", batch, "key", "model", "version")
         _require_digest(batch, self.digest)
         if self.model is None and len(batch):
             self.model = (batch["model"][0].as_py(), batch["version"][0].as_py())
@@ -123,6 +126,7 @@ class Tally:
         self._add_errors(batch.filter(pc.invert(answered)))
         answers = batch.filter(answered)
         if len(answers):
+            _require_all("answers", answers, "probability")
             self._add_answers(answers)
 
     def _add_errors(self, batch: Any) -> None:
@@ -170,6 +174,12 @@ class Tally:
             stranger = batch.filter(pc.is_null(found))["label"][0].as_py()
             raise TableError(f"label must be one of the bundle's, got {shown(stranger)}: is the table damaged?")
         return np.asarray(found, np.int64)
+
+
+def _require_all(what: str, batch: Any, *columns: str) -> None:
+    for column in columns:
+        if missing := batch[column].null_count:
+            raise TableError(f"{column} must be in all {what}, got {missing} without: is the table damaged?")
 
 
 def _require_digest(batch: Any, digest: str) -> None:
