@@ -16,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
+from serving.batch.engine import Layout
 from serving.batch.listing import not_hidden
+from serving.batch.local import LocalEngine
+from serving.batch.options import ScoreOptions
 from serving.batch.places import Info, place_of
 from serving.batch.remote import RemotePlace
+from serving.batch.score import score
 from serving.batch.source import Item, Source, SourceError
 from serving.batch.sources import open_source, reading, source_of
 from serving.errors import ServingError
@@ -351,3 +355,29 @@ def test_reading_ahead_gives_what_came_before_an_error() -> None:
     assert [next(items).key for _ in range(5)] == list("01234")
     with pytest.raises(SourceError, match="broken"):
         next(items)
+
+
+def test_a_bucket_is_scored_into_itself(
+    files: Files, url: Callable[[str], str], s3: Any, bundle_dir: Path, tmp_path: Path
+) -> None:
+    for name, data in files.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    options, engine = ScoreOptions(batch_size=2, shard_images=2), LocalEngine(Layout(1))
+    score(open_source(str(tmp_path / "in")), bundle_dir, str(tmp_path / "out.parquet"), options, engine=engine)
+    wanted = pq.read_table(tmp_path / "out.parquet")
+
+    for out in ("answers", "answers.parquet"):
+        first = score(open_source(url("in")), bundle_dir, url(out), options, engine=engine)
+        second = score(open_source(url("in")), bundle_dir, url(out), options, engine=engine)
+        assert (first.images, second.images) == (5, 0)
+    system, path = RemotePlace(url("")).opened
+    assert pq.read_table(f"{path}/answers", filesystem=system).equals(wanted)
+    assert pq.read_table(f"{path}/answers.parquet", filesystem=system).equals(wanted)
+    listed = [entry["Key"] for entry in s3.list_objects_v2(Bucket="photos", Prefix="answers")["Contents"]]
+    assert [key for key in listed if not key.endswith("/")] == [
+        "answers.parquet",
+        *(f"answers/_job/done/{number}.json" for number in range(3)),
+        *(f"answers/_job/{name}" for name in ("job.json", "shards.jsonl")),
+        *(f"answers/part-0000{number}.parquet" for number in range(3)),
+    ]

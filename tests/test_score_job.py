@@ -6,13 +6,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, SIZE, encoded, serving, until
+
+from serving.batch.engine import EngineError, Layout
+from serving.batch.local import LocalEngine
+from serving.batch.options import ScoreOptions
+from serving.batch.score import score
+from serving.batch.source import Item, Shard, Source
+from serving.batch.sources import open_source
 
 IMAGES, SHARD = 1500, 15
 OPTIONS = ("--batch-size", 4, "--shard-images", SHARD, "--return", "features", "--quiet")
@@ -143,3 +152,31 @@ def test_a_full_disk_keeps_what_is_done(folder: Path, bundle_dir: Path, undistur
     assert int(kept) > 0
     assert "were there already" in summary
     assert (tmp_path / "kept.parquet").read_bytes() == undisturbed
+
+
+@dataclass(frozen=True)
+class Deadly(Source):
+    """A folder whose reader is killed over one of its images, as it is where there is too little memory."""
+
+    folder: str
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"kind": "deadly"}
+
+    def shards(self, images: int) -> Iterator[Shard]:
+        yield from open_source(self.folder).shards(images)
+
+    def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
+        for item in open_source(self.folder).read(shard, max_bytes):
+            if item.key == "0025.png":
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
+
+
+def test_a_shard_that_kills_its_workers_is_named(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    options, out = ScoreOptions(batch_size=4, shard_images=10), str(tmp_path / "parts")
+
+    with pytest.raises(EngineError, match=r"got one killed 3 times over part-00002\.parquet"):
+        score(Deadly(str(folder)), bundle_dir, out, options, engine=LocalEngine(Layout(1)))
+    assert {"part-00000.parquet", "part-00001.parquet"} <= {path.name for path in Path(out).iterdir()}

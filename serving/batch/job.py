@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from serving.batch.options import ScoreOptions
 from serving.batch.source import Shard, Source
@@ -53,7 +53,7 @@ class Job:
 
     def has_parts(self) -> bool:
         """Whether any part is done; until then another job may take its place."""
-        return any(not name.startswith(".") for name in self.records.inside(DONE).names())
+        return bool(self.records.inside(DONE).names())
 
     def identity(self, bundle: Bundle) -> dict[str, Any]:
         """What the job is, but for its images, as plain JSON values."""
@@ -89,10 +89,9 @@ def begin(job: Job, bundle: Bundle) -> Plan:
     """
     begun = job.records.read(JOB)
     if begun is None:
-        _require_empty(job.store)
+        require_empty(job.store)
     if begun is None or not job.has_parts():
-        with job.records.writing(SHARDS) as stream:
-            plan = _planned(_lines(job), stream)
+        plan = _written(job)
         whole = job.identity(bundle) | {"inputs": asdict(plan)}
         job.records.write(JOB, json.dumps(whole, indent=2).encode() + b"\n")
         return plan
@@ -111,7 +110,7 @@ def plan_of(job: Job) -> Plan:
 def shards_of(job: Job) -> Iterator[tuple[int, Shard]]:
     """The shards with their numbers, as they were written when the job was begun."""
     with job.records.reading(SHARDS) as stream:
-        for number, line in enumerate(_split(stream)):
+        for number, line in enumerate(stream):
             yield number, Shard(**json.loads(line))
 
 
@@ -120,7 +119,14 @@ def _lines(job: Job) -> Iterator[tuple[Shard, bytes]]:
         yield shard, json.dumps(asdict(shard)).encode() + b"\n"
 
 
-def _planned(lines: Iterator[tuple[Shard, bytes]], stream: Any) -> Plan:
+def _written(job: Job) -> Plan:
+    """Write down a job's shards."""
+    plans: list[Plan] = []
+    job.records.write(SHARDS, lambda out: plans.append(_planned(_lines(job), out)))
+    return plans[0]
+
+
+def _planned(lines: Iterator[tuple[Shard, bytes]], stream: BinaryIO | None) -> Plan:
     """Count and digest shards, and write them down if there is somewhere to."""
     digest, shards, images, unknown = hashlib.sha256(), 0, 0, False
     for shard, line in lines:
@@ -133,18 +139,14 @@ def _planned(lines: Iterator[tuple[Shard, bytes]], stream: Any) -> Plan:
     return Plan(shards, None if unknown else images, digest.hexdigest())
 
 
-def _split(stream: Any) -> Iterator[bytes]:
-    """The lines of a stream of bytes."""
-    rest = b""
-    while chunk := stream.read(1 << 20):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
+def require_empty(store: Store) -> None:
+    """Refuse a folder that holds something, if that is not the beginning of a job that never came to be.
 
-
-def _require_empty(store: Store) -> None:
-    """Refuse a folder that holds something, if that is not the beginning of a job that never came to be."""
-    if foreign := [name for name in store.names() if name != JOB_FOLDER]:
-        raise OutputError(f"out must be a new or empty folder or a job's, got {store}, which holds {foreign[0]}")
+    Raises:
+        OutputError: if it does.
+    """
+    if foreign := store.foreign(JOB_FOLDER):
+        raise OutputError(f"out must be a new or empty folder or a job's, got {store}, which holds {foreign}")
 
 
 def require_same(there: dict[str, Any], here: dict[str, Any], place: str) -> None:

@@ -8,16 +8,18 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow.parquet as pq
 
 from serving.batch.figures import Figures
-from serving.batch.job import JOB, Job, Plan, require_same
+from serving.batch.job import JOB, JOB_FOLDER, Job, Plan, require_empty, require_same
 from serving.batch.options import Format
 from serving.batch.parts import FIGURES, schema_of
-from serving.batch.store import OutputError, Store, store_of
+from serving.batch.places import place_of
+from serving.batch.store import OutputError, Store
 from serving.bundle import Bundle
 
 SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
@@ -51,24 +53,22 @@ class Output:
         Raises:
             OutputError: if both are given and differ.
         """
-        place, _, query = out.partition("?")
-        by_name = SUFFIXES.get(PurePosixPath(place).suffix)
+        place = place_of(out)
+        by_name = SUFFIXES.get(PurePosixPath(place.name).suffix)
         if by_name is None:
-            return cls(store_of(out), chosen or "parquet")
+            return cls(Store(place), chosen or "parquet")
         if chosen not in (None, by_name):
             raise OutputError(f"out must end in .{chosen}, as the format is {chosen}, got {out}")
-        whole = store_of(place)
-        above, _, name = whole.url.rpartition("/")
-        suffix = f"?{query}" if query else ""
-        return cls(Store(f"{whole.url}{BESIDE}{suffix}"), by_name, Store(f"{above or '/'}{suffix}"), name)
+        above = place.parent
+        return cls(Store(above.child(f"{place.name}{BESIDE}")), by_name, Store(above), place.name)
 
     def whole(self) -> bytes | None:
         """What the one file says of itself, if it is there; nothing for a folder of parts."""
-        if self.folder is None or not self.folder.has(self.name):
+        if self.folder is None or not self.folder.place.child(self.name).exists():
             return None
         if self.format == "jsonl":
             return b""
-        with self.folder.seeking(self.name) as stream:
+        with self.folder.reading(self.name) as stream:
             said: bytes = (pq.read_schema(stream).metadata or {}).get(b"job", b"")
             return said
 
@@ -91,11 +91,11 @@ class Output:
         Raises:
             OutputError: if the folder is no job's.
         """
-        if self.parts.names() and self.parts.inside("_job").read(JOB) is None:
-            raise OutputError(f"out must be a new or empty folder or a job's, got {self.parts}, which is none")
+        if self.parts.inside(JOB_FOLDER).read(JOB) is None:
+            require_empty(self.parts)
         self.parts.remove_all()
         if self.folder is not None:
-            self.folder.remove(self.name)
+            self.folder.place.child(self.name).delete()
 
     def finish(self, job: Job, bundle: Bundle, plan: Plan, figures: Figures) -> None:
         """Put all parts into the one file, if one is asked for, and take them away."""
@@ -103,17 +103,22 @@ class Output:
             return
         told = {name: value for name, value in asdict(figures).items() if name != "seconds"}  # which no two runs share
         said = job.identity(bundle) | {"inputs": asdict(plan), "figures": told}
-        with self.folder.writing(self.name) as stream, _appending(job, bundle, said, stream) as append:
-            for number in range(plan.shards):
-                append(job.store.read(job.part_name(number)) or b"")
+        self.folder.write(self.name, partial(_join, job, bundle, said, plan.shards))
         self.parts.remove_all()
 
 
+def _join(job: Job, bundle: Bundle, said: dict[str, Any], parts: int, out: BinaryIO) -> None:
+    """Write all parts of a job, one after the other."""
+    with _appending(job, bundle, said, out) as append:
+        for number in range(parts):
+            append(job.store.read(job.part_name(number)) or b"")
+
+
 @contextmanager
-def _appending(job: Job, bundle: Bundle, said: dict[str, Any], stream: Any) -> Iterator[Callable[[bytes], None]]:
+def _appending(job: Job, bundle: Bundle, said: dict[str, Any], stream: BinaryIO) -> Iterator[Callable[[bytes], object]]:
     """What appends a part to a file."""
     if job.options.format == "jsonl":
-        yield stream.write
+        yield lambda content: stream.write(content)
         return
     schema = schema_of(job, bundle, said)
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:

@@ -92,7 +92,7 @@ class PartWorker:
 def finished(job: Job) -> Iterator[Done]:
     """The parts that are there and whole, by number."""
     records = job.records.inside(DONE)
-    for number in sorted(int(name.removesuffix(".json")) for name in records.names() if not name.startswith(".")):
+    for number in sorted(int(name.removesuffix(".json")) for name in records.names()):
         done = _DONE.validate_json(records.read(f"{number}.json") or b"")
         content = job.store.read(job.part_name(number))
         if content is not None and hashlib.sha256(content).hexdigest() == done.sha256:

@@ -14,6 +14,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote
+from uuid import uuid4
 
 from serving.batch.listing import Entry, Takes, not_hidden, walk_folders, walk_local
 from serving.errors import ImageTooLarge, ServingError
@@ -93,6 +95,10 @@ class Place(ABC):
     @abstractmethod
     def delete(self) -> None:
         """Take the file away; nothing happens if it is not there."""
+
+    @abstractmethod
+    def delete_folder(self) -> None:
+        """Take the folder away with all that is in it; nothing happens if it is not there."""
 
     def exists(self) -> bool:
         """Whether something is there."""
@@ -181,7 +187,7 @@ class LocalPlace(Place):
     def write(self, write: Callable[[BinaryIO], object]) -> None:
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(partial_name(path.name))
         try:
             with partial.open("wb") as out:
                 write(out)
@@ -192,6 +198,15 @@ class LocalPlace(Place):
     def delete(self) -> None:
         with suppress(FileNotFoundError):
             Path(self.path).unlink()
+
+    def delete_folder(self) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
+
+
+def partial_name(name: str) -> str:
+    """A hidden name for a file that becomes `name`; nobody else has it."""
+    return f".{name}.{uuid4().hex[:12]}"
 
 
 def place_from(folder: Place, text: str) -> Place:

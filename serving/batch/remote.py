@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from serving.batch.listing import FOLDER, Entry, Takes, joined, walk_folders
-from serving.batch.places import Info, Place, PlaceError, check_size
+from serving.batch.places import Info, Place, PlaceError, check_size, partial_name
 
 BY_PYARROW = frozenset({"s3", "gs", "gcs", "hdfs", "viewfs"})
 WITH_BUCKET = frozenset({"s3", "gs", "gcs"})  # where the path begins with what stands in a host's place
@@ -107,6 +107,11 @@ class RemotePlace(Place):
         if self.exists():
             system.delete_file(path)
 
+    def delete_folder(self) -> None:
+        system, path = self.opened
+        if self.exists():
+            system.delete_dir(path)
+
 
 @contextmanager
 def _moved_into_place(system: Any, path: str) -> Iterator[str]:
@@ -117,7 +122,7 @@ def _moved_into_place(system: Any, path: str) -> Iterator[str]:
     folder, _, name = path.rpartition("/")
     if folder:
         system.create_dir(folder, recursive=True)
-    partial = f"{folder}/.{name}.partial"
+    partial = f"{folder}/{partial_name(name)}"
     yield partial
     system.move(partial, path)
 

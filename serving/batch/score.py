@@ -135,7 +135,8 @@ def score(
 def _require_apart(source: Source, output: Output) -> None:
     """Refuse to write among the images, which would be others the next time."""
     place = source.description.get("place")
-    if place and output.parts.is_local and Path(output.parts.url).is_relative_to(place):
+    where = output.parts.local_path
+    if place and where is not None and Path(where).is_relative_to(place):
         raise OutputError(f"out must not lie among the images in {place}, got {output.parts}: choose another --out")
 
 
@@ -146,10 +147,10 @@ def _local(options: ScoreOptions) -> LocalEngine:
 @contextmanager
 def _alone(job: Job) -> Iterator[None]:
     """Keep others from the same job, where they can be kept: on this machine."""
-    if not job.store.is_local:
+    if (path := job.records.local_path) is None:
         yield
         return
-    folder = Path(str(job.records))
+    folder = Path(path)
     is_new = not folder.parent.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
