@@ -707,7 +707,6 @@ def test_images_are_found_decoded_and_made_small(bundle: Path) -> None:
         ("torn", encoded(small)[:60]),
         ("gone", b""),
     )
-    limits = Limits(max_pixels=300 * 600)
 
     seen = thumbnails(["photo", "small", "torn", "gone", "never"], Memory(images), Bundle.load(bundle).manifest.input)
     refused = thumbnails(["photo"], Memory(images), Bundle.load(bundle).manifest.input, Limits(max_pixels=1000))
@@ -718,8 +717,7 @@ def test_images_are_found_decoded_and_made_small(bundle: Path) -> None:
     assert seen.missing["torn"].startswith("image must be a whole PNG image, got a broken one")
     assert seen.missing["gone"] == "gone must be readable, got nothing"
     assert seen.missing["never"] == "not in the source any more"
-    assert refused.missing["photo"] == f"image must have at most 1000 pixels, got {photo.shape[1]} x {photo.shape[0]}"
-    assert limits.max_pixels == photo.shape[0] * photo.shape[1]
+    assert refused.missing["photo"] == "image must have at most 1000 pixels, got 600 x 300"
 
 
 def test_pixels_of_an_array_are_shown() -> None:
@@ -794,23 +792,28 @@ def test_table_that_describes_no_source_has_a_page_without_images(
 # Queries of the README
 
 
+QUERIES = (
+    """
+    SELECT label, count(*) AS images, round(avg(probability), 3) AS confidence
+    FROM 'answers.parquet' WHERE error_code IS NULL GROUP BY label ORDER BY images DESC
+    """,
+    """
+    SELECT key, component, log_density
+    FROM 'answers.parquet' WHERE label = '{label}' ORDER BY log_density LIMIT 10
+    """,
+    """
+    SELECT error_code, count(*) AS images, any_value(error_message) AS example
+    FROM 'answers.parquet' WHERE error_code IS NOT NULL GROUP BY error_code ORDER BY images DESC, error_code
+    """,
+)
+
+
 def test_queries_of_a_table_answer(table: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(table.parent)
     answers = answered(rows)
     label = max(LABELS, key=lambda name: sum(row["label"] == name for row in answers))
 
-    classes = duckdb.sql("""
-        SELECT label, count(*) AS images, round(avg(probability), 3) AS confidence
-        FROM 'answers.parquet' WHERE error_code IS NULL GROUP BY label ORDER BY images DESC
-    """).fetchall()
-    odd = duckdb.sql(f"""
-        SELECT key, component, round(log_density, 2) AS log_density
-        FROM 'answers.parquet' WHERE label = '{label}' ORDER BY answers.log_density LIMIT 10
-    """).fetchall()
-    errors = duckdb.sql("""
-        SELECT error_code, count(*) AS images, any_value(error_message) AS example
-        FROM 'answers.parquet' WHERE error_code IS NOT NULL GROUP BY error_code ORDER BY error_code
-    """).fetchall()
+    classes, odd, errors = (duckdb.sql(query.format(label=label)).fetchall() for query in QUERIES)
 
     for name, count, confidence in classes:
         own = [row["probability"] for row in answers if row["label"] == name]
