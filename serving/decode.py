@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
 from serving.essentials import PNG_START, Essentials, essentials
@@ -93,7 +94,7 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> OpenImage:
     kind = _kind(data)
     with _as_image_errors(kind, limits):
         kept = essentials(data, kind)
-        picture = Image.open(BytesIO(kept.data), formats=[kind.upper()])
+        picture = _opened(kept.data, kind)
         _check_size(picture.size, limits)
         orientation = _orientation(kept.exif or picture.info.get("exif", b""))
         return OpenImage(kind, picture, orientation, _counted_pixels(picture, kept))
@@ -145,6 +146,16 @@ def _kind(data: bytes) -> str:
     raise UnsupportedImage(f"image must be {SERVED_TYPES}, got bytes that start with {data[:8]!r}")
 
 
+def _opened(data: bytes, kind: str) -> Image.Image:
+    """What Pillow makes of an image's header. Asking it for a type takes as long as reading the header of a PNG."""
+    if kind != "PNG":
+        return Image.open(BytesIO(data), formats=[kind.upper()])
+    try:
+        return PngImageFile(BytesIO(data))
+    except (SyntaxError, IndexError, TypeError, struct.error) as exc:  # as in Image.open
+        raise UnidentifiedImageError(str(exc)) from exc
+
+
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
@@ -165,6 +176,8 @@ def _counted_pixels(picture: Image.Image, kept: Essentials) -> int:
 
 def _orientation(exif: bytes) -> int:
     """The orientation in EXIF data; what is broken there leaves the image as it is."""
+    if not exif:
+        return 1
     try:
         start = len(EXIF_START) if exif.startswith(EXIF_START) else 0
         order = {b"II": "<", b"MM": ">"}[exif[start : start + 2]]
@@ -189,10 +202,11 @@ def _pixels(
         image = _gray8(image, background)
     if image.has_transparency_data:
         image = _opaque(image, background)
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
-    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    return np.array(image).reshape(image.height, image.width, channels)
 
 
 def _draft(image: Image.Image, channels: Literal[1, 3], wanted: tuple[int, int]) -> Image.Image:

@@ -12,6 +12,9 @@ ServingError                 500  internal_error
 └── ImageError               400  undecodable_image      one image; its neighbours are answered
     ├── ImageTooLarge        413  image_too_large
     └── UnsupportedImage     415  unsupported_image_type
+
+Offline scoring adds its own, which no client sees: SourceError, PlaceError, OutputError and EngineError end a job, and
+UnreadableFile is an ImageError that becomes a row.
 """
 
 import reprlib

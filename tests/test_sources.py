@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from serving.batch.listing import not_hidden, sorted_names
 from serving.batch.places import LocalPlace, PlaceError, place_of
 from serving.batch.source import Item, Shard, Source, SourceError, UnreadableFile
 from serving.batch.sources import array as array_module
-from serving.batch.sources import open_source, source_of
+from serving.batch.sources import open_source, parquet_rows, source_of
 from serving.batch.sources import packing as packing_module
 from serving.batch.sources import parquet as parquet_module
 from serving.errors import ImageTooLarge, ServingError
@@ -416,8 +417,8 @@ def test_a_list_with_errors(text: Path, folder: Path, files: Files, tmp_path: Pa
         "a.png": "unreadable_file: image must be a file that can be read, got: No such file or directory"
     }
     text.write_bytes(b"a.png\n")
-    with pytest.raises(SourceError, match=r"list\.txt must name the files that it named at first, got fewer"):
-        source.read(shards[0], MAX_BYTES)
+    with pytest.raises(SourceError, match=r"list\.txt must have the images that it had at first, got fewer"):
+        list(source.read(shards[0], MAX_BYTES))
     text.write_bytes(b"\n\n")
     with pytest.raises(SourceError, match=r"list\.txt must name at least one file, got none"):
         list(source.shards(3))
@@ -724,7 +725,7 @@ def test_many_parquet_files(place: str, files: Files, tmp_path: Path) -> None:
 
 
 def test_a_group_of_rows_may_be_larger_or_smaller_than_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_module, "BATCH_ROWS", 4)
+    monkeypatch.setattr(parquet_rows, "BATCH_ROWS", 4)
     data = [b"%d" % number for number in range(50)]
     for group in (1, 7, 50):
         path = write_parquet(tmp_path / f"{group}.parquet", {"data": data}, row_group_size=group, use_dictionary=False)
@@ -734,6 +735,36 @@ def test_a_group_of_rows_may_be_larger_or_smaller_than_a_shard(tmp_path: Path, m
     shards = [shard.images or 0 for shard in open_source(str(path)).shards(64)]
     assert sum(shards) == 50
     assert max(shards) <= 30  # a row takes 6 bytes: its length in 4, and its digits
+
+
+def test_ranges_of_rows_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_rows, "BATCH_ROWS", 4)
+    data = [b"%d" % number for number in range(90)]
+    source = open_source(str(write_parquet(tmp_path / "a.parquet", {"data": data}, row_group_size=25)))
+    shards = list(source.shards(7))
+
+    for index in np.random.default_rng(2).integers(0, len(shards), 50):
+        read = source.read(shards[index], MAX_BYTES)
+        got = [item.image for item in islice(read, None if index % 3 else 2)]  # some readers leave early
+        assert got == data[7 * index : 7 * index + 7][: None if index % 3 else 2]
+
+
+def test_tars_and_tables_that_got_shorter(files: Files, tmp_path: Path) -> None:
+    fewer = dict(list(files.items())[:6])
+    tar, table = tmp_path / "a.tar", tmp_path / "a.parquet"
+    sources = [
+        open_source(str(write_tar(tar, files))),
+        open_source(str(write_parquet(table, {"data": list(files.values())}))),
+    ]
+    shards = [next(source.shards(100)) for source in sources]
+    write_tar(tar, fewer)
+    write_parquet(table, {"data": list(fewer.values())})
+
+    for source, shard in zip(sources, shards, strict=True):
+        with pytest.raises(
+            SourceError, match=r"a\.\w+ must have the images that it had at first, got fewer: begin again"
+        ):
+            list(source.read(shard, MAX_BYTES))
 
 
 def test_only_the_columns_that_are_needed_are_read(files: Files, tmp_path: Path) -> None:
@@ -801,6 +832,7 @@ def test_parquet_files_that_are_none_or_broken_or_empty(files: Files, tmp_path: 
         (["README.md", "data/a.parquet", ".git/x.png"], "parquet"),
         (["a.tar", "b.tgz", "index.json"], "tar"),
         (["a.npy"], "array"),
+        (["train-images-idx3-ubyte", "train-labels-idx1-ubyte"], "array"),
     ],
 )
 def test_what_a_folder_holds_tells_its_kind(names: list[str], kind: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from serving.batch.sources.inputs import file_of, input_place, inputs
 from serving.batch.sources.packing import bytes_of, digest, key_of, not_empty
 from serving.batch.sources.reading import source_errors
 
-SUFFIXES = (".npy", "-ubyte", ".idx", "-ubyte.gz", ".idx.gz")
+SUFFIXES = (".npy", "idx3-ubyte", "idx3-ubyte.gz")  # labels are idx1
 READ_BYTES = 1024 * 1024
 IDX_UINT8 = b"\0\0\x08"  # then the number of dimensions
 

@@ -8,13 +8,11 @@ time. Paths are relative to the folder of their Parquet file, or URLs.
 # ruff: noqa: D102 - the base class says what its methods do
 
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serving.batch.listing import Entry
 from serving.batch.places import URL, LocalPlace, Place, check_size, place_from
@@ -22,11 +20,12 @@ from serving.batch.source import SHARD_BYTES, Item, Shard, Source, SourceError, 
 from serving.batch.sources.columns import check_key_column, image_column, is_struct, is_text
 from serving.batch.sources.inputs import file_of, input_place, inputs
 from serving.batch.sources.packing import bytes_of, digest, key_of, not_empty
-from serving.batch.sources.reading import read_ahead, read_item, source_errors
+from serving.batch.sources.parquet_rows import RowCursor, open_parquet, parquet_errors, row_bytes
+from serving.batch.sources.reading import as_many, read_ahead, read_item, source_errors
 
 SUFFIXES = (".parquet", ".pq")
-BATCH_ROWS, BATCH_BYTES = 256, 16 * 1024 * 1024  # of rows that are in memory at once
-BUFFER_BYTES = 1024 * 1024
+
+_LAST: dict[tuple["Parquet", Place, str, bool], RowCursor] = {}  # one at most: where this process has stopped
 
 
 class _Row(NamedTuple):
@@ -64,9 +63,11 @@ class Parquet(Source):
         root, entries = inputs(self.place, SUFFIXES)
         for entry in entries:
             file = file_of(entry)
-            with self._opened(input_place(root, file)) as parquet:
+            place = input_place(root, file)
+            with parquet_errors(place), open_parquet(place) as parquet:
+                self._check(parquet.schema_arrow, place)
                 rows = parquet.metadata.num_rows
-                step = min(images, max(1, SHARD_BYTES // self._row_bytes(parquet)))
+                step = min(images, max(1, SHARD_BYTES // row_bytes(parquet, self.column)))
             state = digest([b"%b %a %a %d" % (entry.path, entry.size, entry.mtime_ns, rows)])
             for first in range(0, rows, step):
                 count = min(step, rows - first)
@@ -75,8 +76,11 @@ class Parquet(Source):
     def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
         root, _ = inputs(self.place, SUFFIXES)
         place = input_place(root, shard.where["file"])
+        return as_many(self._items(place, shard, max_bytes), shard.images, str(place))
+
+    def _items(self, place: Place, shard: Shard, max_bytes: int) -> Iterator[Item]:
         item = partial(_item, place, max_bytes)
-        for rows in self._rows(place, shard, [self.column]):
+        for rows in self._rows(place, shard, only_keys=False):
             is_remote = [row.data is None and row.path is not None and _is_remote(place, row.path) for row in rows]
             yield from read_ahead(item, rows) if any(is_remote) else map(item, rows)
 
@@ -86,7 +90,7 @@ class Parquet(Source):
         wanted = set(keys)
         for shard in self.shards(65_536):
             place = input_place(root, shard.where["file"])
-            rows = (row for batch in self._rows(place, shard, []) for row in batch)
+            rows = (row for batch in self._rows(place, shard, only_keys=True) for row in batch)
             for number, row in enumerate(rows, shard.where["first"]):
                 if row.key in wanted:
                     wanted.remove(row.key)
@@ -94,18 +98,38 @@ class Parquet(Source):
             if not wanted:
                 return
 
-    def _rows(self, place: Place, shard: Shard, columns: list[str]) -> Iterator[list[_Row]]:
-        """A shard's rows, some at a time, with these columns beside the keys."""
-        file, first, end = shard.where["file"], shard.where["first"], shard.where["first"] + shard.where["rows"]
-        with self._opened(place) as parquet:
-            columns = list(dict.fromkeys([*columns, *self._columns_of_keys(parquet.schema_arrow)]))
-            rows = max(1, min(BATCH_ROWS, BATCH_BYTES // self._row_bytes(parquet)))
-            for start, batch in _batches(parquet, first, end, rows, columns or [parquet.schema_arrow.names[0]]):
+    def _rows(self, place: Place, shard: Shard, *, only_keys: bool) -> Iterator[list[_Row]]:
+        """A shard's rows, some at a time."""
+        name, first = key_of(bytes_of(shard.where["file"])), shard.where["first"]
+        with parquet_errors(place):
+            cursor = self._cursor(place, shard.state, only_keys)
+            for start, batch in cursor.read(first, first + shard.where["rows"]):
                 data, paths = _images(batch, self.column)
                 keys = batch.column(self.key_column).to_pylist() if self.key_column else paths
-                names = (f"{key_of(bytes_of(file))}#{number}" for number in range(start, start + len(batch)))
-                keyed = (name if key in (None, "") else str(key) for key, name in zip(keys, names, strict=True))
+                numbered = (f"{name}#{number}" for number in range(start, start + len(batch)))
+                keyed = (number if key in (None, "") else str(key) for key, number in zip(keys, numbered, strict=True))
                 yield [_Row(*row) for row in zip(keyed, data, paths, strict=True)]
+            self._keep(cursor, place, shard.state, only_keys)
+
+    def _cursor(self, place: Place, state: str, only_keys: bool) -> RowCursor:
+        """The one that this process used last, if it can go on, or a new one."""
+        try:
+            return _LAST.pop((self, place, state, only_keys))
+        except KeyError:
+            parquet = open_parquet(place)
+            self._check(parquet.schema_arrow, place)
+            keys = self._columns_of_keys(parquet.schema_arrow)
+            columns = keys if only_keys else list(dict.fromkeys([self.column, *keys]))
+            return RowCursor(parquet, columns, self.column)
+
+    def _keep(self, cursor: RowCursor, place: Place, state: str, only_keys: bool) -> None:
+        _LAST.clear()
+        _LAST[self, place, state, only_keys] = cursor
+
+    def _check(self, schema: pa.Schema, place: Place) -> None:
+        image_column(schema, self.column, str(place))
+        if self.key_column:
+            check_key_column(schema, self.key_column, str(place))
 
     def _columns_of_keys(self, schema: pa.Schema) -> list[str]:
         if self.key_column:
@@ -114,29 +138,6 @@ class Parquet(Source):
         if is_struct(kind):
             return [f"{self.column}.path"] if kind.get_field_index("path") >= 0 else []
         return [self.column] if is_text(kind) else []
-
-    @contextmanager
-    def _opened(self, place: Place) -> Iterator[pq.ParquetFile]:
-        try:
-            with (
-                source_errors(str(place)),
-                _native(place) as file,
-                pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet,
-            ):
-                image_column(parquet.schema_arrow, self.column, str(place))
-                if self.key_column:
-                    check_key_column(parquet.schema_arrow, self.key_column, str(place))
-                yield parquet
-        except pa.ArrowException as exc:
-            raise SourceError(f"{place} must be a whole Parquet file, got a broken one: {exc}") from exc
-
-    def _row_bytes(self, parquet: pq.ParquetFile) -> int:
-        """Bytes of the images' column a row, on average."""
-        metadata = parquet.metadata
-        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        chunks = (group.column(index) for group in groups for index in range(group.num_columns))
-        mine = (c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == self.column)
-        return int(max(1, sum(mine) // max(1, metadata.num_rows)))
 
 
 def found_parquet(place: str, column: str | None, key_column: str | None) -> Parquet:
@@ -151,38 +152,11 @@ def found_parquet(place: str, column: str | None, key_column: str | None) -> Par
         if entry is None:
             raise SourceError(f"{place} must hold at least one Parquet file, got none")
         first = input_place(root, file_of(entry))
-        with first.open() as file:
-            try:
-                schema = pq.read_schema(file)
-            except pa.ArrowException as exc:
-                raise SourceError(f"{first} must be a whole Parquet file, got a broken one: {exc}") from exc
+    with parquet_errors(first), open_parquet(first) as parquet:
+        schema = parquet.schema_arrow
     if key_column:
         check_key_column(schema, key_column, str(first))
     return Parquet(place, image_column(schema, column, str(first)), key_column)
-
-
-def _native(place: Place) -> AbstractContextManager[Any]:
-    """What pyarrow reads fastest: a path, or an open file."""
-    return nullcontext(place.path) if isinstance(place, LocalPlace) else place.open()
-
-
-def _batches(
-    parquet: pq.ParquetFile, first: int, end: int, rows: int, columns: list[str]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows `first` to `end`, and the number of each batch's first row."""
-    start = 0
-    for group in range(parquet.num_row_groups):
-        count = parquet.metadata.row_group(group).num_rows
-        if start < end and first < start + count:
-            for batch in parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-                begin, stop = max(first, start), min(end, start + len(batch))
-                if begin < stop:
-                    yield begin, batch.slice(begin - start, stop - begin)
-                start += len(batch)
-                if start >= end:
-                    return
-        else:
-            start += count
 
 
 def _images(batch: pa.RecordBatch, column: str) -> tuple[list[bytes | None], list[str | None]]:

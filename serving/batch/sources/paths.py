@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from serving.batch.places import URL, Info, LocalPlace, Place, place_from, place_of
 from serving.batch.source import Item, Shard, Source, SourceError
 from serving.batch.sources.packing import digest, grouped, key_of, not_empty
-from serving.batch.sources.reading import read_ahead, read_item, source_errors
+from serving.batch.sources.reading import as_many, read_ahead, read_item, source_errors
 from serving.errors import shown
 
 MAX_LINE_BYTES = 32 * 1024
@@ -53,9 +53,7 @@ class Paths(Source):
         with source_errors(self.place), place_of(self.place).open() as text:
             text.seek(shard.where["offset"])
             lines = [path for _, path in islice(_paths(text, self.place), shard.images)]
-        if len(lines) != shard.images:
-            raise SourceError(f"{self.place} must name the files that it named at first, got fewer: begin again")
-        return self._read(lines, max_bytes)
+        return as_many(self._read(lines, max_bytes), shard.images, self.place)
 
     def find(self, keys: Collection[str], max_bytes: int) -> Iterator[Item]:
         with source_errors(self.place), place_of(self.place).open() as text:

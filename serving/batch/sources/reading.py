@@ -57,6 +57,20 @@ def _is_of_one_file(exc: Exception) -> bool:
     return isinstance(exc, OSError) and (exc.errno in OF_ONE_FILE or DENIED in str(exc))
 
 
+def as_many(items: Iterable[Item], images: int | None, what: str) -> Iterator[Item]:
+    """The items of a shard, which must be as many as when it was made.
+
+    Raises:
+        SourceError: if there are fewer.
+    """
+    count = 0
+    for item in items:
+        count += 1
+        yield item
+    if images is not None and count < images:
+        raise SourceError(f"{what} must have the images that it had at first, got fewer: begin again")
+
+
 def read_ahead(read: Callable[[Wanted], Item], wanted: Iterable[Wanted]) -> Iterator[Item]:
     """What `read` makes of each, in order, several at a time."""
     waiting: deque[Future[Item]] = deque()

@@ -18,7 +18,7 @@ from serving.batch.places import LocalPlace, Place, check_size
 from serving.batch.source import Item, Shard, Source, UnreadableFile
 from serving.batch.sources.inputs import file_of, input_place, inputs
 from serving.batch.sources.packing import bytes_of, digest, grouped, key_of, not_empty
-from serving.batch.sources.reading import source_errors
+from serving.batch.sources.reading import as_many, source_errors
 from serving.batch.sources.tar_members import Member, members
 from serving.errors import ImageTooLarge
 
@@ -60,7 +60,8 @@ class Tar(Source):
     def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
         root, _ = inputs(self.place, SUFFIXES)
         offset = shard.where.get("offset", 0)
-        return islice(_items(root, shard.where["tar"], _is_image, max_bytes, offset), shard.images)
+        items = _items(root, shard.where["tar"], _is_image, max_bytes, offset)
+        return as_many(islice(items, shard.images), shard.images, shard.where["tar"])
 
     def find(self, keys: Collection[str], max_bytes: int) -> Iterator[Item]:
         root, entries = inputs(self.place, SUFFIXES)
