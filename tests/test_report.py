@@ -1,11 +1,9 @@
 """The report of a run: what it says, what it leaves out, and how a real browser shows it."""
 
 import base64
-import html
 import json
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, seen_in_browser
 from training_samples import FOLDER_DATA, begun, digits, small_recipe, write_digit_folder
 
 from training.__main__ import main
@@ -38,7 +37,6 @@ CPU = torch.device("cpu")
 NAMES = {"0": "<b>0", "1": "1 & one"}  # class folders
 REFIT = {"dim": 4, "components": 2, "ridge": 0.01}
 MEASURED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass")
-CHROMIUM = shutil.which("chromium")
 IMAGES_OF_THE_DATA = {"components.png", "confused-images.png", "close-classes.png"}
 
 
@@ -416,40 +414,12 @@ def test_unfinished_run_is_one_line(
 
 # A real browser
 
-PROBE = """<!doctype html><title>probe</title><body style="margin:0"><pre id="answer"></pre>
-<script>
-function probe(frame) {{
-  const page = frame.contentDocument, root = page.documentElement;
-  const parts = [...page.querySelectorAll("h1, h2, p, nav, figcaption, figure, .table")];
-  document.getElementById("answer").textContent = JSON.stringify({{
-    width: root.clientWidth,
-    scroll: root.scrollWidth,
-    over: parts.filter(part => part.getBoundingClientRect().right > root.clientWidth + 1).length,
-    widths: [...page.images].map(image => image.naturalWidth),
-    fetched: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name)
-      .filter(name => !name.startsWith("data:")),
-  }});
-}}
-</script>
-<iframe onload="probe(this)" style="border:0;width:{width}px;height:800px" srcdoc="{page}"></iframe>"""
-
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
 @pytest.mark.parametrize("width", [400, 1280])
 def test_browser_shows_every_picture_and_scrolls_in_one_direction_only(page: Path, width: int, tmp_path: Path) -> None:
-    probe = tmp_path / "probe.html"
-    probe.write_text(PROBE.format(width=width, page=html.escape(page.read_text(), quote=True)))
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom", probe.as_uri(),
-    ]  # fmt: skip
+    seen = seen_in_browser(page, width, tmp_path)
 
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-
-    found = re.search(r'<pre id="answer">(\{.*?\})</pre>', answer)
-    assert found is not None, answer[-500:]
-    seen = json.loads(html.unescape(found[1]))
     assert seen["width"] <= width
     assert seen["scroll"] <= seen["width"]
     assert seen["over"] == 0
