@@ -17,7 +17,7 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test test-avx2 check format load bench-serve gpu-check lock clean
+.PHONY: help env demo stop test test-avx2 check format load bench-serve bench-batch gpu-check lock clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -74,6 +74,9 @@ load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
 
 bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; needs wrk
 	@$(PY) -m load_tests.bench_serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json
+
+bench-batch: $(ENV) ## offline scoring against the bare graph, bare decoding, Ray Data and a DataLoader; most of an hour
+	@$(PY) -m load_tests.bench_batch --out load_tests/results/bench-batch.json
 
 gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worker uses it, and how fast it answers
 	$(VENV)/bin/pytest -q tests/test_runtimes.py -k gpu_computes

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, seen_in_browser
-from conftest import LABELS, encoded, serving, with_int8
+from conftest import LABELS, ROOT, encoded, serving, with_int8
 from PIL import Image
 from scipy.stats import chi2
 
@@ -735,7 +735,7 @@ def test_images_that_cannot_be_reached_are_listed_as_text_with_the_reason(
 ) -> None:
     outline = page_of(table, bundle, tmp_path / "page.html")
 
-    assert "the table does not say where its images are; name the place with --source." in outline.words
+    assert "the table does not say where its images are; name the place with --images." in outline.words
     assert outline.tags.count("img") == 3
     for row in figures_in(table, bundle)["least_typical"]:
         assert f"{row['key']} {row['label']} {row['probability']:.3f}" in outline.words
@@ -763,14 +763,14 @@ def test_images_of_a_scored_folder_are_found_where_the_table_says(
     found = page_of(table, bundle, tmp_path / "page.html")
     folder.rename(tmp_path / "moved")
     lost = page_of(table, bundle, tmp_path / "page.html")
-    serving("summarize", table, "--bundle", bundle, "--source", tmp_path / "moved", check=True)
+    serving("summarize", table, "--bundle", bundle, "--images", tmp_path / "moved", check=True)
     again = Outline((tmp_path / "answers.html").read_text())
-    elsewhere = serving("summarize", table, "--bundle", bundle, "--source", folder)
+    elsewhere = serving("summarize", table, "--bundle", bundle, "--images", folder)
 
     assert found.tags.count("img") == again.tags.count("img") == 3 + 48
     assert lost.tags.count("img") == 3
     assert re.search(
-        r"they are not where the table says any more \(.* got .*\); name their place with --source", lost.words
+        r"they are not where the table says any more \(.* got .*\); name their place with --images", lost.words
     )
     assert elsewhere.returncode == 1
     assert "photos must be a folder of images, got nothing there" in elsewhere.stderr
@@ -789,31 +789,15 @@ def test_table_that_describes_no_source_has_a_page_without_images(
     assert "No images are shown: they are not where the table says any more (" in words
 
 
-# Queries of the README
-
-
-QUERIES = (
-    """
-    SELECT label, count(*) AS images, round(avg(probability), 3) AS confidence
-    FROM 'answers.parquet' WHERE error_code IS NULL GROUP BY label ORDER BY images DESC
-    """,
-    """
-    SELECT key, component, log_density
-    FROM 'answers.parquet' WHERE label = '{label}' ORDER BY log_density LIMIT 10
-    """,
-    """
-    SELECT error_code, count(*) AS images, any_value(error_message) AS example
-    FROM 'answers.parquet' WHERE error_code IS NOT NULL GROUP BY error_code ORDER BY images DESC, error_code
-    """,
-)
-
-
-def test_queries_of_a_table_answer(table: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_of_the_readme_answer(table: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(table.parent)
     answers = answered(rows)
     label = max(LABELS, key=lambda name: sum(row["label"] == name for row in answers))
 
-    classes, odd, errors = (duckdb.sql(query.format(label=label)).fetchall() for query in QUERIES)
+    [block] = re.findall(r"^```sql\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    block = block.replace("photos.parquet", table.name).replace("'cat'", f"'{label}'")
+
+    classes, odd, errors = (duckdb.sql(query).fetchall() for query in block.strip().rstrip(";").split(";"))
 
     for name, count, confidence in classes:
         own = [row["probability"] for row in answers if row["label"] == name]

@@ -19,7 +19,7 @@ def summarize(
     thumbnails: Annotated[
         bool, typer.Option(help="Show the images that are least typical or closest to a tie.")
     ] = True,
-    source: Annotated[
+    images: Annotated[
         str | None, typer.Option(help="Where the images are.", show_default="what the table says")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures instead.")] = False,
@@ -34,5 +34,5 @@ def summarize(
     if json:
         print(figures_as_json(table, bundle))
     else:
-        images = open_source(source) if source and thumbnails else None
-        print(f"Wrote {write_summary(table, bundle, out, source=images, images=thumbnails)}")
+        source = open_source(images) if images and thumbnails else None
+        print(f"Wrote {write_summary(table, bundle, out, source=source, images=thumbnails)}")

@@ -78,14 +78,14 @@ def _seen(figures: Figures, bundle: Bundle, source: Source | None) -> Thumbnails
     if source is not None:
         return thumbnails(keys, source, spec)
     if figures.source is None:
-        return Thumbnails(reason="the table does not say where its images are; name the place with --source")
+        return Thumbnails(reason="the table does not say where its images are; name the place with --images")
     from serving.batch.sources import source_of
 
     try:
         return thumbnails(keys, source_of(figures.source), spec)
     except (ServingError, KeyError, TypeError) as error:  # the table may describe anything
         return Thumbnails(
-            reason=f"they are not where the table says any more ({error}); name their place with --source"
+            reason=f"they are not where the table says any more ({error}); name their place with --images"
         )
 
 
