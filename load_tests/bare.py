@@ -69,7 +69,7 @@ def bare_decoding(paths: Sequence[Path], spec: InputSpec, reader: Reader, proces
     """Files read, decoded and brought to the model's size, once each: images a second of all processes together."""
     shares = [paths[start::processes] for start in range(min(processes, len(paths)))]
     seconds = _together(_decode, [(share, spec, reader) for share in shares])
-    return sum(len(share) / took for share, took in zip(shares, seconds, strict=True))
+    return float(sum(len(share) / took for share, took in zip(shares, seconds, strict=True)))
 
 
 def read_as_served(path: Path, spec: InputSpec) -> NDArray[np.uint8]:

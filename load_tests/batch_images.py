@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,13 +128,13 @@ def _write_cuts(scene: int, count: int, seed: int, folder: Path) -> None:
 def make_scene(random: np.random.Generator, sides: Sequence[int] = SCENE_SIDES) -> NDArray[np.uint8]:
     """Something like a photo, (H, W, 3): smooth colours, and fine texture that is strong in some places only."""
     height, width = sides
-    coarse = sum(
-        2 * cell**0.5 * _noise(random, height // 8, width // 8, cell, 3) for cell in (2, 4, 8, 16, 32, 64, 128)
-    )
+    clouds = [2 * cell**0.5 * _noise(random, height // 8, width // 8, cell, 3) for cell in (2, 4, 8, 16, 32, 64, 128)]
     grain = sum(_noise(random, TILE, TILE, cell, 1) * cell**0.5 for cell in (1, 2, 4))
     where = np.maximum(_noise(random, height // 8, width // 8, 64, 1), 0) + 0.2
     texture = np.tile(grain, (height // TILE + 1, width // TILE + 1, 1))[:height, :width]
-    picture = 128 + _enlarged(coarse, height, width) + TEXTURE * texture * _enlarged(where, height, width)
+    picture = (
+        128 + _enlarged(np.sum(clouds, axis=0), height, width) + TEXTURE * texture * _enlarged(where, height, width)
+    )
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
@@ -144,7 +145,7 @@ def _noise(random: np.random.Generator, height: int, width: int, cell: int, chan
 
 
 def _enlarged(
-    picture: NDArray[np.float32], height: int, width: int, box: tuple[float, float, float, float] | None = None
+    picture: NDArray[Any], height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> NDArray[np.float32]:
     bands = [Image.fromarray(picture[:, :, channel]) for channel in range(picture.shape[2])]
     return np.stack([np.asarray(band.resize((width, height), Image.Resampling.BICUBIC, box)) for band in bands], axis=2)

@@ -57,7 +57,7 @@ def write_names(file: Path, paths: Sequence[Path], count: int) -> None:
 
 
 def _seconds_to_parts(process: subprocess.Popen[str], out: Path, parts: int, began: float) -> float:
-    while len(list(out.glob("part-*"))) < parts:
+    while len(list(out.glob("part-*.parquet"))) < parts:
         if process.poll() is not None:
             _, errors = process.communicate()
             raise RuntimeError(f"score must write {parts} parts, got exit code {process.returncode}:\n{errors[-4000:]}")

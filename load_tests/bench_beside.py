@@ -29,15 +29,15 @@ from load_tests.batch_commands import ROOT, score_command
 from load_tests.batch_images import make_digits
 from load_tests.batch_names import write_names
 from load_tests.bench_serve import ask
-from load_tests.open_loop import offer
+from load_tests.open_loop import Offered, offer
 from serving.errors import ServingError
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 
 SHARE = 0.5  # of what the server can answer
 CONNECTIONS = 32  # of wrk, that finds it
-NAMES = 2_000_000  # more paths than are scored meanwhile
-SHARD_IMAGES = 256  # what is done is counted by parts
+NAMES_A_SECOND = 10_000  # more than are scored meanwhile
+SHARD_IMAGES = 128  # what is done is counted by parts
 BESIDE: dict[str, Sequence[str] | None] = {"alone": None, "beside score": (), "beside score --nice": ("--nice",)}
 STARTED_S = 60  # within which the first part must be there
 
@@ -68,7 +68,7 @@ def rows_done(out: Path) -> int:
 
 
 def measure_beside(
-    url: str, image: bytes, names: Path, bundle: Path, options: Sequence[str] | None, **load: float
+    url: str, image: bytes, names: Path, bundle: Path, options: Sequence[str] | None, **load: Any
 ) -> dict[str, Any]:
     """One load; `options` are those of `score`, None is for none at work."""
     if options is None:
@@ -82,7 +82,9 @@ def measure_beside(
     return _row(offered, done / seconds)
 
 
-def _row(offered: Any, scored: float) -> dict[str, Any]:
+def _row(offered: Offered, scored: float) -> dict[str, Any]:
+    if not offered.latencies_ms:
+        raise RuntimeError(f"the server must answer, got {offered.failed} requests without an answer")
     return {
         "answers": len(offered.latencies_ms),
         "failed": offered.failed,
@@ -97,7 +99,7 @@ def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) ->
     model = bundle.parent.name
     with tempfile.TemporaryDirectory() as scratch:
         store, state, names = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "names.txt")
-        write_names(names, paths, NAMES)
+        write_names(names, paths, round(NAMES_A_SECOND * seconds))
         package(bundle, model_store=store)
         server = launch.start(model_store=store, state=state, device="cpu", port=0)
         try:

@@ -64,7 +64,7 @@ if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
-    ray.init(num_cpus=cores(), include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=cores(), include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     began = time.perf_counter()
     score(chosen.folder.resolve(), chosen.bundle.resolve(), chosen.out.resolve())

@@ -8,7 +8,6 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,11 @@ from load_tests.bench_batch import Bare, Case, check_peers, measure_case, median
 from load_tests.bench_beside import measure_beside
 from load_tests.memory import PeakMemory
 from load_tests.open_loop import arrivals, offer
-from serving.__main__ import score
 from serving.bundle import Bundle
 from serving.predictor import Predictor
 from serving.torchserve.state import Server
 
 ROOT = Path(__file__).resolve().parents[1]
-scores_shards = pytest.mark.skipif("json" not in signature(score).parameters, reason="score takes only folders")
 MNIST = ROOT / "model_store" / "mnist-mda" / "1"
 
 
@@ -123,7 +120,6 @@ def test_memory_of_descendants_counts() -> None:
 # The whole
 
 
-@scores_shards
 def test_score_and_a_peer_are_measured_against_the_bare_speeds(digits: ImageSet, tmp_path: Path) -> None:
     case = Case("png", MNIST, "float32")
 
@@ -143,7 +139,6 @@ def test_score_and_a_peer_are_measured_against_the_bare_speeds(digits: ImageSet,
     assert not list(tmp_path.iterdir())
 
 
-@scores_shards
 def test_a_long_list_is_begun_with_and_left(digits: ImageSet, bundle_dir: Path, tmp_path: Path) -> None:
     found = measure_names(digits.paths(), 50_000, bundle_dir, tmp_path)
 
@@ -274,17 +269,15 @@ def test_arrivals_come_at_the_rate_asked_for_and_are_seeded() -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)  # exponential
 
 
-@scores_shards
 def test_a_server_is_asked_beside_scoring_and_what_is_scored_is_counted(
     server: Server, digits: ImageSet, bundle_dir: Path, tmp_path: Path
 ) -> None:
     names, image = tmp_path / "names.txt", digits.paths()[0].read_bytes()
-    write_names(names, digits.paths(), 1_000_000)
+    write_names(names, digits.paths(), 100_000)
     url = f"{server.url}/predictions/tiny-mda-ts"
 
     alone, beside = (
-        measure_beside(url, image, names, bundle_dir, options, per_second=20, seconds=1)
-        for options in (None, ["--nice"])
+        measure_beside(url, image, names, bundle_dir, options, per_second=20, seconds=1) for options in (None, ())
     )
 
     assert alone["answers"] == beside["answers"] == len(arrivals(20, 1, seed=0))
@@ -343,3 +336,8 @@ def test_answers_that_are_no_answers_are_counted_apart(stalling: str) -> None:
     offered = offer(f"{stalling}/broken", b"image", per_second=200, seconds=0.2, seed=3)
 
     assert (offered.failed, offered.latencies_ms) == (Stalling.everybody, [])
+
+
+def test_a_server_that_answers_nobody_is_no_server_to_measure(stalling: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^the server must answer, got \d+ requests without an answer$"):
+        measure_beside(f"{stalling}/broken", b"image", tmp_path, MNIST, None, per_second=200, seconds=0.2, seed=3)
