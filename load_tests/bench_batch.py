@@ -54,7 +54,12 @@ class Case:
     precision: Precision
 
 
-CASES = (Case("png", SMALL, "float32"), Case("png", SMALL, "int8"), Case("jpeg", LARGE, "float32"))
+CASES = (
+    Case("png", SMALL, "float32"),
+    Case("png", SMALL, "int8"),
+    Case("jpeg", LARGE, "float32"),
+    Case("jpeg", LARGE, "int8"),
+)
 
 
 @dataclass(frozen=True)

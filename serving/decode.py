@@ -18,10 +18,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
 
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
-from serving.essentials import PNG_START, Essentials, essentials
+from serving.essentials import PNG_START, Essentials, PlainPng, essentials
 from serving.limits import DEFAULT_LIMITS, Limits
 
 SERVED_TYPES = "PNG, JPEG or WebP"
@@ -52,13 +51,13 @@ class OpenImage:
 
     Attributes:
         kind: `PNG`, `JPEG` or `WebP`.
-        picture: Pillow's side of it.
+        picture: Pillow's side of it; a plain PNG has none until it is decoded.
         orientation: as in EXIF, 1 to 8.
         counted_pixels: what it takes of a request's budget: height times width, and less or more as decoding does.
     """
 
     kind: str
-    picture: Image.Image
+    picture: Image.Image | PlainPng
     orientation: int
     counted_pixels: int
 
@@ -94,7 +93,10 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> OpenImage:
     kind = _kind(data)
     with _as_image_errors(kind, limits):
         kept = essentials(data, kind)
-        picture = _opened(kept.data, kind)
+        if kept.plain is not None:
+            _check_size(kept.plain.size, limits)
+            return OpenImage(kind, kept.plain, _orientation(kept.exif), kept.plain.size[0] * kept.plain.size[1])
+        picture = Image.open(BytesIO(kept.data), formats=[kind.upper()])
         _check_size(picture.size, limits)
         orientation = _orientation(kept.exif or picture.info.get("exif", b""))
         return OpenImage(kind, picture, orientation, _counted_pixels(picture, kept))
@@ -103,7 +105,7 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> OpenImage:
 def read_pixels(
     opened: OpenImage, *, channels: Literal[1, 3], background: int = 0, wanted: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image, upright as its EXIF orientation says; of an animation, the first frame. It can be read once.
+    """Decode an image, upright as its EXIF orientation says; of an animation, the first frame. It may be read once.
 
     Args:
         opened: the image.
@@ -118,8 +120,15 @@ def read_pixels(
     Raises:
         ImageError: if the image is truncated or otherwise broken.
     """
-    with _as_image_errors(opened.kind), closing(opened.picture):  # its place is needed for its neighbours
-        return _pixels(opened.picture, opened.orientation, channels, background, wanted)
+    with _as_image_errors(opened.kind):
+        picture = opened.picture
+        if isinstance(picture, PlainPng):
+            image = Image.frombytes(picture.mode, picture.size, picture.data, "zip", picture.mode, 0)
+            return _upright(image, opened.orientation, channels)
+        with closing(picture):  # its place is needed for its neighbours
+            return _upright(
+                _loaded(picture, opened.orientation, channels, background, wanted), opened.orientation, channels
+            )
 
 
 @contextmanager
@@ -144,16 +153,6 @@ def _kind(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     raise UnsupportedImage(f"image must be {SERVED_TYPES}, got bytes that start with {data[:8]!r}")
-
-
-def _opened(data: bytes, kind: str) -> Image.Image:
-    """What Pillow makes of an image's header. Asking it for a type takes as long as reading the header of a PNG."""
-    if kind != "PNG":
-        return Image.open(BytesIO(data), formats=[kind.upper()])
-    try:
-        return PngImageFile(BytesIO(data))
-    except (SyntaxError, IndexError, TypeError, struct.error) as exc:  # as in Image.open
-        raise UnidentifiedImageError(str(exc)) from exc
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
@@ -192,16 +191,19 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-def _pixels(
+def _loaded(
     image: Image.Image, orientation: int, channels: Literal[1, 3], background: int, wanted: tuple[int, int] | None
-) -> NDArray[np.uint8]:
+) -> Image.Image:
+    """Decode an image; of 16-bit gray and of what is transparent, all that can be seen in 8 bits."""
     if wanted is not None:
         image = _draft(image, channels, wanted[::-1] if orientation in TURNED else wanted)
     image.load()
     if image.mode.startswith("I"):
         image = _gray8(image, background)
-    if image.has_transparency_data:
-        image = _opaque(image, background)
+    return _opaque(image, background) if image.has_transparency_data else image
+
+
+def _upright(image: Image.Image, orientation: int, channels: Literal[1, 3]) -> NDArray[np.uint8]:
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     if orientation in UPRIGHT:

@@ -20,6 +20,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER = (b"IHDR", b"PLTE", b"tRNS")
 PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 IHDR_BYTES = 25
+PLAIN_KINDS = {b"\x08\0\0\0\0": "L", b"\x08\2\0\0\0": "RGB"}  # of depth, colour, compression, filter, interlace
 UNREAD_CRC = bytes(4)  # of all pixels: Pillow does not look at it, and those of the parts are right
 
 JPEG_START = b"\xff\xd8"
@@ -40,6 +41,21 @@ WEBP_LOSSLESS = (b"VP8L", b"ALPH")  # pixels, and transparency beside lossy ones
 
 
 @dataclass(frozen=True)
+class PlainPng:
+    """A PNG as most are: gray or RGB, 8 bits a sample, not interlaced, nothing transparent. It needs no more reading.
+
+    Attributes:
+        mode: `L` or `RGB`.
+        size: width and height.
+        data: its rows, compressed.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Essentials:
     """What is left of a file.
 
@@ -49,6 +65,7 @@ class Essentials:
         depth: bits of a sample of a PNG; other types have 8.
         scans: how often a decoder of a JPEG goes over the whole image.
         lossless_bytes: of a WebP.
+        plain: what a PNG is, if it is a plain one; `data` is then empty.
     """
 
     data: bytes
@@ -56,6 +73,7 @@ class Essentials:
     depth: int = 8
     scans: int = 1
     lossless_bytes: int = 0
+    plain: PlainPng | None = None
 
 
 def essentials(data: bytes, kind: str) -> Essentials:
@@ -91,10 +109,19 @@ def _of_png(data: bytes) -> Essentials:
         before = kind
     if len(header.get(b"IHDR", b"")) != IHDR_BYTES:
         raise ValueError("unreadable header")
+    if plain := _plain(header, pixels):
+        return Essentials(b"", exif, plain=plain)
     length = sum(map(len, pixels)).to_bytes(4)
     parts = [header[kind] for kind in PNG_HEADER if kind in header]
     file = b"".join([PNG_START, *parts, length, b"IDAT", *pixels, UNREAD_CRC, PNG_END])
     return Essentials(file, exif, depth=header[b"IHDR"][16])
+
+
+def _plain(header: dict[bytes, bytes], pixels: list[memoryview]) -> PlainPng | None:
+    fields = header[b"IHDR"][8:-4]  # width and height in 4 bytes each, depth, colour, and three numbers that are 0
+    mode = PLAIN_KINDS.get(fields[8:])
+    size = int.from_bytes(fields[:4]), int.from_bytes(fields[4:8])
+    return PlainPng(mode, size, b"".join(pixels)) if mode and all(size) and b"tRNS" not in header else None
 
 
 def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from serving.decode import decode, open_image, read_pixels
 from serving.errors import ImageError, ImageTooLarge, UnsupportedImage
+from serving.essentials import PNG_START
 from serving.limits import DEFAULT_LIMITS, Limits
 
 RNG = np.random.default_rng(0)
@@ -132,7 +133,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 
 
 def test_an_open_image_is_read_once() -> None:
-    opened = open_image(encoded(GRAY))
+    opened = open_image(encoded(GRAY, "JPEG"))
     read_pixels(opened, channels=1)
 
     with pytest.raises(ImageError, match=r"got a broken one: Operation on closed image$"):
@@ -215,3 +216,46 @@ def test_mutated_images_raise_nothing_but_image_errors() -> None:
             data[place] = RNG.integers(256)
         with contextlib.suppress(ImageError):
             assert decode(bytes(data), channels=3).shape[2] == 3
+
+
+def png_of(width: int, height: int, rows: bytes, colour: int = 0) -> bytes:
+    """A PNG of 8 bits whose compressed rows are `rows`, whatever these are."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    return PNG_START + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+ROWS = b"".join(b"\0" + bytes(range(12)) for _ in range(9))
+WHOLE = zlib.compress(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"),
+    [
+        ((12, 9), WHOLE),
+        ((12, 20), WHOLE),
+        ((12, 4), WHOLE),
+        ((4, 9), zlib.compress(ROWS)),
+        ((12, 9), WHOLE[:20]),
+        ((12, 9), WHOLE[:-3]),
+        ((12, 9), WHOLE[:-4] + bytes(4)),
+        ((12, 9), WHOLE + b"more"),
+        ((12, 9), zlib.compress(ROWS.replace(b"\0", b"\x09"))),
+        ((12, 9), b"no rows"),
+        ((12, 9), b""),
+        ((0, 9), WHOLE),
+    ],
+)
+@pytest.mark.parametrize("colour", [0, 2])
+def test_a_plain_png_is_what_pillow_makes_of_it(size: tuple[int, int], rows: bytes, colour: int) -> None:
+    data = png_of(*size, rows, colour)
+    try:
+        wanted = np.asarray(Image.open(io.BytesIO(data))).reshape(size[1], size[0], -1)
+    except (OSError, SyntaxError, ValueError):
+        with pytest.raises(ImageError, match=r"^image must be a whole PNG image, got a broken one: "):
+            decode(data, channels=3 if colour else 1)
+    else:
+        assert np.array_equal(decode(data, channels=3 if colour else 1), wanted)

@@ -59,8 +59,8 @@ class Figures:
         """How many images got an error instead of an answer."""
         return sum(self.errors.values())
 
-    def count(self, found: Sequence[int | ServingError], outputs: Outputs | None, bundle: Bundle, batch: int) -> None:
-        """Add some images: for each its place in the outputs, or its error; `batch` is what a full one has."""
+    def count(self, found: Sequence[int | ServingError], outputs: Outputs | None, bundle: Bundle) -> None:
+        """Add some images: for each its place in the outputs, or its error."""
         self.images += len(found)
         for error in found:
             if isinstance(error, ServingError):
@@ -68,8 +68,6 @@ class Figures:
         if outputs is None:
             return
         posterior = outputs["posterior"]
-        self.batches += 1
-        self.full += len(posterior) == batch
         best = posterior.argmax(1)
         component = np.zeros_like(best)
         if "responsibilities" in outputs:

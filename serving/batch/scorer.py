@@ -6,6 +6,7 @@ What is in a batch depends on the shard alone, so a shard has the same rows whoe
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,42 @@ from serving.errors import ServingError
 from serving.intake import Decoded
 from serving.predictor import Predictor
 from serving.preprocess import read_array
+from serving.runtimes import Outputs
 
+CHUNK = 1024  # images that become rows together
 AHEAD = 2  # batches that decoders are ahead of the graph, at most
 AHEAD_BYTES = 128 * 1024 * 1024  # of encoded images
 
 Tell = Callable[[int, int], None]  # images more, and how many of them got an error
+
+
+@dataclass
+class _Pending:
+    """Images that have been read and are yet to become rows: making columns takes as long for few as for many.
+
+    Attributes:
+        keys: their names.
+        found: for each its place in the outputs, or its error.
+        outputs: of the batches.
+        answered: images in these.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    found: list[int | ServingError] = field(default_factory=list)
+    outputs: list[Outputs] = field(default_factory=list)
+    answered: int = 0
+
+    def together(self) -> Outputs | None:
+        """The outputs of all batches; None if there are none."""
+        if not self.outputs:
+            return None
+        return {name: np.concatenate([one[name] for one in self.outputs]) for name in self.outputs[0]}
+
+    def tell(self, tell: Tell, told: int) -> int:
+        """Tell of the images behind the first `told`; how many have been told of then."""
+        errors = sum(isinstance(one, ServingError) for one in self.found[told:])
+        tell(len(self.found) - told, errors)
+        return len(self.found)
 
 
 class Scorer:
@@ -52,32 +84,39 @@ class Scorer:
         laps = Laps(figures)
         shape = self._predictor.bundle.manifest.input
         images = np.empty((self._batch_size, shape.channels, shape.height, shape.width), np.uint8)
-        batches: list[pa.RecordBatch] = []
-        keys, found, filled = list[str](), list[int | ServingError](), 0
+        pending, chunks, filled, told = _Pending(), list[pa.RecordBatch](), 0, 0
         for key, image in self._decoded(items, laps):
-            keys.append(key)
+            pending.keys.append(key)
             if isinstance(image, ServingError):
-                found.append(image)
+                pending.found.append(image)
                 continue
-            found.append(filled)
+            pending.found.append(pending.answered + filled)
             images[filled] = image
             filled += 1
             if filled == self._batch_size:
-                batches.append(self._batch(keys, found, images, figures, laps))
-                tell(len(keys), len(keys) - filled)
-                keys, found, filled = [], [], 0
-        if keys:
-            batches.append(self._batch(keys, found, images[:filled], figures, laps))
-            tell(len(keys), len(keys) - filled)
-        return pa.Table.from_batches(batches, self._table.schema), figures
+                self._infer(images, pending, figures, laps)
+                filled, told = 0, pending.tell(tell, told)
+                if len(pending.keys) >= CHUNK:
+                    chunks.append(self._rows(pending, figures, laps))
+                    pending, told = _Pending(), 0
+        if filled:
+            self._infer(images[:filled], pending, figures, laps)
+        if pending.keys:
+            pending.tell(tell, told)
+            chunks.append(self._rows(pending, figures, laps))
+        return pa.Table.from_batches(chunks, self._table.schema), figures
 
-    def _batch(
-        self, keys: list[str], found: list[int | ServingError], images: NDArray[np.uint8], figures: Figures, laps: Laps
-    ) -> pa.RecordBatch:
-        outputs = self._predictor.infer(images) if len(images) else None
+    def _infer(self, images: NDArray[np.uint8], pending: _Pending, figures: Figures, laps: Laps) -> None:
+        pending.outputs.append(self._predictor.infer(images))
+        pending.answered += len(images)
+        figures.batches += 1
+        figures.full += len(images) == self._batch_size
         laps.lap("infer")
-        figures.count(found, outputs, self._predictor.bundle, self._batch_size)
-        rows = self._table.rows(keys, found, outputs)
+
+    def _rows(self, pending: _Pending, figures: Figures, laps: Laps) -> pa.RecordBatch:
+        outputs = pending.together()
+        figures.count(pending.found, outputs, self._predictor.bundle)
+        rows = self._table.rows(pending.keys, pending.found, outputs)
         laps.lap("write")
         return rows
 

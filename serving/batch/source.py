@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from serving.errors import ImageError, ServingError
 
-SHARD_BYTES = 256 * 1024 * 1024  # a shard ends here too, where the sizes of images are known before they are read
+SHARD_BYTES = 64 * 1024 * 1024  # a shard ends here too, where the sizes of images are known before they are read
 
 
 class SourceError(ServingError):
