@@ -17,7 +17,7 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test test-avx2 check format load bench-serve bench-batch gpu-check lock clean
+.PHONY: help env demo stop test test-avx2 check format load bench-serve bench-batch bench-beside gpu-check lock clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
@@ -77,6 +77,9 @@ bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; nee
 
 bench-batch: $(ENV) ## offline scoring against the bare graph, bare decoding, Ray Data and a DataLoader; most of an hour
 	@$(PY) -m load_tests.bench_batch --out load_tests/results/bench-batch.json
+
+bench-beside: $(ENV) ## what offline scoring does to the latency of a server on the same cores; needs wrk
+	@$(PY) -m load_tests.bench_beside --out load_tests/results/bench-beside.json
 
 gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worker uses it, and how fast it answers
 	$(VENV)/bin/pytest -q tests/test_runtimes.py -k gpu_computes

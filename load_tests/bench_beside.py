@@ -38,7 +38,12 @@ SHARE = 0.5  # of what the server can answer
 CONNECTIONS = 32  # of wrk, that finds it
 NAMES_A_SECOND = 10_000  # more than are scored meanwhile
 SHARD_IMAGES = 128  # what is done is counted by parts
-BESIDE: dict[str, Sequence[str] | None] = {"alone": None, "beside score": (), "beside score --nice": ("--nice",)}
+BESIDE: dict[str, Sequence[str] | None] = {
+    "alone": None,
+    "beside score": (),
+    "beside score --nice": ("--nice",),
+    "beside score --nice --batch-size 8": ("--nice", "--batch-size", "8"),
+}
 STARTED_S = 60  # within which the first part must be there
 
 

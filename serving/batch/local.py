@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
+from serving.batch.courtesy import Courtesy, lower_priority
 from serving.batch.engine import EngineError, Layout, Numbered, Progress
 from serving.batch.job import Job
 from serving.batch.parts import Done, PartWorker
@@ -23,6 +24,7 @@ LIVES = 3  # of the workers; a shard that kills them so often is named
 _worker: PartWorker | ServingError
 _counts: Any
 _stop: Any
+_courtesy: Courtesy | None
 
 
 class Stopped(Exception):
@@ -115,12 +117,12 @@ def _shared_out(
 
 def _begin(job: Job, layout: Layout, counts: Any, stop: Any) -> None:
     """What a worker does first. A signal from the terminal is its parent's, and its parent's end is its own."""
-    global _worker, _counts, _stop
+    global _worker, _counts, _stop, _courtesy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if layout.nice:
-        be_nice()
-    _counts, _stop = counts, stop
+        lower_priority()
+    _counts, _stop, _courtesy = counts, stop, Courtesy(layout.workers) if layout.nice else None
     try:
         _worker = PartWorker(job, layout.threads, layout.decoders)
     except ServingError as error:  # from here it would only break the pool
@@ -132,13 +134,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait_for([parent.sentinel])
         os._exit(1)
-
-
-def be_nice() -> None:
-    """Leave the cores to whoever else wants them."""
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _score(number: int, shard: Shard) -> Done:
@@ -153,3 +148,5 @@ def _tell(images: int, errors: int) -> None:
     with _counts.get_lock():
         _counts[0] += images
         _counts[1] += errors
+    if _courtesy is not None:
+        _courtesy.rest()
