@@ -10,13 +10,11 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from conftest import described, encoded, openapi
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.batch.score import score_folder
 from serving.predictor import Predictor
 from serving.respond import Options
 from serving.torchserve.state import Server
@@ -241,24 +239,6 @@ def test_many_concurrent_requests_get_their_own_answers(
         answers = list(pool.map(lambda n: post(http, content=images[n % len(images)]).json(), range(96)))
     for n, answer in enumerate(answers):
         assert_same(answer, expected[n % len(images)])
-
-
-def test_the_server_answers_as_scoring_does(
-    http: httpx.Client, bundle_dir: Path, images: list[bytes], tmp_path: Path
-) -> None:
-    (tmp_path / "in").mkdir()
-    for n, image in enumerate([*images, images[0][:50]]):
-        (tmp_path / "in" / f"{n}.png").write_bytes(image)
-    score_folder(tmp_path / "in", bundle_dir, tmp_path / "out.parquet", progress=False)
-
-    for row in pq.read_table(tmp_path / "out.parquet").to_pylist():
-        answer = post(http, content=(tmp_path / "in" / row["path"]).read_bytes()).json()
-        if row["error_code"]:
-            assert answer["error"] == {"code": row["error_code"], "message": row["error_message"]}
-        else:
-            names = ("label", "probability", "component", "component_probability", "log_density")
-            assert_same({name: answer[name] for name in names}, {name: row[name] for name in names})
-            assert_same(list(answer["probabilities"].values()), row["probabilities"])
 
 
 def test_models_cannot_be_added_or_removed_from_outside(server: Server) -> None:
