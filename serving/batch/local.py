@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ from serving.batch.source import Shard
 from serving.errors import ServingError
 
 POLL_S = 0.25
-LIVES = 3  # of the workers; a shard that kills them so often is named
+LIVES = 3  # of a shard: one that workers have died over so often is named
 
 _worker: PartWorker | ServingError
 _counts: Any
@@ -46,22 +47,17 @@ class LocalEngine:
         """Score shards; workers that die are replaced, and what they had begun is begun again."""
         counts, stop = self._context.Array("q", 2), self._context.Event()
         hand = _Hand(iter(shards))
-        for _ in range(LIVES):
+        while True:
             with _pool(self._context, job, self.layout, counts, stop) as pool:
                 try:
                     yield from _shared_out(pool, self.layout, hand, counts, progress)
                     return
                 except BrokenProcessPool:
-                    hand.take_back()
-                    names = ", ".join(job.part_name(number) for number, _ in hand.given_back)
+                    _require_life(hand.take_back(), job)
                 except BaseException:
                     stop.set()
                     pool.shutdown(cancel_futures=True)
                     raise
-        raise EngineError(
-            f"workers must live, got one killed {LIVES} times over {names}: is there memory enough? What is done is "
-            "kept; the same command goes on"
-        )
 
 
 @dataclass
@@ -72,11 +68,13 @@ class _Hand:
         rest: those that nobody has had.
         given_back: those whose workers have died.
         out: those that workers have, by what they promise.
+        deaths: how often workers have died that had a shard, by its number.
     """
 
     rest: Iterator[Numbered]
     given_back: list[Numbered] = field(default_factory=list)
     out: dict[Future[Done], Numbered] = field(default_factory=dict)
+    deaths: Counter[int] = field(default_factory=Counter)
 
     def give_to(self, pool: ProcessPoolExecutor) -> bool:
         """Give a pool one more; whether there was one."""
@@ -88,10 +86,22 @@ class _Hand:
         del self.given_back[0]
         return True
 
-    def take_back(self) -> None:
-        """Take back all that workers have."""
+    def take_back(self) -> list[int]:
+        """Take back all that workers have, for one has died; which shards that has happened to too often."""
+        self.deaths.update(number for number, _ in self.out.values())
         self.given_back = sorted([*self.out.values(), *self.given_back], key=lambda one: one[0])
         self.out.clear()
+        return sorted(number for number, count in self.deaths.items() if count == LIVES)
+
+
+def _require_life(deadly: list[int], job: Job) -> None:
+    """Refuse to go on with shards over which workers have died too often."""
+    if deadly:
+        names = ", ".join(map(job.part_name, deadly))
+        raise EngineError(
+            f"workers must live, got one killed {LIVES} times over {names}: is there memory enough? What is done is "
+            "kept; the same command goes on"
+        )
 
 
 def _pool(context: Any, job: Job, layout: Layout, counts: Any, stop: Any) -> ProcessPoolExecutor:

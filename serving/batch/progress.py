@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,13 +15,6 @@ from serving.batch.engine import Progress as Hears
 LINE_S = 10.0  # between two lines of a log
 
 Display = Literal["bar", "lines", "none"]
-
-
-class Shown(Protocol):
-    """Progress from some images on."""
-
-    def __call__(self, images: int, errors: int) -> None:
-        """There are so many images more than at the start, and so many errors in all."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Scoring offline: every image of a source → a row of a table, by the predictor that the server uses.
 
-    summary = score("photos/", "model_store/mnist-mda/1", "answers.parquet")
+    summary = score(open_source("photos/"), "model_store/mnist-mda/1", "answers.parquet")
 
 The images come in shards; each becomes one part of the table. The same call goes on after any death with the parts that
 are there, and the table is then the one of an undisturbed run.
