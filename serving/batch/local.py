@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
@@ -20,6 +21,7 @@ from serving.batch.source import Shard
 from serving.errors import ServingError
 
 POLL_S = 0.25
+SLOTS = 1024  # of counts; shards that are scored at the same time hardly ever share one
 LIVES = 3  # of a shard: one that workers have died over so often is named
 
 _worker: PartWorker | ServingError
@@ -45,7 +47,7 @@ class LocalEngine:
 
     def run(self, job: Job, shards: Iterable[Numbered], progress: Progress) -> Iterator[Done]:
         """Score shards; workers that die are replaced, and what they had begun is begun again."""
-        counts, stop = self._context.Array("q", 2), self._context.Event()
+        counts, stop = self._context.RawArray("q", 2 * SLOTS), self._context.RawValue("b", 0)
         hand = _Hand(iter(shards))
         while True:
             with _pool(self._context, job, self.layout, counts, stop) as pool:
@@ -55,7 +57,7 @@ class LocalEngine:
                 except BrokenProcessPool:
                     _require_life(hand.take_back(), job)
                 except BaseException:
-                    stop.set()
+                    stop.value = 1
                     pool.shutdown(cancel_futures=True)
                     raise
 
@@ -118,7 +120,7 @@ def _shared_out(
         if not hand.out:
             return
         done, _ = wait(hand.out, POLL_S, FIRST_COMPLETED)
-        progress(*counts)
+        progress(sum(counts[::2]), sum(counts[1::2]))
         for future in done:
             result = future.result()
             del hand.out[future]
@@ -149,14 +151,14 @@ def _end_with_parent() -> None:
 def _score(number: int, shard: Shard) -> Done:
     if isinstance(_worker, ServingError):
         raise _worker
-    return _worker.score(number, shard, _tell)
+    return _worker.score(number, shard, partial(_tell, 2 * (number % SLOTS)))
 
 
-def _tell(images: int, errors: int) -> None:
-    if _stop.is_set():
+def _tell(slot: int, images: int, errors: int) -> None:
+    """Count a batch in its shard's own slot: a lock would stay taken for ever if its holder were killed."""
+    if _stop.value:
         raise Stopped
-    with _counts.get_lock():
-        _counts[0] += images
-        _counts[1] += errors
+    _counts[slot] += images
+    _counts[slot + 1] += errors
     if _courtesy is not None:
         _courtesy.rest()
