@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from serving.batch.job import Job
 from serving.batch.on_ray import RayEngine
 from serving.batch.options import ScoreOptions
 from serving.batch.parts import Done
+from serving.batch.places import place_of
 from serving.batch.score import score
 from serving.batch.sources import open_source
+from serving.batch.store import Store
 
 PART = 10
 OPTIONS = ScoreOptions(batch_size=4, shard_images=PART)
@@ -98,6 +101,32 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
     assert killed
     assert not engine.events
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "local.parquet"), check_metadata=True)
+
+
+def test_a_worker_that_is_lost_before_it_is_there_is_replaced(
+    cluster: Any, folder: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    def kill_the_first() -> None:
+        until(lambda: len(actors()) == 1)
+        os.kill(actors()[0].pid, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_the_first)
+        engine = RayEngine(cluster.address, workers=1)
+        summary = score(open_source(str(folder)), bundle_dir, str(tmp_path / "out"), OPTIONS, engine=engine)
+        killed.result()
+
+    assert (summary.figures.images, summary.figures.failed) == (400, 1)
+
+
+def test_a_machine_that_does_not_see_the_table_says_so(
+    cluster: Any, folder: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    unseen = Job(open_source(str(folder)), str(bundle_dir), OPTIONS, Store(place_of(tmp_path / "elsewhere")))
+    shards = enumerate(unseen.source.shards(PART))
+
+    with pytest.raises(EngineError, match=r"^out must be where every machine of the cluster writes, got .*elsewhere, "):
+        list(RayEngine(cluster.address, workers=1).run(unseen, shards, lambda images, errors: None))
 
 
 def test_what_a_worker_refuses_is_refused(cluster: Any, folder: Path, bundle_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ An engine decides nothing about a table. `local.py` runs workers as processes of
 a Ray cluster.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,7 @@ from serving.batch.source import Shard
 from serving.cores import cores
 from serving.errors import ServingError
 
+LIVES = 3  # of a shard: one that workers have died over so often is named
 GPU_WORKERS = 2  # while one computes, the other encodes and writes
 
 Numbered = tuple[int, Shard]
@@ -58,6 +60,53 @@ class Engine(Protocol):
             ServingError: whatever a worker refuses, or EngineError.
         """
         ...
+
+
+class Remaining:
+    """The shards of a run that are yet to be scored, those that workers have in hand among them.
+
+    Args:
+        job: what is scored.
+        shards: with their numbers.
+
+    Attributes:
+        in_hand: those that workers have, by number.
+    """
+
+    def __init__(self, job: Job, shards: Iterable[Numbered]) -> None:
+        self._job = job
+        self._untouched = iter(shards)
+        self._given_back: list[Numbered] = []
+        self._deaths: Counter[int] = Counter()
+        self.in_hand: dict[int, Shard] = {}
+
+    def take(self) -> Numbered | None:
+        """One for a worker; None if there is none left that nobody has in hand."""
+        one = self._given_back.pop(0) if self._given_back else next(self._untouched, None)
+        if one is not None:
+            self.in_hand[one[0]] = one[1]
+        return one
+
+    def finish(self, number: int) -> None:
+        """A part is there."""
+        del self.in_hand[number]
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        """Take shards back from workers that have died.
+
+        Raises:
+            EngineError: if workers have died over one of them too often.
+        """
+        lost = sorted(numbers)
+        self._deaths.update(lost)
+        returned = [(number, self.in_hand.pop(number)) for number in lost]
+        self._given_back = sorted(returned + self._given_back, key=lambda one: one[0])
+        if deadly := [number for number in lost if self._deaths[number] == LIVES]:
+            names = ", ".join(map(self._job.part_name, deadly))
+            raise EngineError(
+                f"workers must live, got one killed {LIVES} times over {names}: is there memory enough? What is done "
+                "is kept; the same command goes on"
+            )
 
 
 def default_layout(device: str, workers: int | None, threads: int | None, *, nice: bool) -> Layout:

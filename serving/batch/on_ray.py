@@ -8,12 +8,13 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving.batch.engine import EngineError, Numbered, Progress
+from serving.batch.engine import LIVES, EngineError, Numbered, Progress, Remaining
 from serving.batch.job import JOB, Job
 from serving.batch.parts import Done, PartWorker
 from serving.batch.source import Shard
@@ -23,7 +24,6 @@ from serving.errors import ServingError
 POLL_S = 1.0
 PATIENCE_S = 600.0  # for the first worker, or the next if all are lost; a cluster may have to grow first
 CONNECT_S = 10.0
-LIVES = 3  # of a shard: one that its workers have died over so often is named
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class RayEngine:
         if started:
             _connect(ray, self.address)
         try:
-            crew = _Crew(ray, self._actor(ray), job, ray.put(_files(job.bundle)), self.threads)
-            yield from crew.score(iter(shards), self.workers or self._room(ray), progress)
+            actor, files = self._actor(ray), ray.put(_files(job.bundle))
+            crew = _Crew(ray, partial(actor.remote, job, files, self.threads), Remaining(job, shards))
+            yield from crew.score(self.workers or self._room(ray), progress)
         finally:
             if started:
                 ray.shutdown()
@@ -72,23 +73,30 @@ class PartActor:
     """A worker somewhere; Ray makes an actor of it."""
 
     def __init__(self, job: Job, files: dict[str, bytes], threads: int) -> None:
-        if job.records.read(JOB) is None:
-            raise EngineError(
-                f"out must be where every machine of the cluster writes, got {job.store}, which is not there on "
-                f"{socket.gethostname()}: choose a shared folder or a URL such as s3://bucket/answers"
-            )
         self._folder = tempfile.TemporaryDirectory(prefix="bundle-")
         for name, content in files.items():
             Path(self._folder.name, name).write_bytes(content)
-        self._worker = PartWorker(replace(job, bundle=self._folder.name), threads, threads)
         self._now = (0, 0)
+        self._worker: PartWorker | ServingError
+        try:
+            _require_job(job)
+            self._worker = PartWorker(replace(job, bundle=self._folder.name), threads, threads)
+        except ServingError as error:  # from here it would look like a death
+            self._worker = error
 
-    def ready(self) -> str:
-        """Where it runs, once it does."""
-        return socket.gethostname()
+    def ready(self) -> None:
+        """Come back once it is ready.
+
+        Raises:
+            ServingError: if it cannot be.
+        """
+        if isinstance(self._worker, ServingError):
+            raise self._worker
 
     def score(self, number: int, shard: Shard) -> Done:
         """Write a part."""
+        if isinstance(self._worker, ServingError):
+            raise self._worker
         self._now = (0, 0)
         return self._worker.score(number, shard, self._tell)
 
@@ -100,32 +108,42 @@ class PartActor:
         self._now = (self._now[0] + images, self._now[1] + errors)
 
 
+def _require_job(job: Job) -> None:
+    """Refuse a machine that does not see what the others write."""
+    if job.records.read(JOB) is None:
+        raise EngineError(
+            f"out must be where every machine of the cluster writes, got {job.store}, which is not there on "
+            f"{socket.gethostname()}: choose a shared folder or a URL such as s3://bucket/answers"
+        )
+
+
 @dataclass
 class _Crew:
     """Actors and what they do.
 
     Attributes:
+        call_up: makes an actor.
         coming: actors that are not there yet, by the promise that they will be.
-        busy: by the promise of its part, an actor and its shard.
+        busy: actors and the numbers of their shards, by the promises of the parts.
+        idle: the others.
+        stillborn: how many were lost before they were there, since one last was.
     """
 
     ray: Any
-    actor: Any
-    job: Job
-    files: Any
-    threads: int
+    call_up: Callable[[], Any]
+    remaining: Remaining
     coming: dict[Any, Any] = field(default_factory=dict)
-    busy: dict[Any, tuple[Any, Numbered]] = field(default_factory=dict)
+    busy: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
-    given_back: list[Numbered] = field(default_factory=list)
-    lives: dict[int, int] = field(default_factory=dict)
+    stillborn: int = 0
 
-    def score(self, shards: Iterator[Numbered], size: int, progress: Progress) -> Iterator[Done]:
+    def score(self, size: int, progress: Progress) -> Iterator[Done]:
+        """Score what remains with so many actors."""
         for _ in range(size):
-            self._call_up()
+            self._replace()
         images = errors = 0
         last = time.monotonic()
-        while self._give_out(shards):
+        while self._give_out():
             ready, _ = self.ray.wait([*self.busy, *self.coming], timeout=POLL_S, fetch_local=False)
             for promise in ready:
                 if (done := self._settled(promise)) is not None:
@@ -136,52 +154,44 @@ class _Crew:
             if time.monotonic() - last > PATIENCE_S:
                 raise EngineError(f"the cluster must have room for a worker, got none for {PATIENCE_S:.0f} s")
 
-    def _call_up(self) -> None:
-        actor = self.actor.remote(self.job, self.files, self.threads)
+    def _replace(self) -> None:
+        actor = self.call_up()
         self.coming[actor.ready.remote()] = actor
 
-    def _give_out(self, shards: Iterator[Numbered]) -> bool:
+    def _give_out(self) -> bool:
         """Give every idle actor a shard; whether there is anything left to wait for."""
-        while self.idle:
-            one = self.given_back.pop(0) if self.given_back else next(shards, None)
-            if one is None:
-                return bool(self.busy)
+        while self.idle and (one := self.remaining.take()) is not None:
             actor = self.idle.pop()
-            self.busy[actor.score.remote(*one)] = (actor, one)
-        return True
+            self.busy[actor.score.remote(*one)] = (actor, one[0])
+        return bool(self.busy) or not self.idle
 
     def _settled(self, promise: Any) -> Done | None:
         """Take in what an actor has done, or that it is there or lost."""
         errors = self.ray.exceptions
-        if (actor := self.coming.pop(promise, None)) is not None:
-            try:
-                self.ray.get(promise)
-            except errors.RayActorError as lost:
-                raise _as_refused(lost) from lost
-            self.idle.append(actor)
-            return None
-        actor, one = self.busy.pop(promise)
+        actor, number = self.busy.pop(promise, (None, None))
+        actor = actor or self.coming.pop(promise)
         try:
-            done: Done = self.ray.get(promise)
-        except errors.RayActorError:
-            self._lose(one)
+            done: Done | None = self.ray.get(promise)
+        except errors.RayActorError as lost:
+            self._lose(number, lost)
             return None
         except errors.RayTaskError as failed:
             raise failed.cause if isinstance(failed.cause, ServingError) else failed from None
         self.idle.append(actor)
+        self.stillborn = 0
+        if done is not None:
+            self.remaining.finish(done.number)
         return done
 
-    def _lose(self, one: Numbered) -> None:
-        """An actor has died over a shard."""
-        number = one[0]
-        self.lives[number] = self.lives.get(number, LIVES) - 1
-        if not self.lives[number]:
-            raise EngineError(
-                f"workers must live, got {LIVES} lost over {self.job.part_name(number)}: is there memory enough? What "
-                "is done is kept; the same command goes on"
-            )
-        self.given_back.append(one)
-        self._call_up()
+    def _lose(self, number: int | None, lost: Exception) -> None:
+        """An actor has died, over a shard or before it had one; another takes its place."""
+        if number is not None:
+            self.remaining.give_back([number])
+        else:
+            self.stillborn += 1
+            if self.stillborn == LIVES:
+                raise EngineError(f"a worker must start, got {LIVES} lost one after the other: {lost}") from lost
+        self._replace()
 
     def _with_shards_in_hand(self, images: int, errors: int) -> tuple[int, int]:
         asked = [actor.now.remote() for actor, _ in self.busy.values()]
@@ -223,10 +233,3 @@ def _files(folder: str) -> dict[str, bytes]:
     """A bundle's files by their names."""
     bundle = Bundle.load(folder)
     return {name: (bundle.path / name).read_bytes() for name in (MANIFEST, *bundle.manifest.files)}
-
-
-def _as_refused(lost: Any) -> Exception:
-    """Why an actor did not come to be: what it refused, or that it died."""
-    text = str(lost)
-    cause = getattr(lost, "cause", None)
-    return cause if isinstance(cause, ServingError) else EngineError(f"a worker must start, got {text.strip()}")
