@@ -379,5 +379,5 @@ def test_a_bucket_is_scored_into_itself(
         "answers.parquet",
         *(f"answers/_job/done/{number}.json" for number in range(3)),
         *(f"answers/_job/{name}" for name in ("job.json", "shards.jsonl")),
-        *(f"answers/part-0000{number}.parquet" for number in range(3)),
+        *(f"answers/part-000000{number}.parquet" for number in range(3)),
     ]

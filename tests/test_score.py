@@ -18,10 +18,11 @@ from serving.batch.engine import Numbered, Progress
 from serving.batch.job import Job
 from serving.batch.options import Returned, ScoreOptions
 from serving.batch.parts import Done, PartWorker
+from serving.batch.places import place_of
 from serving.batch.score import Summary, score
 from serving.batch.source import Item, Shard, Source, SourceError
 from serving.batch.sources import open_source
-from serving.batch.store import OutputError
+from serving.batch.store import OutputError, Store
 from serving.bundle import Bundle
 from serving.client import classify, connect
 from serving.errors import BundleError, ServingError
@@ -170,13 +171,20 @@ def test_one_file_a_folder_of_parts_and_lines_of_json_hold_the_same(
     assert [row["key"] for row in one] == [f"{level:02}.png" for level in range(50)]
     assert rows_of(tmp_path / "parts") == one
     names = sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert names == ["_job", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert names == ["_job", "part-0000000.parquet", "part-0000001.parquet", "part-0000002.parquet"]
     lines = (tmp_path / "one.jsonl").read_text().splitlines()
     for row, line in zip(one, lines, strict=True):
         assert json.loads(line)["top_k"][1]["probability"] == pytest.approx(row["top_k"][1]["probability"], rel=1e-7)
         assert np.array(json.loads(line)["responsibilities"]) == pytest.approx(np.array(row["responsibilities"]))
-    each = [(tmp_path / "lines" / f"part-{number:05d}.jsonl").read_text() for number in range(3)]
+    each = [(tmp_path / "lines" / f"part-{number:07d}.jsonl").read_text() for number in range(3)]
     assert "".join(each).splitlines() == lines
+
+
+def test_parts_are_in_order_by_name_however_many_they_are(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    job = Job(open_source(str(many)), str(bundle_dir), FEW, Store(place_of(tmp_path)))
+    numbers = [0, 9, 10, 99_999, 100_000, 1_000_000, 9_999_999]
+
+    assert sorted(map(job.part_name, numbers)) == [job.part_name(number) for number in numbers]
 
 
 def test_batches_are_full_until_the_last_of_a_shard(many: Path, bundle_dir: Path, tmp_path: Path) -> None:
@@ -290,9 +298,9 @@ def test_a_part_that_is_damaged_or_gone_is_scored_again(many: Path, bundle_dir: 
     out = tmp_path / "parts"
     scored(many, bundle_dir, out)
     before = rows_of(out)
-    damaged = (out / "part-00003.parquet").read_bytes()
-    (out / "part-00003.parquet").write_bytes(damaged[:-9] + b"x" + damaged[-8:])
-    (out / "part-00005.parquet").unlink()
+    damaged = (out / "part-0000003.parquet").read_bytes()
+    (out / "part-0000003.parquet").write_bytes(damaged[:-9] + b"x" + damaged[-8:])
+    (out / "part-0000005.parquet").unlink()
 
     assert scored(many, bundle_dir, out).images == 6
     assert rows_of(out) == before
@@ -387,6 +395,10 @@ def test_the_command_tells_a_person_and_a_program(folder: Path, bundle_dir: Path
     assert "5/5" in person.stderr
     told = json.loads(program.stdout)
     assert (told["event"], told["images"], told["errors"], program.stderr) == ("summary", 5, 2, "")
+    for option, engine in (("--nice",), "ray"), (("--ray-address", "auto"), "local"):
+        ignored = serving(*command, "--out", tmp_path / "other.parquet", "--engine", engine, *option)
+        assert ignored.returncode == 1
+        assert f"{option[0]} must be left out with --engine {engine}, which has no such thing" in ignored.stderr
     refused = serving(*command, "--out", tmp_path / "out.parquet", "--top-k", 2)
     assert refused.returncode == 1
     assert "options.top_k 1, got 2. Choose another --out, or begin anew in its place with --again" in refused.stderr

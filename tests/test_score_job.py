@@ -186,6 +186,6 @@ class Deadly(Source):
 def test_a_shard_that_kills_its_workers_is_named(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
     options, out = ScoreOptions(batch_size=4, shard_images=10), str(tmp_path / "parts")
 
-    with pytest.raises(EngineError, match=r"got one killed 3 times over part-00002\.parquet"):
+    with pytest.raises(EngineError, match=r"got one killed 3 times over part-0000002\.parquet"):
         score(Deadly(str(folder)), bundle_dir, out, options, engine=LocalEngine(Layout(1)))
-    assert {"part-00000.parquet", "part-00001.parquet"} <= {path.name for path in Path(out).iterdir()}
+    assert {"part-0000000.parquet", "part-0000001.parquet"} <= {path.name for path in Path(out).iterdir()}

@@ -9,6 +9,7 @@ import typer
 
 from serving.batch.options import Format, Returned, ScoreOptions
 from serving.bundle import Precision
+from serving.errors import ServingError
 from serving.options import HELP
 from serving.runtimes import RuntimeName
 from serving.torchserve.signals import Interrupted, raise_interrupted
@@ -31,13 +32,13 @@ def score(
     column: Annotated[str | None, typer.Option(help="Of Parquet: the column of images or of their paths.")] = None,
     key_column: Annotated[str | None, typer.Option(help="Of Parquet: the column that names the images.")] = None,
     form: Annotated[Format | None, typer.Option("--format", help="Of a folder's parts; parquet if unset.")] = None,
-    runtime: Annotated[RuntimeName, typer.Option(help=HELP["runtime"])] = "onnx",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    precision: Annotated[Precision, typer.Option(help=HELP["precision"])] = "float32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = 64,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes in the column top_k; without it if 1.")] = 1,
+    runtime: Annotated[RuntimeName, typer.Option(help=HELP["runtime"])] = ScoreOptions.runtime,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = ScoreOptions.device,
+    precision: Annotated[Precision, typer.Option(help=HELP["precision"])] = ScoreOptions.precision,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = ScoreOptions.batch_size,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes in the column top_k; none if 1.")] = ScoreOptions.top_k,
     returns: Annotated[list[Returned] | None, typer.Option("--return", help="One more column; repeatable.")] = None,
-    shard_images: Annotated[int, typer.Option(min=1, help="Images in one part, at most.")] = 1024,
+    shard_images: Annotated[int, typer.Option(min=1, help="Images in one part, at most.")] = ScoreOptions.shard_images,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; one on this machine if unset.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers; one a core if unset, two on a GPU.")] = None,
@@ -73,8 +74,10 @@ def score(
     )
     chosen: Engine
     if engine == "ray":
+        _require_unset(engine, "--nice", nice)
         chosen = RayEngine(ray_address, device, workers, threads or 1)
     else:
+        _require_unset(engine, "--ray-address", ray_address)
         chosen = LocalEngine(default_layout(device, workers, threads, nice=nice))
     try:
         summary = score_images(
@@ -96,3 +99,9 @@ def score(
         print_summary(summary, quiet=quiet)
     if summary.figures.failed and not allow_errors:
         raise typer.Exit(SOME_FAILED)
+
+
+def _require_unset(engine: str, option: str, value: object) -> None:
+    """Refuse an option that the engine would ignore."""
+    if value:
+        raise ServingError(f"{option} must be left out with --engine {engine}, which has no such thing, got {value}")

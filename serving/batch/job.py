@@ -49,7 +49,7 @@ class Job:
 
     def part_name(self, number: int) -> str:
         """The file of a part."""
-        return f"part-{number:05d}.{self.options.format}"
+        return f"part-{number:07d}.{self.options.format}"  # in this order by name too, however many
 
     def has_parts(self) -> bool:
         """Whether any part is done; until then another job may take its place."""

@@ -1,7 +1,7 @@
 """Parts: what a worker makes of a shard, and whether it is there and whole.
 
     worker = PartWorker(job)
-    done = worker.score(0, shard, tell)               # part-00000.parquet and _job/done/0.json
+    done = worker.score(0, shard, tell)               # part-0000000.parquet and _job/done/0.json
 
 Nothing else writes into a job's store, and two workers that write the same part write the same bytes.
 """
