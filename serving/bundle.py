@@ -169,6 +169,15 @@ class Manifest(_Strict):
         """Names of the bundle's files, all but `bundle.json`."""
         return *REQUIRED_FILES, *(name for precision in self.variants for name in graph_files(precision))
 
+    @property
+    def atypical_below(self) -> float | None:
+        """The log-density in nats that one in a hundred of the test split's images is below; None if it is not known.
+
+        Less dense images are called atypical.
+        """
+        below: float | None = self.metrics.get("log_density_quantiles", {}).get("0.01")
+        return below
+
 
 @dataclass(frozen=True)
 class Bundle:

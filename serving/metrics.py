@@ -20,7 +20,6 @@ SECONDS_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 IMAGES_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 NATS_BUCKETS = (-1000, -300, -100, -30, -10, 0, 10, 30, 100, 300, 1000)  # for a bundle that does not know its quantiles
-ATYPICAL = "0.01"  # the quantile of the test split's log-densities below which an image is called atypical
 
 
 class Stopwatch:
@@ -53,7 +52,8 @@ class Metrics:
         registry = registry or CollectorRegistry()
         quantiles = manifest.metrics.get("log_density_quantiles", {})
         nats = tuple(sorted(set(quantiles.values()))) or NATS_BUCKETS
-        self._atypical_below = quantiles.get(ATYPICAL, float("-inf"))
+        below = manifest.atypical_below
+        self._atypical_below = float("-inf") if below is None else below
         names = ("model", "version")
         self._labels = (manifest.name, str(manifest.version))
 

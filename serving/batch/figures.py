@@ -1,20 +1,17 @@
 """What is told of a scored table: images, errors, classes and components, how dense, how long each stage took."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.errors import ServingError
+from serving.runtimes import Outputs
 
 Stage = Literal["read", "decode", "infer", "write"]
-ATYPICAL = "0.01"  # the share of the bundle's own test images that are less dense
-
-Outputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass
@@ -46,12 +43,11 @@ class Figures:
         """Nothing yet, for a bundle's classes and components."""
         manifest = bundle.manifest
         dense = "log_density" in manifest.outputs
-        knows_usual = dense and ATYPICAL in manifest.metrics.get("log_density_quantiles", {})
         components = manifest.head.components
         return cls(
             assigned=[[0] * components for _ in manifest.labels],
             log_density=0.0 if dense else None,
-            atypical=0 if knows_usual else None,
+            atypical=0 if dense and manifest.atypical_below is not None else None,
         )
 
     @property
@@ -78,8 +74,7 @@ class Figures:
         if self.log_density is not None:
             self.log_density += float(outputs["log_density"].astype(np.float64).sum())
         if self.atypical is not None:
-            usual = bundle.manifest.metrics["log_density_quantiles"][ATYPICAL]
-            self.atypical += int((outputs["log_density"] < usual).sum())
+            self.atypical += int((outputs["log_density"] < bundle.manifest.atypical_below).sum())
 
 
 def total(parts: Iterable[Figures]) -> Figures:

@@ -17,6 +17,7 @@ class Returned(StrEnum):
 
 
 Format = Literal["parquet", "jsonl"]
+SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}  # of a table's files
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 
 from serving.batch.figures import Figures
 from serving.batch.job import JOB, JOB_FOLDER, Job, Plan, require_empty, require_same
-from serving.batch.options import Format
+from serving.batch.options import SUFFIXES, Format
 from serving.batch.parts import FIGURES, schema_of
 from serving.batch.places import place_of
 from serving.batch.store import OutputError, Store
 from serving.bundle import Bundle
 
-SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
 BESIDE = ".parts"  # behind the name of the one file
 
 

@@ -134,9 +134,9 @@ class Scorer:
         for item in items:
             laps.lap("read")
             waiting.append((item, self._decoders.submit(self._decode, item)))
-            held += _bytes_of(item)
+            held += item.image_bytes
             while len(waiting) > AHEAD * self._batch_size or held > AHEAD_BYTES:
-                held -= _bytes_of(waiting[0][0])
+                held -= waiting[0][0].image_bytes
                 yield _awaited(*waiting.popleft(), laps)
         while waiting:
             yield _awaited(*waiting.popleft(), laps)
@@ -150,11 +150,6 @@ class Scorer:
             return read_array(item.image, self._predictor.bundle.manifest.input)
         except ServingError as error:
             return error
-
-
-def _bytes_of(item: Item) -> int:
-    image = item.image
-    return 0 if isinstance(image, ServingError) else len(image) if isinstance(image, bytes) else image.nbytes
 
 
 def _awaited(item: Item, image: Future[Decoded], laps: Laps) -> tuple[str, Decoded]:

@@ -60,6 +60,12 @@ class Item(NamedTuple):
     key: str
     image: bytes | NDArray[np.uint8] | ServingError
 
+    @property
+    def image_bytes(self) -> int:
+        """Memory that the image takes."""
+        image = self.image
+        return 0 if isinstance(image, ServingError) else len(image) if isinstance(image, bytes) else image.nbytes
+
 
 class Source(ABC):
     """Images somewhere. A frozen dataclass of plain values."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from serving.batch.options import Returned
 from serving.bundle import Bundle, OutputName
 from serving.errors import ServingError
+from serving.runtimes import Outputs
 
 NUMBER = pa.float32()
 CANDIDATE = (
@@ -35,8 +36,6 @@ OF_OUTPUT: Mapping[Returned, OutputName] = {
     Returned.RESPONSIBILITIES: "responsibilities",
     Returned.FEATURES: "features",
 }
-
-Outputs = Mapping[str, NDArray[Any]]
 
 
 class Table:

@@ -4,23 +4,20 @@ A shard is a range of images. They are read a megabyte at a time rather than map
 short is an error and not the end of the process.
 """
 
-# ruff: noqa: D102 - the base class says what its methods do
-
-import gzip
 import struct
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from serving.batch.places import Place
-from serving.batch.source import SHARD_BYTES, Item, Shard, Source, SourceError
-from serving.batch.sources.inputs import file_of, input_place, inputs
-from serving.batch.sources.packing import bytes_of, digest, key_of, not_empty
+from serving.batch.source import SHARD_BYTES, Item, Shard, SourceError
+from serving.batch.sources.inputs import file_of, input_place, inputs, is_compressed, opened
+from serving.batch.sources.packing import bytes_of, key_of, state_of
+from serving.batch.sources.placed import PlacedSource
 from serving.batch.sources.reading import source_errors
 
 SUFFIXES = (".npy", "idx3-ubyte", "idx3-ubyte.gz")  # labels are idx1
@@ -41,34 +38,22 @@ class _Layout:
         return prod(self.shape)
 
 
-@dataclass(frozen=True)
-class Array(Source):
-    """Images of arrays; an image's key is `FILE#INDEX`, which counts from 0.
+class Array(PlacedSource):
+    """Images of an array, of those in a folder, or of those of a pattern; a key is `FILE#INDEX`, counted from 0."""
 
-    Attributes:
-        place: a file, a folder of them, or a pattern, as an absolute path or a URL.
-    """
-
-    place: str
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"kind": "array", "place": self.place}
-
-    def shards(self, images: int) -> Iterator[Shard]:
-        with source_errors(self.place):
-            yield from not_empty(self._shards(images), self.place, "hold at least one image")
+    kind = "array"
+    must = "hold at least one image"
 
     def _shards(self, images: int) -> Iterator[Shard]:
         root, entries = inputs(self.place, SUFFIXES)
         for entry in entries:
             file = file_of(entry)
             place = input_place(root, file)
-            with _opened(place) as content:
+            with opened(place) as content:
                 layout = _layout(content, str(place))
-            if not place.name.endswith(".gz") and entry.size is not None:
+            if not is_compressed(place) and entry.size is not None:
                 _check_whole(place, layout, entry.size)
-            state = digest([b"%b %a %a" % (entry.path, entry.size, entry.mtime_ns)])
+            state = state_of([entry])
             step = min(images, max(1, SHARD_BYTES // layout.image_bytes))
             for first in range(0, layout.images, step):
                 count = min(step, layout.images - first)
@@ -79,7 +64,7 @@ class Array(Source):
         root, _ = inputs(self.place, SUFFIXES)
         file, first, count = shard.where["file"], shard.where["first"], shard.images or 0
         name, place = key_of(bytes_of(file)), input_place(root, file)
-        with source_errors(str(place)), _opened(place) as content:
+        with source_errors(str(place)), opened(place) as content:
             layout = _layout(content, str(place))
             step = max(1, READ_BYTES // layout.image_bytes)
             content.seek(layout.offset + first * layout.image_bytes)
@@ -97,7 +82,7 @@ class Array(Source):
         for entry in entries:
             file, prefix = file_of(entry), key_of(entry.path) + "#"
             indices = {key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
-            with source_errors(self.place), _opened(input_place(root, file)) as content:
+            with source_errors(self.place), opened(input_place(root, file)) as content:
                 images = _layout(content, file).images if indices else 0
             for index in sorted(int(text) for text in indices if text.isdecimal() and int(text) < images):
                 yield from self.read(Shard({"file": file, "first": index}, "", 1), max_bytes)
@@ -140,13 +125,3 @@ def _npy_shape(file: BinaryIO) -> tuple[int, ...]:
     if dtype != np.uint8:
         raise ValueError(f"it holds {dtype}; save it as uint8, 0 to 255")
     return tuple(shape)
-
-
-@contextmanager
-def _opened(place: Place) -> Iterator[BinaryIO]:
-    with place.open() as file:
-        if not place.name.endswith(".gz"):
-            yield file
-            return
-        with gzip.open(file) as content:
-            yield cast(BinaryIO, content)

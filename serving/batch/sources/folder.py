@@ -5,38 +5,28 @@
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from serving.batch.listing import not_hidden
 from serving.batch.places import LocalPlace, Place, place_of, read_local
-from serving.batch.source import Item, Shard, Source, SourceError
-from serving.batch.sources.packing import key_of, not_empty, packed, unpacked
-from serving.batch.sources.reading import read_ahead, read_item, source_errors
+from serving.batch.source import Item, Shard, SourceError
+from serving.batch.sources.packing import key_of, packed, unpacked
+from serving.batch.sources.placed import PlacedSource
+from serving.batch.sources.reading import read_ahead, read_item
 
 ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
-@dataclass(frozen=True)
-class Folder(Source):
-    """Files below a folder; a file's key is its relative path. Links to folders are not followed.
+class Folder(PlacedSource):
+    """Files below a folder; a file's key is its relative path. Links to folders are not followed."""
 
-    Attributes:
-        place: the folder, as an absolute path or a URL.
-    """
+    kind = "folder"
+    must = "hold at least one file"
 
-    place: str
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"kind": "folder", "place": self.place}
-
-    def shards(self, images: int) -> Iterator[Shard]:
+    def _shards(self, images: int) -> Iterator[Shard]:
         place = place_of(self.place)
-        with source_errors(self.place):
-            check_folder(place)
-            yield from not_empty(packed(place.walk(not_hidden), images), self.place, "hold at least one file")
+        check_folder(place)
+        yield from packed(place.walk(not_hidden), images)
 
     def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
         return read_below(place_of(self.place), unpacked(shard), max_bytes)

@@ -1,6 +1,9 @@
 """The files of a source whose files hold many images each: one file, those of a folder, or those of a pattern."""
 
+import gzip
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
 
 from serving.batch.listing import Entry, not_hidden
 from serving.batch.places import Place, place_of
@@ -8,6 +11,8 @@ from serving.batch.source import SourceError
 from serving.batch.sources.folder import check_folder
 from serving.batch.sources.packing import bytes_of, text_of
 from serving.batch.sources.patterns import is_pattern, matching, split
+
+COMPRESSED = (".gz", ".tgz")
 
 
 def inputs(address: str, suffixes: tuple[str, ...]) -> tuple[Place, Iterator[Entry]]:
@@ -47,3 +52,19 @@ def input_place(root: Place, file: str) -> Place:
 def file_of(entry: Entry) -> str:
     """A file's relative path as JSON can hold it."""
     return text_of(entry.path)
+
+
+def is_compressed(place: Place) -> bool:
+    """Whether a file is compressed by gzip, by its name."""
+    return place.name.lower().endswith(COMPRESSED)
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[BinaryIO]:
+    """A file's content, open for reading; seeking in a compressed one reads all before."""
+    with place.open() as file:
+        if not is_compressed(place):
+            yield file
+            return
+        with gzip.open(file) as content:
+            yield cast(BinaryIO, content)

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Protocol, TypeVar
 
 from serving.batch.listing import Entry, joined
-from serving.batch.source import SHARD_BYTES, Shard, SourceError
+from serving.batch.source import SHARD_BYTES, Shard
 
 ESCAPE = "\0"  # begins a name that is not UTF-8, with a character for each of its bytes; no file's name has it
 
@@ -36,19 +36,6 @@ def grouped(files: Iterable[Held], images: int) -> Iterator[list[Held]]:
         yield held
 
 
-def not_empty(shards: Iterable[Shard], what: str, rule: str) -> Iterator[Shard]:
-    """The shards.
-
-    Raises:
-        SourceError: if there are none.
-    """
-    shard = None
-    for shard in shards:
-        yield shard
-    if shard is None:
-        raise SourceError(f"{what} must {rule}, got none")
-
-
 def packed(entries: Iterable[Entry], images: int) -> Iterator[Shard]:
     """Shards of files."""
     for group in grouped(entries, images):
@@ -56,8 +43,12 @@ def packed(entries: Iterable[Entry], images: int) -> Iterator[Shard]:
             [text_of(folder), [text_of(entry.name) for entry in inside]]
             for folder, inside in groupby(group, key=lambda entry: entry.folder)
         ]
-        lines = (b"%b %a %a" % (entry.path, entry.size, entry.mtime_ns) for entry in group)
-        yield Shard({"files": folders}, digest(lines), len(group))
+        yield Shard({"files": folders}, state_of(group), len(group))
+
+
+def state_of(entries: Iterable[Entry]) -> str:
+    """What shows that files are others now: their names, sizes and times."""
+    return digest(b"%b %a %a" % (entry.path, entry.size, entry.mtime_ns) for entry in entries)
 
 
 def digest(lines: Iterable[bytes]) -> str:

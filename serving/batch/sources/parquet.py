@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from serving.batch.listing import Entry
 from serving.batch.places import URL, LocalPlace, Place, check_size, place_from
-from serving.batch.source import SHARD_BYTES, Item, Shard, Source, SourceError, UnreadableFile
+from serving.batch.source import SHARD_BYTES, Item, Shard, SourceError, UnreadableFile
 from serving.batch.sources.columns import check_key_column, image_column, is_struct, is_text
 from serving.batch.sources.inputs import file_of, input_place, inputs
-from serving.batch.sources.packing import bytes_of, digest, key_of, not_empty
+from serving.batch.sources.packing import bytes_of, key_of, state_of
 from serving.batch.sources.parquet_rows import RowCursor, open_parquet, parquet_errors, row_bytes
+from serving.batch.sources.placed import PlacedSource
 from serving.batch.sources.reading import as_many, read_ahead, read_item, source_errors
 
 SUFFIXES = (".parquet", ".pq")
@@ -35,29 +36,26 @@ class _Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Parquet(Source):
-    """Rows of Parquet files.
+class Parquet(PlacedSource):
+    """Rows of a Parquet file, of those in a folder, or of those of a pattern.
 
     An image's key is the value of `key_column`; else its path, if the column holds paths or the struct has one; else
     `FILE#ROW`, where rows count from 0.
 
     Attributes:
-        place: a file, a folder of them, or a pattern, as an absolute path or a URL.
         column: the column of images.
         key_column: the column of keys, or None.
     """
 
-    place: str
+    kind = "parquet"
+    must = "hold at least one row"
+
     column: str
     key_column: str | None = None
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"kind": "parquet", "place": self.place, "column": self.column, "key_column": self.key_column}
-
-    def shards(self, images: int) -> Iterator[Shard]:
-        with source_errors(self.place):
-            yield from not_empty(self._shards(images), self.place, "hold at least one row")
+        return super().description | {"column": self.column, "key_column": self.key_column}
 
     def _shards(self, images: int) -> Iterator[Shard]:
         root, entries = inputs(self.place, SUFFIXES)
@@ -68,7 +66,7 @@ class Parquet(Source):
                 self._check(parquet.schema_arrow, place)
                 rows = parquet.metadata.num_rows
                 step = min(images, max(1, SHARD_BYTES // row_bytes(parquet, self.column)))
-            state = digest([b"%b %a %a %d" % (entry.path, entry.size, entry.mtime_ns, rows)])
+            state = state_of([entry])
             for first in range(0, rows, step):
                 count = min(step, rows - first)
                 yield Shard({"file": file, "first": first, "rows": count}, state, count)

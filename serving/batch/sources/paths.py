@@ -10,13 +10,13 @@ lines, as a request for each would take longer than reading them.
 import os
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from serving.batch.places import URL, Info, LocalPlace, Place, place_from, place_of
-from serving.batch.source import Item, Shard, Source, SourceError
-from serving.batch.sources.packing import digest, grouped, key_of, not_empty
+from serving.batch.source import Item, Shard, SourceError
+from serving.batch.sources.packing import digest, grouped, key_of
+from serving.batch.sources.placed import PlacedSource
 from serving.batch.sources.reading import as_many, read_ahead, read_item, source_errors
 from serving.errors import shown
 
@@ -31,23 +31,14 @@ class _Line(NamedTuple):
     mtime_ns: int | None
 
 
-@dataclass(frozen=True)
-class Paths(Source):
-    """Files by a list of them; a file's key is its line, so a line that is there twice gives two images of one key.
+class Paths(PlacedSource):
+    """Files by a list of them; a file's key is its line, so a line that is there twice gives two images of one key."""
 
-    Attributes:
-        place: the text file, as an absolute path or a URL.
-    """
+    kind = "paths"
+    must = "name at least one file"
 
-    place: str
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"kind": "paths", "place": self.place}
-
-    def shards(self, images: int) -> Iterator[Shard]:
-        with source_errors(self.place):
-            yield from not_empty(map(_shard, grouped(self._lines(), images)), self.place, "name at least one file")
+    def _shards(self, images: int) -> Iterator[Shard]:
+        return map(_shard, grouped(self._lines(), images))
 
     def read(self, shard: Shard, max_bytes: int) -> Iterator[Item]:
         with source_errors(self.place), place_of(self.place).open() as text:

@@ -94,8 +94,7 @@ def _is_full(waiting: deque[Future[Item]]) -> bool:
 def _held_bytes(future: Future[Item]) -> int:
     if not future.done() or future.exception() is not None:
         return 0
-    image = future.result().image
-    return 0 if isinstance(image, ServingError) else len(image)
+    return future.result().image_bytes
 
 
 @contextmanager

@@ -6,51 +6,38 @@ processes share it. Another one is a shard as a whole, read as a stream, and how
 
 # ruff: noqa: D102 - the base class says what its methods do
 
-import gzip
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, BinaryIO, cast
 
 from serving.batch.listing import Entry
 from serving.batch.places import LocalPlace, Place, check_size
-from serving.batch.source import Item, Shard, Source, UnreadableFile
-from serving.batch.sources.inputs import file_of, input_place, inputs
-from serving.batch.sources.packing import bytes_of, digest, grouped, key_of, not_empty
+from serving.batch.source import Item, Shard, UnreadableFile
+from serving.batch.sources.inputs import file_of, input_place, inputs, is_compressed, opened
+from serving.batch.sources.packing import bytes_of, grouped, key_of, state_of
+from serving.batch.sources.placed import PlacedSource
 from serving.batch.sources.reading import as_many, source_errors
 from serving.batch.sources.tar_members import Member, members
 from serving.errors import ImageTooLarge
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-COMPRESSED = (".gz", ".tgz")
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp")
 
 
-@dataclass(frozen=True)
-class Tar(Source):
-    """Members of tars; an image's key is `TAR/MEMBER`, where the tar is named from the folder of all of them.
+class Tar(PlacedSource):
+    """Members of a tar, of those in a folder, or of those of a pattern.
 
-    Attributes:
-        place: a tar, a folder of them, or a pattern, as an absolute path or a URL.
+    An image's key is `TAR/MEMBER`, where the tar is named from the folder of all of them.
     """
 
-    place: str
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"kind": "tar", "place": self.place}
-
-    def shards(self, images: int) -> Iterator[Shard]:
-        with source_errors(self.place):
-            yield from not_empty(self._shards(images), self.place, "hold at least one image")
+    kind = "tar"
+    must = "hold at least one image"
 
     def _shards(self, images: int) -> Iterator[Shard]:
         root, entries = inputs(self.place, SUFFIXES)
         for entry in entries:
             file = file_of(entry)
             place = input_place(root, file)
-            state = digest([b"%b %a %a" % (entry.path, entry.size, entry.mtime_ns)])
+            state = state_of([entry])
             if _is_stream(place):
                 yield Shard({"tar": file}, state, None)
                 continue
@@ -84,7 +71,7 @@ def _shown(member: Member) -> str:
 
 
 def _is_stream(place: Place) -> bool:
-    return not isinstance(place, LocalPlace) or place.name.lower().endswith(COMPRESSED)
+    return not isinstance(place, LocalPlace) or is_compressed(place)
 
 
 def _scanned(place: Place, entry: Entry) -> Iterator[Member]:
@@ -101,7 +88,7 @@ def _items(root: Place, tar: str, wanted: Callable[[Member], bool], max_bytes: i
     def is_read(member: Member) -> bool:
         return member.is_file and member.size <= max_bytes and wanted(member)
 
-    with source_errors(str(place)), _opened(place) as file:
+    with source_errors(str(place)), opened(place) as file:
         for member, data in members(file, str(place), is_read, offset=offset):
             if wanted(member):
                 yield _item(prefix + _shown(member), member, data, max_bytes)
@@ -115,13 +102,3 @@ def _item(key: str, member: Member, data: bytes, max_bytes: int) -> Item:
     except ImageTooLarge as error:
         return Item(key, error)
     return Item(key, data)
-
-
-@contextmanager
-def _opened(place: Place) -> Iterator[BinaryIO]:
-    with place.open() as file:
-        if not place.name.lower().endswith(COMPRESSED):
-            yield file
-            return
-        with gzip.open(file) as content:
-            yield cast(BinaryIO, content)

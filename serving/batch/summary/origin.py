@@ -6,11 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
+from serving.batch.job import JOB, JOB_FOLDER
 from serving.batch.places import Place
 from serving.batch.summary.table import Table, TableError
-
-JOB = "job.json"
-RECORD = f"_job/{JOB}"
 
 
 class OptionsOfJob(BaseModel):
@@ -49,7 +47,7 @@ def origin_of(table: Table) -> Origin:
     Raises:
         TableError: if what it says cannot be read.
     """
-    place = table.place.child(RECORD)
+    place = table.place.child(JOB_FOLDER).child(JOB)
     try:
         if not (table.is_folder and place.exists()):
             place = table.files[0]

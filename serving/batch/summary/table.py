@@ -10,17 +10,17 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.batch.options import SUFFIXES, Format
 from serving.batch.places import Place, place_of
 from serving.errors import ServingError
 
 ROWS = 65_536  # of a batch
 BLOCK_BYTES = 4 * 1024 * 1024  # of JSON Lines that make a batch; no line may be longer
-KINDS: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
 TOP_PROBABILITY = pa.list_(pa.struct([pa.field("probability", pa.float32())]))
 SCHEMA = pa.schema(
     [
@@ -60,7 +60,7 @@ class Table:
     place: Place
     is_folder: bool
     files: tuple[Place, ...]
-    kind: Literal["parquet", "jsonl"]
+    kind: Format
 
     def batches(self) -> Iterator[Any]:
         """Record batches of at most `ROWS` rows, or of `BLOCK_BYTES` of JSON Lines, with the columns of SCHEMA.
@@ -90,7 +90,7 @@ def open_table(address: str | Path) -> Table:
         files = tuple(_parts(place)) if is_folder else (place,)
     except OSError as exc:
         raise TableError(f"{place} must be readable, got {exc}") from exc
-    kinds = {kind for file in files if (kind := KINDS.get(_suffix(file.name)))}
+    kinds = {kind for file in files if (kind := SUFFIXES.get(_suffix(file.name)))}
     if info is not None and len(kinds) == 1:
         return Table(place, is_folder, files, kinds.pop())
     found = "nothing there" if info is None else "both kinds" if kinds else "none" if is_folder else "another file"
@@ -106,7 +106,7 @@ def _parts(folder: Place) -> Iterator[Place]:
 
 
 def _is_part(folder: bytes, name: bytes, is_folder: bool) -> bool:
-    return not is_folder and not name.startswith((b"_", b".")) and _suffix(os.fsdecode(name)) in KINDS
+    return not is_folder and not name.startswith((b"_", b".")) and _suffix(os.fsdecode(name)) in SUFFIXES
 
 
 def _suffix(name: str) -> str:
