@@ -369,7 +369,7 @@ def test_failed_report_leaves_the_old_one(
 ) -> None:
     page = write_report(run, sources, tmp_path / "report", images=False)
     before = page.read_bytes()
-    monkeypatch.setattr("training.report.page.TEMPLATES", tmp_path)
+    monkeypatch.setattr("training.report.page.TEMPLATE", tmp_path / "report.html.jinja")
 
     with pytest.raises(Exception, match=r"report.html.jinja"):
         write_report(run, sources, tmp_path / "report", images=False)

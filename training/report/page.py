@@ -11,7 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-TEMPLATES = Path(__file__).parent / "templates"
+from serving.page import filled_in
+
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.jinja"
 PAGE = "index.html"
 
 
@@ -66,22 +68,12 @@ class _Drawn:
 
 def write_page(folder: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Write index.html and a PNG file a picture into `folder`; the page holds the pictures itself."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     drawn = {
         picture.name: _draw(picture, folder / f"{picture.name}.png")
         for section in sections
         for picture in section.pictures
     }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja")
-    text = page.render(title=title, lead=lead, sections=sections, drawn=drawn)
+    text = filled_in(TEMPLATE, title=title, lead=lead, sections=sections, drawn=drawn)
     (folder / PAGE).write_text(text, encoding="utf-8")
     return folder / PAGE
 

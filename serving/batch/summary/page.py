@@ -5,16 +5,16 @@
 All text is escaped: keys, messages and names of classes come from strangers.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.batch.places import LocalPlace
 from serving.batch.summary.images import Thumbnail
 from serving.errors import ServingError
+from serving.page import filled_in
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE = Path(__file__).parent / "templates" / "summary.html.jinja"
 MARK = b'<meta name="generator" content="discriminant summarize">'
 MARK_WITHIN = 1024  # bytes of the page
 
@@ -81,31 +81,7 @@ def require_replaceable(page: Path) -> None:
     raise ServingError(f"{page} must be a new file or a page about a table, got something else: choose another --out")
 
 
-def percent(share: float) -> str:
-    """A share from 0 to 1 in percent, with enough digits to tell a small one from none."""
-    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else f"{100 * share:.1g} %"
-
-
 def write_page(page: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write the page; it appears when it is whole."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    template = environment.get_template("summary.html.jinja")
-    text = template.render(title=title, lead=lead, sections=sections)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{page.name}.", dir=page.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
-            stream.write(text)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(page)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    text = filled_in(TEMPLATE, title=title, lead=lead, sections=sections)
+    LocalPlace(str(page.absolute())).write(lambda out: out.write(text.encode(errors="replace")))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from serving.batch.summary.figures import Confidence, Figures, Typicality
 from serving.batch.summary.images import Thumbnails
 from serving.batch.summary.occupancy import NEW, NOTABLE, TOO_FEW, ClassOccupancy
-from serving.batch.summary.page import Card, Drawing, Rows, Section, percent
+from serving.batch.summary.page import Card, Drawing, Rows, Section
 from serving.batch.summary.plots import (
     DARK,
     LIGHT,
@@ -18,6 +18,7 @@ from serving.batch.summary.plots import (
 )
 from serving.batch.summary.tally import Listed
 from serving.bundle import Manifest
+from serving.page import percent
 
 MOST_ROWS = 50  # classes in a table
 MOST_BARS = 20  # classes in a chart
