@@ -30,9 +30,11 @@ from load_tests.batch_images import make_digits
 from load_tests.batch_names import write_names
 from load_tests.bench_serve import ask
 from load_tests.open_loop import Offered, offer
+from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
 from serving.torchserve import launch
 from serving.torchserve.archive import package
+from training.files import replace_text
 
 SHARE = 0.5  # of what the server can answer
 CONNECTIONS = 32  # of wrk, that finds it
@@ -101,14 +103,14 @@ def _row(offered: Offered, scored: float) -> dict[str, Any]:
 
 def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) -> dict[str, Any]:
     """All rounds, with a server of their own."""
-    model = bundle.parent.name
+    manifest = Bundle.load(bundle).manifest
     with tempfile.TemporaryDirectory() as scratch:
         store, state, names = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "names.txt")
         write_names(names, paths, round(NAMES_A_SECOND * seconds))
         package(bundle, model_store=store)
         server = launch.start(model_store=store, state=state, device="cpu", port=0)
         try:
-            url = f"{server.url}/predictions/{model}"
+            url = f"{server.url}/predictions/{manifest.name}"
             capacity = [ask(url, paths[0], CONNECTIONS, seconds).per_second for _ in range(2)][-1]
             load = {"per_second": SHARE * capacity, "seconds": seconds}
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in BESIDE}
@@ -123,7 +125,9 @@ def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) ->
         for name, of_rounds in found.items()
     }
     return {
-        "model": model,
+        "bundle": f"{manifest.name}:{manifest.version}",
+        "precision": "float32",
+        "digest": manifest.sha256[graph_files("float32")[0]],
         "capacity_per_second": round(capacity, 1),
         "offered_per_second": round(load["per_second"], 1),
         "rounds": rounds,
@@ -140,26 +144,30 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 3,
     scratch: Annotated[Path, typer.Option(help="Folder for the images, which stay there.")] = Path("data/bench-beside"),
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
     """Measure a server's latency at half load beside offline scoring. It needs wrk (apt install wrk)."""
+    from training import results  # which imports torch: not in every process that is begun
+
     if shutil.which("wrk") is None:
         raise SystemExit("error: wrk must be installed, got none: apt install wrk")
+    if record:
+        results.require_project()
     try:
         result = measure(bundle, make_digits(scratch, images).paths(), seconds, rounds)
     except (ServingError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
-    table = Table(title=f"{result['model']}, {result['offered_per_second']:g} requests/s")
+    table = Table(title=f"{result['bundle']}, {result['offered_per_second']:g} requests/s")
     for column in ("", "answers", "failed", "p50 ms", "p99 ms", "scored images/s"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in result["rows"].items():
         table.add_row(name, *map(str, row.values()))
     Console().print(table)
     if out is not None:
-        from training import results
-        from training.files import replace_text
-
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps({**results.stamp(), "result": result}, indent=2) + "\n")
+    if record:
+        results.record("beside", result["bundle"], result)
 
 
 if __name__ == "__main__":

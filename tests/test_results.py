@@ -187,6 +187,19 @@ def test_offline_scoring_stands_beside_its_peers_and_the_bare_speeds() -> None:
     assert "## Speed of offline scoring" not in results_page({})
 
 
+def test_what_scoring_does_to_a_server_is_shown() -> None:
+    row = {"answers": 5800, "failed": 0, "p50_ms": 7.65, "p99_ms": 35.12, "scored_per_second": 67.8}
+    record = {
+        "bundle": "mnist-mda:1", "precision": "float32", "digest": "0" * 64, "offered_per_second": 391.4, "rounds": 3,
+        "machine": "2 CPU cores, x86_64", "rows": {"beside score --nice": row},
+    }  # fmt: skip
+
+    page = results_page({"beside": {"mnist-mda:1": record}})
+
+    assert "| `mnist-mda:1` † | 391.4 | beside score --nice | 7.65 | 35.12 | 0 | 67.8 | 2 CPU cores, x86_64 |" in page
+    assert "## Offline scoring beside a server" not in results_page({})
+
+
 def test_readme_without_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="README must hold the marks"):
         with_table("# Discriminant\n", "| a |")

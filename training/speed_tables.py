@@ -40,6 +40,24 @@ def batch_table(results: dict[str, Any]) -> str:
     return explained(markdown(head, rows), "batch", results)
 
 
+def beside_table(results: dict[str, Any]) -> str:
+    """What offline scoring does to a server's latency."""
+    head = ("model", "requests/s", "", "p50 ms", "p99 ms", "failed", "scored images/s", "on")
+    measured = ("p50_ms", "p99_ms", "failed", "scored_per_second")
+    rows = [
+        (
+            named("beside", record["bundle"], record),
+            f"{record['offered_per_second']:g}",
+            name,
+            *(f"{row[key]:g}" for key in measured),
+            record["machine"],
+        )
+        for record in results.get("beside", {}).values()
+        for name, row in record["rows"].items()
+    ]
+    return explained(markdown(head, rows), "beside", results)
+
+
 def batch_names(results: dict[str, Any]) -> str:
     """What a very long list of images costs before the first of them are done; nothing if that was not measured."""
     return "\n".join(

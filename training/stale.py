@@ -19,7 +19,7 @@ from training.sweeps.report import sweep_digest
 
 MODEL_STORE = Path("model_store")
 
-ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving", "batch"]
+ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving", "batch", "beside"]
 State = Literal["current", "stale", "undigested"]
 
 MARKS: dict[State, str] = {"current": "", "stale": " †", "undigested": " ‡"}
@@ -79,4 +79,5 @@ TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "training_speed": _of_training_speed,
     "serving": _of_graph,
     "batch": _of_graph,
+    "beside": _of_graph,
 }

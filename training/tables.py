@@ -16,7 +16,7 @@ from training.files import replace_text
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
 from training.recipe import RefitSpec, load_recipe, notes_of
-from training.speed_tables import batch_names, batch_table, serving_table
+from training.speed_tables import batch_names, batch_table, beside_table, serving_table
 from training.stale import ResultsSection, mark_of, meaning_of_marks
 from training.studies import MEASURED_ON
 
@@ -118,6 +118,7 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
         serving_table(results),
         *_on_batch(results),
+        *_on_beside(results),
     )
 
 
@@ -134,6 +135,18 @@ def _on_batch(results: dict[str, Any]) -> Sequence[str]:
         "rounds of one run.",
         batch_table(results),
         batch_names(results),
+    )
+
+
+def _on_beside(results: dict[str, Any]) -> Sequence[str]:
+    """The section on offline scoring beside a server, once there is a record of it."""
+    if not results.get("beside"):
+        return ()
+    return (
+        "## Offline scoring beside a server",
+        "A server on the same cores, asked at half of what it can answer by an open-ended load: latency from the "
+        "moment that a request was due. Medians of the rounds of one run.",
+        beside_table(results),
     )
 
 
