@@ -32,7 +32,7 @@ from serving.predictor import Predictor
 from serving.preprocess import to_input
 from serving.runtimes import onnxruntime
 from training.__main__ import app
-from training.backbones import WeightsError, backbone_input, load_backbone, normalisation_of
+from training.backbones import backbone_input, normalisation_of
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources, as_served
 from training.evaluate import eager, measure, run_graph
@@ -42,6 +42,7 @@ from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
 from training.run import Run, RunError
 from training.train import architecture_of, train
+from training.weights import WeightsError, load_backbone
 
 CPU = torch.device("cpu")
 CLASSES = ("red", "green", "blue")
@@ -260,7 +261,7 @@ def test_weights_for_an_encoder_without_are_refused(sources: Sources, tmp_path: 
     run = Run.create("small", small_recipe(), "one", tmp_path)
 
     with pytest.raises(
-        WeightsError, match=r"^--weights must go with the encoder resnet18 or vit-s16, got .* six-conv$"
+        WeightsError, match=r"^--weights must go with the encoder efficientnet-lite0, .* or timm:NAME, got .* six-conv$"
     ):
         train(run, sources, CPU)
     with pytest.raises(WeightsError, match=r"^--weights must be a file of weights, got lost.pth, which is no file$"):
@@ -273,7 +274,10 @@ def test_command_refuses_weights_before_it_makes_a_run(tmp_path: Path, monkeypat
     result = CliRunner().invoke(app, ["train", "digits-mda", "--weights", "some.pth"])
 
     assert isinstance(result.exception, WeightsError)
-    assert str(result.exception).startswith("--weights must go with the encoder resnet18 or vit-s16, got the encoder")
+    assert str(result.exception) == (
+        "--weights must go with the encoder efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, resnet18, "
+        "vit-s16 or timm:NAME, got the encoder six-conv"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -326,7 +330,7 @@ def test_features_are_those_of_torchvisions_own_model(sources: Sources) -> None:
 
 
 def test_gray_images_have_features_too(sources: Sources, tmp_path: Path) -> None:
-    gray = replace(digits(), images=digits().images[:2], input=backbone_input(digits().input))
+    gray = replace(digits(), images=digits().images[:2], input=backbone_input(digits().input, 224))
 
     features = features_of(untrained(sources), gray, tmp_path)[:, :, 0, 0]
 
@@ -426,7 +430,12 @@ def test_lda_agrees_with_scikit_learns_on_the_same_features(lda: Run, sources: S
 def test_run_without_epochs_has_no_checkpoint_and_records_its_weights(lda: Run, weights: Path) -> None:
     description = json.loads((lda.path / "run.json").read_text())
 
-    assert description["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert description["backbone"] == {
+        "kind": "resnet18",
+        "weights": "resnet18.pth",
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "licence": "bsd-3-clause",
+    }
     assert description["weights_file"] == str(weights)
     assert description["input"]["height"] == 224
     assert not lda.has_checkpoint

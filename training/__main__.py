@@ -16,7 +16,6 @@ from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Variant, VariantPreci
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
-from training.backbones import require_weights
 from training.commands import experiments, reports
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.data import DataError, Sources, write_samples
@@ -31,6 +30,7 @@ from training.recipe import DataSpec, Recipe, recorded_recipe
 from training.run import Run
 from training.train import train
 from training.variants import renew_variants
+from training.weights import require_weights
 
 OTHER_IMAGES = "these are not the images that the model was trained and measured on"
 

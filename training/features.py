@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.backbones import BACKBONES
+from training.backbones import require_backbone
 from training.classifier import Classifier
 from training.data import Dataset, as_served
 from training.encoders import Encoder
@@ -63,7 +63,7 @@ def cache_key(classifier: Classifier, dataset: Dataset) -> str:
 def head_stage(classifier: Classifier) -> Classifier:
     """The same projection and head as a classifier of features (N, D, 1, 1): what is left to train."""
     whole = classifier.architecture
-    pooled = BACKBONES[whole.encoder.kind].dim
+    pooled = require_backbone(whole.encoder.kind).dim
     spec = whole.encoder.model_copy(update={"kind": "linear"})
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)
@@ -87,7 +87,7 @@ def _extract(classifier: Classifier, dataset: Dataset, file: Path) -> None:
     """Write features.npy beside its place and rename it, so that it is whole if it is there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    shape = (len(dataset.images), BACKBONES[classifier.architecture.encoder.kind].dim)
+    shape = (len(dataset.images), require_backbone(classifier.architecture.encoder.kind).dim)
     features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     device, done = classifier.mean.device, 0
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # full float32, as in the served graph

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
-from training.backbones import BACKBONES, SIDE
+from training.backbones import backbone_of
 from training.datasets import DATASETS
 from training.encoders import EncoderKind
 from training.gaussians import Covariance
@@ -166,7 +166,7 @@ class Recipe(TomlSection):
     def learns_features(self) -> bool:
         """Whether the encoder has weights that training changes."""
         kind, dim = self.encoder.kind, self.encoder.dim
-        return dim is not None if kind == "linear" or kind in BACKBONES else kind != "none"
+        return dim is not None if kind == "linear" or backbone_of(kind) is not None else kind != "none"
 
     @model_validator(mode="after")
     def _epochs_suit_the_encoder(self) -> "Recipe":
@@ -181,16 +181,18 @@ class Recipe(TomlSection):
     @model_validator(mode="after")
     def _backbone_suits(self) -> "Recipe":
         kind, dim, fit, data = self.encoder.kind, self.encoder.dim, self.fit, self.data
-        if kind not in BACKBONES:
+        if (backbone := backbone_of(kind)) is None:
             return self
-        if dim is not None and dim > BACKBONES[kind].dim:
-            raise ValueError(f"encoder.dim must be at most {BACKBONES[kind].dim} for the encoder {kind}, got {dim}")
+        if dim is not None and dim > backbone.dim:
+            raise ValueError(f"encoder.dim must be at most {backbone.dim} for the encoder {kind}, got {dim}")
         if fit.crop_padding or fit.flip or fit.cutout:
             rule = f"fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder {kind}"
             raise ValueError(f"{rule}, got {fit.crop_padding}, {str(fit.flip).lower()} and {fit.cutout}")
-        if data.name == "folder" and (data.size, data.channels) != (SIDE, 3):
+        if data.name == "folder" and (data.size, data.channels) != (backbone.side, 3):
             got = f"{data.size} and {data.channels}"
-            raise ValueError(f"data.size and data.channels must be {SIDE} and 3 for the encoder {kind}, got {got}")
+            raise ValueError(
+                f"data.size and data.channels must be {backbone.side} and 3 for the encoder {kind}, got {got}"
+            )
         return self
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training import progress
-from training.backbones import BACKBONES, load_backbone, normalisation_of, require_weights
+from training.backbones import backbone_of, normalisation_of
 from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
@@ -20,6 +20,7 @@ from training.progress import say, warn
 from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
 from training.run import Run
+from training.weights import load_backbone, require_weights
 
 
 def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
@@ -38,10 +39,10 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
     _check_refit(classifier, recipe, images)
-    if recipe.encoder.kind in BACKBONES:
+    if backbone_of(recipe.encoder.kind) is not None:
         _take_backbone(classifier, sources)
     _begin(run, images, sources, device)
-    if recipe.encoder.kind in BACKBONES:
+    if backbone_of(recipe.encoder.kind) is not None:
         classifier = _train_on_features(classifier, run, images, sources)
     else:
         training = images.part("train", device)
