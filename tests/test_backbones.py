@@ -585,6 +585,14 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
         ),
         ("probe", "fit.scales=[0.5]", "fit.scales must be [1.0] for the encoder resnet18, got [0.5]"),
         ("probe", "fit.epochs=0", "fit.epochs must be greater than or equal to 1 without a [refit], got 0"),
+        ("lda", "encoder.side=31", "encoder.side must be greater than or equal to 32, got 31"),
+        (
+            "lda",
+            "encoder.kind=none encoder.power=true",
+            "encoder.side and encoder.power must be left out for the encoder none, which is no backbone, got None "
+            "and true",
+        ),
+        ("lda", "encoder.kind=vit-s16 encoder.side=96", "encoder.side must be 224 for the encoder vit-s16, got 96"),
         ("lda", "encoder.dim=9", "fit.epochs must be greater than or equal to 1, got 0"),
         ("lda", "encoder.kind=six-conv", "fit.epochs must be greater than or equal to 1, got 0"),
         ("lda", "loss.kind=fisher", "loss.kind fisher must go with an encoder that learns, got resnet18"),
@@ -597,7 +605,7 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
 )  # fmt: skip
 def test_recipe_that_does_not_suit_a_backbone_is_refused(name: str, override: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(f"cifar10-resnet18-{name}", [override])
+        load_recipe(f"cifar10-resnet18-{name}", override.split(" "))
 
     assert str(caught.value) == message
 

@@ -67,6 +67,16 @@ class Backbone:
     package: str = ""
     by_hand: str = ""
 
+    def side_seen(self, side: int | None) -> int:
+        """The side of the images that it sees, in pixels: `side` if given, else its own.
+
+        Raises:
+            ValueError: if it takes images of its own side alone.
+        """
+        if side not in (None, self.side) and not self.any_side:
+            raise ValueError(f"encoder.side must be {self.side} for the encoder {self.kind}, got {side}")
+        return side or self.side
+
 
 def backbone_of(kind: str) -> Backbone | None:
     """The backbone that an encoder's kind names, or None if the encoder is none.

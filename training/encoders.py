@@ -1,9 +1,11 @@
 """Encoders: normalised images (N, channels, H, W) to features (N, D).
 
 An encoder is a trunk, whose output is the pooled features (N, P), and a linear projection to D; without one the pooled
-features are the features. The refit of a head may replace the projection (training/refit.py).
+features are the features. A backbone's trunk may end in their square roots (training/power.py). The refit of a head may
+replace the projection (training/refit.py).
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated
@@ -13,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from training.backbones import BACKBONES, LEAST_SIDE, TIMM, Backbone, backbone_of, build_backbone
+from training.power import Power
 
 OWN = ("six-conv", "two-conv", "mlp", "linear", "none")
 
@@ -53,6 +56,7 @@ def build_encoder(
     width: int = 64,
     hidden: Iterable[int] = (),
     dropout: float = 0.0,
+    power: bool = False,
 ) -> Encoder:
     """Build an encoder.
 
@@ -65,6 +69,7 @@ def build_encoder(
         width: channels of the first convolutions; the others have twice and four times as many.
         hidden: units per hidden layer of `mlp` and of `two-conv`.
         dropout: share of the hidden units that are dropped in training.
+        power: whether a backbone's pooled features become their square roots.
 
     Raises:
         ValueError: if the image's size or `dim` does not fit.
@@ -74,7 +79,13 @@ def build_encoder(
     if kind == "none" and dim not in (None, pooled):
         raise ValueError(f"dim must be the number of pixels ({pooled}) for the encoder none, got {dim}")
     projection = nn.Identity() if dim is None or kind == "none" else nn.Linear(pooled, dim)
-    return Encoder(_trunk(kind, image_shape, width, hidden, dropout), projection)
+    trunk = _trunk(kind, image_shape, width, hidden, dropout)
+    return Encoder(with_power(trunk, pooled) if power else trunk, projection)
+
+
+def with_power(network: nn.Module, dim: int) -> nn.Sequential:
+    """A trunk of a network and the square roots of its `dim` pooled features."""
+    return nn.Sequential(OrderedDict(network=network, power=Power(dim)))
 
 
 def pooled_dim(kind: str, image_shape: tuple[int, int, int], *, width: int, hidden: tuple[int, ...]) -> int:

@@ -74,7 +74,7 @@ def images_of(run: Run, sources: Sources) -> LabelledImages:
 def _dataset_of(recipe: Recipe, sources: Sources) -> Dataset:
     dataset = load_dataset(recipe.data, sources)
     if (backbone := backbone_of(recipe.encoder.kind)) is not None:
-        dataset = replace(dataset, input=backbone_input(dataset.input, backbone.side))
+        dataset = replace(dataset, input=backbone_input(dataset.input, backbone.side_seen(recipe.encoder.side)))
     return dataset
 
 

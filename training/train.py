@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from training import progress
-from training.backbones import backbone_of, normalisation_of
+from training.backbones import backbone_of, normalisation_of, require_backbone
 from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
+from training.encoders import with_power
 from training.features import features_of, head_stage, joined
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
@@ -89,9 +90,11 @@ def _tell_duplicates(found: dict[str, Any]) -> None:
 
 def _take_backbone(classifier: Classifier, sources: Sources) -> None:
     """Give `classifier` its pretrained trunk and the normalisation that suits it."""
-    kind = classifier.architecture.encoder.kind
-    classifier.encoder.trunk = load_backbone(kind, sources.weights).to(classifier.mean.device)
-    mean, std = normalisation_of(kind)
+    spec = classifier.architecture.encoder
+    network = load_backbone(spec.kind, sources.weights)
+    trunk = with_power(network, require_backbone(spec.kind).dim) if spec.power else network
+    classifier.encoder.trunk = trunk.eval().to(classifier.mean.device)
+    mean, std = normalisation_of(spec.kind)
     classifier.mean.copy_(mean)
     classifier.std.copy_(std)
 
