@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.classifier import Classifier
 from training.heads import Head, Scores
-from training.power import Power
+from training.power import split_power
 
 ROUNDING = 8 * 2.0**-24
 AT_ONCE = 32  # features that are moved, each in a copy of the images
@@ -69,10 +69,10 @@ def _pooled(trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Square roots magnify the rounding of what they are of, the more the smaller that is.
     """
-    if not (isinstance(trunk, nn.Sequential) and isinstance(power := trunk[-1], Power)):
-        pooled = trunk(images)
-        return pooled, _size(pooled)
-    before = trunk[:-1](images)
+    network, power = split_power(trunk)
+    before = network(images)
+    if power is None:
+        return before, _size(before)
     pooled = power(before)
     return pooled, _size(pooled) + power.slope(before) * _size(before)
 

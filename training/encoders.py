@@ -5,7 +5,6 @@ features are the features. A backbone's trunk may end in their square roots (tra
 replace the projection (training/refit.py).
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated
@@ -15,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from training.backbones import BACKBONES, LEAST_SIDE, TIMM, Backbone, backbone_of, build_backbone
-from training.power import Power
+from training.power import with_power
 
 OWN = ("six-conv", "two-conv", "mlp", "linear", "none")
 
@@ -81,11 +80,6 @@ def build_encoder(
     projection = nn.Identity() if dim is None or kind == "none" else nn.Linear(pooled, dim)
     trunk = _trunk(kind, image_shape, width, hidden, dropout)
     return Encoder(with_power(trunk, pooled) if power else trunk, projection)
-
-
-def with_power(network: nn.Module, dim: int) -> nn.Sequential:
-    """A trunk of a network and the square roots of its `dim` pooled features."""
-    return nn.Sequential(OrderedDict(network=network, power=Power(dim)))
 
 
 def pooled_dim(kind: str, image_shape: tuple[int, int, int], *, width: int, hidden: tuple[int, ...]) -> int:

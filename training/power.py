@@ -1,7 +1,6 @@
 """Pooled features made less skewed: their signed square roots, scaled to one length.
 
-    power = Power(1280)
-    power(features)  # (N, 1280) → (N, 1280), every row of length sqrt(1280)
+    trunk = with_power(network, 1280)  # images → (N, 1280), every row of length sqrt(1280)
 
 Features after a ReLU are zero or small for most images and large for a few; a Gaussian suits their square roots better,
 and lengths tell of contrast rather than of what is seen.
@@ -11,6 +10,7 @@ Reference: Perronnin, Sánchez & Mensink 2010, Improving the Fisher Kernel for L
 """
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +47,15 @@ class Power(nn.Module):
         roots = (features.abs() + self.offset).sqrt()
         lengths: Tensor = (roots - self.offset.sqrt()).norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH)
         return self.length / (2 * roots * lengths)
+
+
+def with_power(network: nn.Module, dim: int) -> nn.Sequential:
+    """A trunk of a network and the square roots of its `dim` pooled features."""
+    return nn.Sequential(OrderedDict(network=network, power=Power(dim)))
+
+
+def split_power(trunk: nn.Module) -> tuple[nn.Module, Power | None]:
+    """The network of a trunk, and the square roots that it ends in, if it does."""
+    if isinstance(trunk, nn.Sequential) and len(trunk) and isinstance(power := trunk[-1], Power):
+        return trunk[0], power
+    return trunk, None

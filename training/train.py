@@ -13,10 +13,10 @@ from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
-from training.encoders import with_power
 from training.features import features_of, head_stage, joined
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
+from training.power import with_power
 from training.progress import say, warn
 from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
