@@ -1,16 +1,15 @@
-"""A data set: fingerprint, batches, augmentation and samples."""
+"""A data set: fingerprint, batches and samples."""
 
 import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
-from training.data import Dataset, augment, batches, shrink, write_samples
+from training.data import Dataset, batches, write_samples
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -41,7 +40,7 @@ def test_fingerprint_changes_with_a_pixel_and_with_a_label() -> None:
 LABELS = torch.arange(600) % 3
 
 
-# Batches and augmentation
+# Batches
 
 
 def test_batches_hold_every_position_once() -> None:
@@ -62,104 +61,6 @@ def test_batches_are_decided_by_the_generator() -> None:
 def test_last_batch_of_a_single_image_is_left_out() -> None:
     assert [len(part) for part in batches(9, 4, seeded())] == [4, 4]
     assert [len(part) for part in batches(1, 4, seeded())] == [1]
-
-
-def test_augment_without_crop_and_flip_changes_nothing() -> None:
-    images = torch.from_numpy(noise(3, 1, 5, 4))
-    generator = seeded()
-    before = generator.get_state()
-
-    assert torch.equal(augment(images, crop_padding=0, flip=False, generator=generator), images)
-    assert torch.equal(generator.get_state(), before)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_crop_is_a_window_of_the_padded_image(channels: int) -> None:
-    """Judged by a loop that draws the same offsets and cuts one image at a time."""
-    images = torch.from_numpy(noise(20, channels, 5, 4))
-
-    cropped = augment(images, crop_padding=2, flip=False, generator=seeded(3))
-
-    down, right = torch.randint(5, (2, 20, 1), generator=seeded(3))
-    for n, image in enumerate(images):
-        padded = torch.zeros(channels, 9, 8, dtype=torch.uint8)
-        padded[:, 2:7, 2:6] = image
-        top, left = int(down[n]), int(right[n])
-        assert torch.equal(cropped[n], padded[:, top : top + 5, left : left + 4])
-    assert cropped.dtype == torch.uint8
-    assert len(down.unique()) == len(right.unique()) == 5
-
-
-def test_flip_mirrors_about_half_of_the_images() -> None:
-    images = torch.from_numpy(noise(400, 3, 4, 5))
-
-    flipped = augment(images, crop_padding=0, flip=True, generator=seeded(1))
-
-    mirrored = [torch.equal(new, old.flip(2)) for new, old in zip(flipped, images, strict=True)]
-    kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
-    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
-    assert 160 < sum(mirrored) < 240
-
-
-def test_crop_and_flip_together_are_a_window_of_the_image_or_of_its_mirror() -> None:
-    images = torch.from_numpy(noise(30, 1, 4, 4))
-
-    changed = augment(images, crop_padding=1, flip=True, generator=seeded(2))
-
-    seen = set()
-    for new, old in zip(changed, images, strict=True):
-        found = [
-            (mirror, top, left)
-            for mirror in (False, True)
-            for top in range(3)
-            for left in range(3)
-            if torch.equal(
-                new, torch.nn.functional.pad(old.flip(2) if mirror else old, (1,) * 4)[:, top:, left:][:, :4, :4]
-            )
-        ]
-        assert len(found) == 1
-        seen.add(found[0])
-    assert len(seen) > 9
-
-
-def test_cutout_is_a_square_of_zeros_that_the_border_may_cut() -> None:
-    images = torch.full((400, 2, 9, 7), 200, dtype=torch.uint8)
-
-    changed = augment(images, crop_padding=0, flip=False, cutout=4, generator=seeded(6))
-
-    assert changed.dtype == torch.uint8
-    assert torch.equal(changed[:, 0], changed[:, 1])
-    black, centres = changed[:, 0] == 0, set()
-    for square in black:
-        rows, columns = square.any(1).nonzero()[:, 0].tolist(), square.any(0).nonzero()[:, 0].tolist()
-        assert square.sum() == len(rows) * len(columns)
-        for hit, last in ((rows, 8), (columns, 6)):
-            assert hit == list(range(hit[0], hit[-1] + 1))
-            assert len(hit) == 4 or (2 <= len(hit) < 4 and (hit[0] == 0 or hit[-1] == last))
-        centres.add((rows[0], rows[-1], columns[0], columns[-1]))
-    assert len(centres) == 9 * 7
-    assert (changed[:, 0][~black] == 200).all()
-
-
-def test_shrink_to_half_is_close_to_the_mean_of_each_square() -> None:
-    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.avg_pool2d(images.float(), 5, 1, 2).to(torch.uint8)
-
-    small = shrink(smooth, 0.5)
-
-    assert small.dtype == torch.uint8
-    assert small.shape == (4, 3, 8, 8)
-    assert (small.float() - torch.nn.functional.avg_pool2d(smooth.float(), 2)).abs().mean() < 4
-    assert shrink(images, 1.0) is images
-
-
-def test_augmentation_is_decided_by_the_generator() -> None:
-    images = torch.from_numpy(noise(30, 1, 6, 6))
-
-    first, again, other = (augment(images, crop_padding=2, flip=True, cutout=2, generator=seeded(s)) for s in (4, 4, 5))
-
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 # Samples

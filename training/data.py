@@ -77,50 +77,6 @@ def batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator
     yield from torch.randperm(count, generator=generator).split(batch_size)[: batch_count(count, batch_size)]
 
 
-def augment(images: Tensor, *, crop_padding: int, flip: bool, cutout: int = 0, generator: torch.Generator) -> Tensor:
-    """Random crops of the zero-padded images, left-right flips and cutouts, one draw an image, on the images' device.
-
-    Cutout: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, arXiv 1708.04552.
-
-    Args:
-        images: (N, channels, height, width).
-        crop_padding: pixels on every side.
-        flip: mirror each image with probability a half.
-        cutout: side in pixels of a square of zeros round a random pixel; the part beyond the border is lost.
-        generator: on the CPU, so that a seed means the same on every device.
-    """
-    count, _, height, width = images.shape
-    if flip:
-        flipped = (torch.rand((count, 1, 1, 1), generator=generator) < 0.5).to(images.device)
-    if crop_padding:
-        rows, columns = torch.randint(2 * crop_padding + 1, (2, count), generator=generator).to(images.device)
-        padded = torch.nn.functional.pad(images, (crop_padding,) * 4)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, channels, rows, columns, H, W), a view
-        images = windows[torch.arange(count, device=images.device), :, rows, columns]
-    if flip:
-        images = torch.where(flipped, images.flip(3), images)
-    if cutout:
-        rows = _within(cutout, height, count, generator)[:, :, None]
-        columns = _within(cutout, width, count, generator)[:, None, :]
-        images = images.masked_fill((rows & columns)[:, None].to(images.device), 0)
-    return images
-
-
-def _within(length: int, side: int, count: int, generator: torch.Generator) -> Tensor:
-    """Which positions lie in a stretch of `length` round a random one, (count, side)."""
-    centre = torch.randint(side, (count, 1), generator=generator)
-    offset = torch.arange(side) - centre + length // 2
-    return (offset >= 0) & (offset < length)
-
-
-def shrink(images: Tensor, scale: float) -> Tensor:
-    """Images (N, channels, H, W) with sides of `scale` times theirs, antialiased, in the same type."""
-    if scale == 1 or not len(images):
-        return images
-    size = [max(4, round(side * scale)) for side in images.shape[2:]]
-    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
 def as_served(images: Tensor, spec: InputSpec) -> Tensor:
     """Images as a server hands them to the graph: gray ones in three equal channels, then resized; on the CPU."""
     if images.shape[1:] == (spec.channels, spec.height, spec.width):

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from training.augment import augment, shrink
 from training.classifier import Classifier
-from training.data import augment, batch_count, batches, shrink
+from training.data import batch_count, batches
 from training.devices import TrainingPrecision, choose_precision
 from training.images import Labelled
 from training.losses import build_loss
