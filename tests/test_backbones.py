@@ -576,12 +576,26 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
         (
             "probe",
             "fit.flip=true",
-            "fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder resnet18, got 0, true and 0",
+            "fit.flip must be false for the encoder resnet18 while it is frozen, got true: "
+            "encoder.frozen = false fine-tunes it",
         ),
         (
             "probe",
             "fit.crop_padding=14",
-            "fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder resnet18, got 14, false and 0",
+            "fit.crop_padding must be 0 for the encoder resnet18 while it is frozen, got 14: "
+            "encoder.frozen = false fine-tunes it",
+        ),
+        (
+            "probe",
+            "fit.crop_scale=0.5",
+            "fit.crop_scale must be left out for the encoder resnet18 while it is frozen, got 0.5: "
+            "encoder.frozen = false fine-tunes it",
+        ),
+        (
+            "probe",
+            "fit.layer_decay=0.5",
+            "fit.layer_decay must be 1.0 for the encoder resnet18 while it is frozen, got 0.5: "
+            "encoder.frozen = false fine-tunes it",
         ),
         ("probe", "fit.scales=[0.5]", "fit.scales must be [1.0] for the encoder resnet18, got [0.5]"),
         ("probe", "fit.epochs=0", "fit.epochs must be greater than or equal to 1 without a [refit], got 0"),

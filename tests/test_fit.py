@@ -1,19 +1,19 @@
 """The training loop: it learns, it repeats itself, it goes on after an interruption, it stops at what is no number."""
 
-import io
 import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from training_samples import digits_from, same_weights, small_recipe
+from training_samples import digits_from, same_weights, saved, small_recipe, timeless
 
 from training import fit as fit_module
 from training.classifier import Architecture, Classifier, build_classifier
-from training.fit import DivergedError, TrainingState, build_optimizer, build_schedule, fit, validation_metrics
+from training.fit import DivergedError, build_optimizer, build_schedule, fit, validation_metrics
+from training.fit_spec import FitSpec
 from training.images import Labelled
-from training.recipe import FitSpec, Recipe
+from training.recipe import Recipe
 
 NOTHING = digits_from(0, 0)
 MLP = {"kind": "mlp", "dim": 3, "hidden": [16]}
@@ -118,19 +118,6 @@ def test_training_goes_on_from_a_saved_state_to_the_same_weights(sections: dict)
 
     assert same_weights(resumed, whole)
     assert [timeless(line) for line in rest] == [timeless(line) for line in metrics[2:]]
-
-
-def saved(state: TrainingState) -> TrainingState:
-    """What a checkpoint gives back."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    back: TrainingState = torch.load(file, weights_only=True)
-    return back
-
-
-def timeless(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if key not in ("seconds", "images_per_s")}
 
 
 def test_whoever_stops_iterating_stops_the_training() -> None:

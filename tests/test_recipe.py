@@ -171,8 +171,9 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         (
             "fit.epoch=3",
             "fit.epoch must be one of the keys epochs, batch_size, optimizer, lr, momentum, weight_decay, schedule, "
-            "crop_padding, flip, cutout, scales, precision, compile, got an unknown key (did you mean 'epochs'?) with "
-            "the value 3",
+            "ema_decay, crop_padding, flip, cutout, crop_scale, scales, freeze_epochs, last_blocks, frozen_blocks, "
+            "layer_decay, batch_norm, train_depthwise, precision, compile, got an unknown key (did you mean 'epochs'?) "
+            "with the value 3",
         ),
         (
             "refit.k=3",
@@ -197,6 +198,23 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         ("fit.flip=1", "fit.flip must be a valid boolean, got 1"),
         ("fit.weight_decay=inf", "fit.weight_decay must be a finite number, got inf"),
         ("fit.momentum=1", "fit.momentum must be less than 1, got 1"),
+        ("fit.ema_decay=1", "fit.ema_decay must be less than 1, got 1"),
+        ("fit.crop_scale=0", "fit.crop_scale must be greater than 0, got 0"),
+        ("fit.layer_decay=1.5", "fit.layer_decay must be less than or equal to 1, got 1.5"),
+        ("fit.freeze_epochs=3", "fit.freeze_epochs must be at most fit.epochs (2), got 3"),
+        ("fit.batch_norm=frozen", "fit.batch_norm must be one of 'train' or 'eval', got 'frozen'"),
+        (
+            "fit.train_depthwise=false",
+            "fit.train_depthwise must be true for the encoder six-conv, got false: it is for fine-tuning a backbone",
+        ),
+        (
+            "fit.layer_decay=0.9",
+            "fit.layer_decay must be 1.0 for the encoder six-conv, got 0.9: it is for fine-tuning a backbone",
+        ),
+        (
+            "encoder.frozen=false",
+            "encoder.frozen must be true for the encoder six-conv, which is no backbone, got false",
+        ),
         ("fit.optimizer=lion", "fit.optimizer must be one of 'adam', 'adamw' or 'sgd', got 'lion'"),
         ("data.channels=2", "data.channels must be one of 1 or 3, got 2"),
         ("data.size=3", "data.size must be greater than or equal to 4, got 3"),

@@ -1,6 +1,7 @@
 """Small recipes, real digits and folders of images that the tests of training share."""
 
 import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from training.data import Dataset, Sources
 from training.datasets import load_dataset
 from training.devices import PrecisionChoice
+from training.fit import TrainingState
 from training.images import Labelled
 from training.recipe import DataSpec, Recipe, parse_recipe
 from training.run import Run
@@ -81,3 +83,16 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 def logged_epochs(run: Path) -> list[int]:
     """The epochs of a run's metrics.jsonl, line by line."""
     return [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(state: TrainingState) -> TrainingState:
+    """What a checkpoint gives back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    back: TrainingState = torch.load(file, weights_only=True)
+    return back
+
+
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("seconds", "images_per_s")}

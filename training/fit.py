@@ -18,14 +18,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.augment import augment, shrink
+from training.augment import augment, random_resized_crop, resized, shrink
 from training.classifier import Classifier
 from training.data import batch_count, batches
 from training.devices import TrainingPrecision, choose_precision
+from training.finetune import keep_statistics, parameter_groups, thaw
+from training.fit_spec import FitSpec
 from training.images import Labelled
 from training.losses import build_loss
-from training.recipe import FitSpec, Recipe
+from training.recipe import Recipe
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look waits for the device
 
@@ -59,11 +62,13 @@ def fit(
 ) -> Iterator[Epoch]:
     """Train `classifier` in place, an epoch whenever the next one is asked for.
 
+    Where the recipe averages weights, the averages are measured, and the classifier has them after the last epoch.
+
     Args:
         classifier: on the images' device.
-        recipe: what `fit`, `loss` and `seed` say.
-        train: what to learn from.
-        validation: what to measure after each epoch; may be empty.
+        recipe: what `fit`, `loss` and `seed` say, and whether a backbone is fine-tuned.
+        train: what to learn from; images of another size than the classifier's are brought to it a batch at a time.
+        validation: what to measure after each epoch, in the classifier's size; may be empty.
         state: of an epoch, to go on after it; from the beginning if left out.
         on_step: called after each step.
 
@@ -78,14 +83,18 @@ def fit(
     for epoch in range(first, recipe.fit.epochs + 1):
         metrics = {"epoch": epoch, **_timed_epoch(loop, train, epoch, on_step)}
         seen = Labelled(shrink(validation.images, _scale(recipe.fit, epoch)), validation.labels)
-        metrics |= validation_metrics(classifier, seen)
+        metrics |= validation_metrics(loop.kept, seen)
         _require_finite_weights(classifier, epoch, batch_count(len(train), recipe.fit.batch_size), recipe.fit.lr)
         yield Epoch(metrics, loop.state(epoch))
+    if loop.average is not None:
+        classifier.load_state_dict(loop.kept.state_dict())
 
 
-def build_optimizer(classifier: nn.Module, spec: FitSpec) -> torch.optim.Optimizer:
-    """The optimiser that the recipe names, over every trainable parameter."""
-    parameters = [p for p in classifier.parameters() if p.requires_grad]
+def build_optimizer(classifier: nn.Module, spec: FitSpec, trunk: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimiser that the recipe names, over every trainable parameter, with rates for the blocks of a `trunk`."""
+    parameters: Any = [p for p in classifier.parameters() if p.requires_grad]
+    if trunk is not None:
+        parameters = parameter_groups(classifier, trunk, spec)
     if spec.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
     kind = torch.optim.AdamW if spec.optimizer == "adamw" else torch.optim.Adam
@@ -96,7 +105,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, spec: FitSpec, steps: int) 
     """The learning rate per step over the whole training, whose epochs have `steps` steps."""
     total = spec.epochs * steps
     if spec.schedule == "one-cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=spec.lr, total_steps=total)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rates, total_steps=total)
     if spec.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -129,6 +139,21 @@ class _Loop:
     precision: TrainingPrecision
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    average: AveragedModel | None
+
+    @property
+    def kept(self) -> Classifier:
+        """The classifier that the training is for: that of the averaged weights, if the recipe averages."""
+        averaged: Any = self.classifier if self.average is None else self.average.module
+        kept: Classifier = averaged
+        return kept
+
+    def begin(self, epoch: int) -> None:
+        """Put the classifier into training mode, as far as it learns in an epoch."""
+        self.classifier.train()
+        if self.recipe.fine_tunes:
+            thaw(self.classifier.encoder.trunk, self.recipe.fit, epoch)
+            keep_statistics(self.classifier.encoder.trunk, self.recipe.fit)
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from a batch; its loss, and how many of its images were recognised."""
@@ -137,6 +162,8 @@ class _Loop:
         loss.backward()
         self.optimizer.step()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.classifier)
         return loss.detach(), (log_joints.argmax(1) == labels).sum()
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +181,7 @@ class _Loop:
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
         }
 
     def restore(self, state: TrainingState) -> int:
@@ -161,14 +189,26 @@ class _Loop:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         return int(state["epoch"]) + 1
 
 
 def _loop_of(classifier: Classifier, recipe: Recipe, train: Labelled) -> _Loop:
     precision = choose_precision(recipe.fit.precision, train.images.device).precision
-    optimizer = build_optimizer(classifier, recipe.fit)
+    trunk = classifier.encoder.trunk if recipe.fine_tunes else None
+    if trunk is not None:
+        thaw(trunk, recipe.fit, recipe.fit.epochs)  # the optimiser takes what learns at the end
+    optimizer = build_optimizer(classifier, recipe.fit, trunk)
     schedule = build_schedule(optimizer, recipe.fit, batch_count(len(train), recipe.fit.batch_size))
-    return _Loop(classifier, recipe, precision, optimizer, schedule)
+    return _Loop(classifier, recipe, precision, optimizer, schedule, _average_of(classifier, recipe.fit))
+
+
+def _average_of(classifier: Classifier, spec: FitSpec) -> AveragedModel | None:
+    """An exponential moving average of weights and batch norm's statistics, if the recipe asks for one."""
+    if spec.ema_decay == 0:
+        return None
+    return AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(spec.ema_decay), use_buffers=True)
 
 
 def _timed_epoch(loop: _Loop, train: Labelled, epoch: int, on_step: Callable[[], None]) -> dict[str, float]:
@@ -185,11 +225,11 @@ def _one_epoch(loop: _Loop, train: Labelled, epoch: int, on_step: Callable[[], N
     epoch_seed = loop.recipe.seed * 1_000_003 + epoch
     generator = torch.Generator().manual_seed(epoch_seed)
     torch.manual_seed(epoch_seed)  # dropout
-    loop.classifier.train()
+    loop.begin(epoch)
     losses, right, seen = [], torch.zeros((), dtype=torch.long, device=train.images.device), 0
     for step, positions in enumerate(batches(len(train), spec.batch_size, generator), start=1):
         batch = _batch(train, positions, spec, generator)
-        loss, recognised = loop.step(shrink(batch.images, _scale(spec, epoch)), batch.labels)
+        loss, recognised = loop.step(_in_size(batch.images, loop, epoch, generator), batch.labels)
         losses.append(loss)
         right += recognised
         seen += len(batch)
@@ -206,6 +246,16 @@ def _batch(train: Labelled, positions: Tensor, spec: FitSpec, generator: torch.G
     images = train.images.index_select(0, picked)  # on a CPU many times faster than images[picked]
     images = augment(images, crop_padding=spec.crop_padding, flip=spec.flip, cutout=spec.cutout, generator=generator)
     return Labelled(images, train.labels[picked])
+
+
+def _in_size(images: Tensor, loop: _Loop, epoch: int, generator: torch.Generator) -> Tensor:
+    """Images in the classifier's size, less the epoch's scale: random boxes or the whole of them."""
+    _, height, width = loop.classifier.architecture.image_shape
+    scale, crop_scale = _scale(loop.recipe.fit, epoch), loop.recipe.fit.crop_scale
+    if crop_scale is None:
+        return shrink(resized(images, (height, width)), scale)
+    size = max(4, round(height * scale)), max(4, round(width * scale))
+    return random_resized_crop(images, size, scale=crop_scale, generator=generator)
 
 
 def _scale(spec: FitSpec, epoch: int) -> float:

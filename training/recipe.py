@@ -16,6 +16,7 @@ from pydantic import AliasChoices, Field, ValidationError, model_validator
 from training.backbones import LEAST_SIDE, backbone_of
 from training.datasets import DATASETS
 from training.encoders import EncoderKind
+from training.fit_spec import AUGMENTATION, FINE_TUNING, FitSpec, Positive, Share
 from training.gaussians import Covariance
 from training.heads import HEADS
 from training.schema import TomlSection, one_of, problems
@@ -25,8 +26,6 @@ RECIPES_FOLDER = Path(__file__).parent / "recipes"
 LossKind = Literal["cross-entropy", "nll", "dnll", "em-dnll", "logistic", "poisson-nll", "lda", "hinge", "fisher"]
 LOSSES_OF_COMPONENTS, LOSSES_OF_DENSITIES = ("em-dnll",), ("nll", "dnll", "poisson-nll", "lda")
 LOSSES_OF_MARGINS = ("hinge",)
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataSpec(TomlSection):
@@ -46,6 +45,7 @@ class EncoderSpec(TomlSection):
     """Images to features; see training/encoders.py."""
 
     kind: EncoderKind = "six-conv"
+    frozen: bool = True  # a backbone stays as it is; others always learn
     dim: Annotated[int, Field(ge=1)] | None = None  # of the projection; without one the pooled features as they are
     width: Annotated[int, Field(ge=1)] = 64
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
@@ -68,25 +68,6 @@ class LossSpec(TomlSection):
 
     kind: LossKind
     weight: Positive = 1.0
-
-
-class FitSpec(TomlSection):
-    """The training loop."""
-
-    epochs: Annotated[int, Field(ge=0)]  # 0: the [refit] alone, on an encoder that learns nothing
-    batch_size: Annotated[int, Field(ge=2)] = 256
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: Positive = 1e-3
-    momentum: Share = 0.9  # sgd only; one-cycle sets its own
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    crop_padding: Annotated[int, Field(ge=0)] = 0  # pixels; random crops of the padded image
-    flip: bool = False  # left-right, half of the time
-    cutout: Annotated[int, Field(ge=0)] = 0  # pixels; side of a square of zeros at a random place
-    scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1, strict=False)
-    """Sides of the images as shares of their own, in as many equal parts of the training: small ones are quick."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the encoder; auto: bfloat16 where it is quick
-    compile: bool = False
 
 
 class RefitSpec(TomlSection):
@@ -165,8 +146,15 @@ class Recipe(TomlSection):
         raise ValueError(f"loss.kind {loss} must go with the head {' or '.join(fitting)}, got {self.head.kind}")
 
     @property
+    def fine_tunes(self) -> bool:
+        """Whether a pretrained backbone learns."""
+        return backbone_of(self.encoder.kind) is not None and not self.encoder.frozen
+
+    @property
     def learns_features(self) -> bool:
         """Whether the encoder has weights that training changes."""
+        if self.fine_tunes:
+            return True
         kind, dim = self.encoder.kind, self.encoder.dim
         return dim is not None if kind == "linear" or backbone_of(kind) is not None else kind != "none"
 
@@ -188,16 +176,26 @@ class Recipe(TomlSection):
         return self
 
     @model_validator(mode="after")
+    def _fine_tuning_suits(self) -> "Recipe":
+        kind = self.encoder.kind
+        if backbone_of(kind) is not None:
+            if self.encoder.frozen:
+                advice = "encoder.frozen = false fine-tunes it"
+                self.fit.require_defaults((*AUGMENTATION, *FINE_TUNING), f"{kind} while it is frozen", advice)
+        elif not self.encoder.frozen:
+            raise ValueError(f"encoder.frozen must be true for the encoder {kind}, which is no backbone, got false")
+        else:
+            self.fit.require_defaults(FINE_TUNING, kind, "it is for fine-tuning a backbone")
+        return self
+
+    @model_validator(mode="after")
     def _backbone_suits(self) -> "Recipe":
-        kind, dim, fit, data = self.encoder.kind, self.encoder.dim, self.fit, self.data
+        kind, dim, data = self.encoder.kind, self.encoder.dim, self.data
         if (backbone := backbone_of(kind)) is None:
             return self._require_no_keys_of_backbones()
         side = backbone.side_seen(self.encoder.side)
         if dim is not None and dim > backbone.dim:
             raise ValueError(f"encoder.dim must be at most {backbone.dim} for the encoder {kind}, got {dim}")
-        if fit.crop_padding or fit.flip or fit.cutout:
-            rule = f"fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder {kind}"
-            raise ValueError(f"{rule}, got {fit.crop_padding}, {str(fit.flip).lower()} and {fit.cutout}")
         if data.name == "folder" and (data.size, data.channels) != (side, 3):
             got = f"{data.size} and {data.channels}"
             raise ValueError(f"data.size and data.channels must be {side} and 3 for the encoder {kind}, got {got}")

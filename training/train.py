@@ -10,7 +10,7 @@ from training import progress
 from training.backbones import backbone_of, normalisation_of, require_backbone
 from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
-from training.data import Dataset, Sources, batch_count
+from training.data import Dataset, Sources, as_served, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
 from training.features import features_of, head_stage, joined
@@ -43,6 +43,8 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     if backbone_of(recipe.encoder.kind) is not None:
         _take_backbone(classifier, sources)
     _begin(run, images, sources, device)
+    if recipe.fine_tunes:
+        _fine_tune(classifier, run, images)
     if backbone_of(recipe.encoder.kind) is not None:
         classifier = _train_on_features(classifier, run, images, sources)
     else:
@@ -99,8 +101,19 @@ def _take_backbone(classifier: Classifier, sources: Sources) -> None:
     classifier.std.copy_(std)
 
 
+def _fine_tune(classifier: Classifier, run: Run, images: LabelledImages) -> None:
+    """Train a pretrained trunk with its projection and head on the pixels; then the trunk is frozen again."""
+    device, channels = classifier.mean.device, classifier.architecture.image_shape[0]
+    training, validation = images.part("train", device), images.part("validation", torch.device("cpu"))
+    training = replace(training, images=training.images.expand(-1, channels, -1, -1))
+    if len(validation):
+        validation = replace(validation, images=as_served(validation.images, images.dataset.input))
+    _fit(classifier, run, training, Labelled(validation.images.to(device), validation.labels.to(device)))
+    classifier.encoder.trunk.requires_grad_(False).eval()
+
+
 def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, sources: Sources) -> Classifier:
-    """Train what follows a frozen backbone on what that makes of the images."""
+    """Train what follows a backbone on what that makes of the images; a fine-tuned one has learned already."""
     device = classifier.mean.device
     features = features_of(classifier, images.dataset, sources.cache)
     images = replace(images, dataset=replace(images.dataset, images=features))
@@ -111,7 +124,7 @@ def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages,
 def _train_stages(classifier: Classifier, run: Run, training: Labelled, validation: Labelled) -> Classifier:
     """Fit, refit and calibrate, as far as the recipe asks for it."""
     recipe = run.recipe
-    if recipe.fit.epochs:
+    if recipe.fit.epochs and not recipe.fine_tunes:
         _fit(classifier, run, training, validation)
     if recipe.refit is not None:
         classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
