@@ -12,6 +12,7 @@ channels_last.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.augment import augment, random_resized_crop, resized, shrink
 from training.classifier import Classifier
 from training.data import batch_count, batches
+from training.depthwise import StridedDepthwiseInFloat32
 from training.devices import TrainingPrecision, choose_precision
 from training.finetune import keep_statistics, parameter_groups, thaw
 from training.fit_spec import FitSpec
@@ -168,7 +170,9 @@ class _Loop:
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's loss and log-joints; the encoder may run in bfloat16, the head is always in float32."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        device, quick = images.device.type, self.precision == "bfloat16"
+        strided = StridedDepthwiseInFloat32() if quick and device == "cpu" else nullcontext()
+        with torch.autocast(device, torch.bfloat16, enabled=quick), strided:
             features = self.classifier.encoder(self.classifier.normalise(images))
         scores = self.classifier.head(features.float())
         spec = self.recipe.loss

@@ -127,7 +127,7 @@ class Recipe(TomlSection):
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
         if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
             raise ValueError("calibration.temperature fit must have a validation split, got data.validation = 0")
-        if self.encoder.kind != "six-conv" and self.fit.scales != (1.0,):
+        if self.fit.scales != (1.0,) and not self._takes_scales:
             raise ValueError(f"fit.scales must be [1.0] for the encoder {self.encoder.kind}, got {[*self.fit.scales]}")
         if self.encoder.kind == "mlp" and not self.encoder.hidden:
             raise ValueError("encoder.hidden must name at least one layer for the encoder mlp, got none")
@@ -149,6 +149,12 @@ class Recipe(TomlSection):
     def fine_tunes(self) -> bool:
         """Whether a pretrained backbone learns."""
         return backbone_of(self.encoder.kind) is not None and not self.encoder.frozen
+
+    @property
+    def _takes_scales(self) -> bool:
+        """Whether the encoder learns from images of any size."""
+        backbone = backbone_of(self.encoder.kind)
+        return self.encoder.kind == "six-conv" if backbone is None else self.fine_tunes and backbone.any_side
 
     @property
     def learns_features(self) -> bool:
