@@ -60,7 +60,8 @@ def thaw(trunk: nn.Module, spec: FitSpec, epoch: int) -> None:
 def keep_statistics(trunk: nn.Module, spec: FitSpec) -> None:
     """Put batch norm into evaluation mode where it does not learn, or nowhere should."""
     for module in trunk.modules():
-        if isinstance(module, _BatchNorm) and (spec.batch_norm == "eval" or not module.weight.requires_grad):
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(module, _BatchNorm) and (spec.batch_norm == "eval" or not learns):
             module.eval()
 
 
