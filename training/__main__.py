@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -118,7 +117,7 @@ def evaluate_command(
     else:
         run = Run.open(target)
         call, images = eager(run.load_classifier(), chosen), _images_of_run(run, data_root, data)
-    part = images.part(split, torch.device("cpu"))
+    part = images.streamed(split)
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
     metrics = {"split": split, **measure(run_graph(call, part.images, images.dataset.input), part.labels)}

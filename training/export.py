@@ -28,7 +28,7 @@ from training.classifier import Architecture, Classifier, ServedGraph
 from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
-from training.images import Labelled, images_of
+from training.images import Streamed, images_of
 from training.run import Run
 from training.variants import WantedVariants, add_variants, wanted_variants
 
@@ -65,7 +65,7 @@ def export(
     return write_bundle(
         target,
         classifier,
-        images.part("test", torch.device("cpu")),
+        images.streamed("test"),
         variants=wanted_variants(variants, images) if variants else None,
         replace=replace,
         labels=images.dataset.classes,
@@ -78,7 +78,7 @@ def export(
 def write_bundle(
     target: Path,
     classifier: Classifier,
-    test: Labelled,
+    test: Streamed,
     *,
     variants: WantedVariants | None = None,
     replace: bool = False,

@@ -3,14 +3,13 @@
 splits = split(dataset, validation=0.1, test=0.2, seed=0)
 """
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data import DataError, Dataset
+from training.image_files import Images, digests_of
 
 Splits = dict[str, Tensor]  # train, validation, test: positions, int64, sorted
 Positions = NDArray[np.int64]
@@ -49,11 +48,10 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, split_
     return splits
 
 
-def copies_of(images: Tensor) -> Positions:
+def copies_of(images: Images) -> Positions:
     """For each image (N, channels, H, W), the position of the first one with the same pixels; (N,)."""
     first: dict[bytes, int] = {}
-    pixels = images.contiguous().numpy()
-    digests = (hashlib.blake2b(one.data, digest_size=16).digest() for one in pixels)
+    digests = (digest.tobytes() for digest in digests_of(images))
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 
 

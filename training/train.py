@@ -13,7 +13,7 @@ from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
-from training.features import features_of, head_stage, joined
+from training.features import FeatureCache, features_of, head_stage, joined, open_features
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
 from training.progress import say, warn
@@ -31,6 +31,7 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     """
     recipe = run.recipe
     require_weights(recipe.encoder.kind, sources.weights)
+    sources = _with_features(recipe, sources, device)
     before = run.start or run
     images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
     if before.has_begun:
@@ -38,11 +39,11 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
     _check_refit(classifier, recipe, images)
-    if recipe.encoder.kind in BACKBONES:
-        _take_backbone(classifier, sources)
+    if sources.features is not None:
+        _take_backbone(classifier, sources.features)
     _begin(run, images, sources, device)
-    if recipe.encoder.kind in BACKBONES:
-        classifier = _train_on_features(classifier, run, images, sources)
+    if sources.features is not None:
+        classifier = _train_on_features(classifier, run, images, sources.features)
     else:
         training = images.part("train", device)
         classifier.learn_normalisation(training.images)
@@ -86,19 +87,27 @@ def _tell_duplicates(found: dict[str, Any]) -> None:
         tell(line)
 
 
-def _take_backbone(classifier: Classifier, sources: Sources) -> None:
+def _with_features(recipe: Recipe, sources: Sources, device: torch.device) -> Sources:
+    """The same sources with the features of the recipe's backbone, if it has one."""
+    kind = recipe.encoder.kind
+    if kind not in BACKBONES:
+        return sources
+    trunk, (mean, std) = load_backbone(kind, sources.weights), normalisation_of(kind)
+    features = open_features(kind, trunk.to(device), mean.to(device), std.to(device), sources.cache)
+    return replace(sources, features=features)
+
+
+def _take_backbone(classifier: Classifier, cache: FeatureCache) -> None:
     """Give `classifier` its pretrained trunk and the normalisation that suits it."""
-    kind = classifier.architecture.encoder.kind
-    classifier.encoder.trunk = load_backbone(kind, sources.weights).to(classifier.mean.device)
-    mean, std = normalisation_of(kind)
-    classifier.mean.copy_(mean)
-    classifier.std.copy_(std)
+    classifier.encoder.trunk = cache.trunk
+    classifier.mean.copy_(cache.mean)
+    classifier.std.copy_(cache.std)
 
 
-def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, sources: Sources) -> Classifier:
+def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, cache: FeatureCache) -> Classifier:
     """Train what follows a frozen backbone on what that makes of the images."""
     device = classifier.mean.device
-    features = features_of(classifier, images.dataset, sources.cache)
+    features = features_of(cache, images.dataset)
     images = replace(images, dataset=replace(images.dataset, images=features))
     training, validation = images.part("train", device), images.part("validation", device)
     return joined(classifier, _train_stages(head_stage(classifier), run, training, validation))
