@@ -15,6 +15,7 @@ from PIL import Image
 from serving.bundle import InputSpec
 from serving.decode import decode
 from serving.preprocess import read_image, to_input
+from training.choice import chosen_recipe
 from training.data import DataError, Sources
 from training.datasets import load_dataset
 from training.image_files import in_memory
@@ -219,9 +220,9 @@ def test_files_of_other_kinds_are_counted(folder: Path, capsys: pytest.CaptureFi
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
-        f"{folder}: 1 .gif, 2 .heic files are left out: only PNG, JPEG and WebP are read; convert them to JPEG",
-        f"{folder}: 5 files that are no images are left out: 2 .txt, 2 hidden, 1 without a suffix",
-        f"{folder}: 1 images beside the class folders are left out: move each into a class folder",
+        f"{folder}: left out, for only PNG, JPEG and WebP are read: 1 .gif, 2 .heic; convert them to JPEG",
+        f"{folder}: left out, for they are no images: 2 .txt, 2 hidden, 1 without a suffix",
+        f"{folder}: left out, for they are of no class: 1 beside the class folders; move each into a class folder",
     ]
 
 
@@ -232,7 +233,7 @@ def test_class_of_unread_types_alone_is_told(folder: Path, capsys: pytest.Captur
     message = refused(FOLDER, folder)
 
     assert "got none in ['phone']" in message
-    assert f"{folder}: 1 .heic files are left out" in capsys.readouterr().err
+    assert f"{folder}: left out, for only PNG, JPEG and WebP are read: 1 .heic;" in capsys.readouterr().err
 
 
 def huge_png() -> bytes:
@@ -318,3 +319,25 @@ def test_file_that_may_not_be_opened_is_left_out_until_it_may(
     assert "dog/a.png" not in without.files
     assert "1 of 4 files cannot be read and are left out: dog/a.png: [Errno 13] Permission denied" in told
     assert "dog/a.png" in whole.files
+
+
+# Which recipe suits
+
+
+@pytest.mark.parametrize(("side", "recipe"), [(95, "images-small"), (96, "images")])
+def test_recipe_is_chosen_by_the_median_of_the_shorter_sides(side: int, recipe: str, tmp_path: Path) -> None:
+    sizes = [(10, 2000), (2000, 20), (side, 100), (1000, 1001), (1500, 1000)]
+    for number, size in enumerate(sizes):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.new("L", size).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
+
+    assert chosen_recipe(tmp_path) == recipe
+
+
+def test_folder_of_broken_files_is_taken_for_photos(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "broken.jpg").write_bytes(b"no image")
+
+    assert chosen_recipe(tmp_path) == "images"

@@ -16,6 +16,7 @@ from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.backbones import require_weights
+from training.choice import chosen_recipe
 from training.commands import experiments, reports
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.data import DataError, Sources, write_samples
@@ -55,7 +56,7 @@ def list_recipes() -> None:
 
 @app.command("train")
 def train_command(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or a TOML file.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name or TOML file; not needed with --data.")] = None,
     data_root: DataRootOption = Path("data"),
     data: FolderOption = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's fit.epochs.")] = None,
@@ -87,7 +88,9 @@ def train_command(
         run = Run.open(resume)
     else:
         if recipe is None:
-            raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
+            if data is None:
+                raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
+            recipe = chosen_recipe(data)
         name, resolved = _resolve(recipe, data, epochs, seed, overrides or [])
         require_weights(resolved.encoder.kind, weights)
         run = Run.create(name, resolved, run_id, start=Run.open(start) if start else None)

@@ -149,11 +149,12 @@ def _tell_others(listing: Listing) -> None:
     folder, others = listing.folder, listing.others
     images = {kind: count for kind, count in others.items() if kind in OTHER_IMAGES}
     if images:
-        warn(f"{folder}: {_counted(images)} files are left out: only PNG, JPEG and WebP are read; convert them to JPEG")
+        warn(f"{folder}: left out, for only PNG, JPEG and WebP are read: {_counted(images)}; convert them to JPEG")
     if rest := {kind: count for kind, count in others.items() if kind not in images}:
-        note(f"{folder}: {sum(rest.values()):,} files that are no images are left out: {_counted(rest)}")
+        note(f"{folder}: left out, for they are no images: {_counted(rest)}")
     if listing.loose:
-        warn(f"{folder}: {listing.loose:,} images beside the class folders are left out: move each into a class folder")
+        count = _counted({"beside the class folders": listing.loose})
+        warn(f"{folder}: left out, for they are of no class: {count}; move each into a class folder")
 
 
 def _counted(kinds: dict[str, int]) -> str:

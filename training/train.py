@@ -20,6 +20,9 @@ from training.progress import say, warn
 from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
 from training.run import Run
+from training.splits import require_images
+
+FEWEST_PHOTOS = 5  # of a class, for a head on a backbone's features
 
 
 def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
@@ -36,6 +39,8 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
     if before.has_begun:
         before.require_same_weights(sources)
+    if sources.features is not None and recipe.data.name == "folder":
+        require_images(images.dataset, FEWEST_PHOTOS)
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
     _check_refit(classifier, recipe, images)
