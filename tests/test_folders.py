@@ -143,6 +143,15 @@ def test_photo_of_any_mode_is_read_as_a_server_reads_it(name: str, folder: Path)
     np.testing.assert_array_equal(found, to_input(decode(stream.getvalue(), channels=3), dataset.input))
 
 
+def test_photo_beyond_pillows_own_limit_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here of 30 pixels instead of 89 million; one of twice as many would be refused."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+
+    dataset = load_dataset(FOLDER, Sources(folder=folder))
+
+    assert "dog/old/b.JPG" in dataset.files
+
+
 # Folders that are laid out otherwise
 
 

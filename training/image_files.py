@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from serving.bundle import InputSpec
@@ -128,6 +129,7 @@ def decode_files(files: Iterable[Path], spec: InputSpec) -> Iterator[Decoded]:
     Yields:
         In the same order, pixels (channels, height, width), or why there are none.
     """
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit: TRUSTED has ours, and a large JPEG is not decoded whole
     budget, waiting, threads = _PixelBudget(), deque[Future[Decoded]](), cores()
     pool, remaining = ThreadPoolExecutor(threads), iter(files)
     try:
