@@ -13,11 +13,13 @@ from torchvision import transforms
 from training_samples import FOLDER_DATA, digits, write_digit_folder
 
 from training.backbones import backbone_input, load_backbone, normalisation_of
+from training.classifier import Architecture, build_classifier
 from training.data import Dataset, Sources
 from training.datasets import load_dataset
+from training.encoders import EncoderKind
 from training.features import FeatureCache, features_of, open_features
 from training.image_files import in_memory
-from training.recipe import DataSpec
+from training.recipe import DataSpec, EncoderSpec, HeadSpec
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -38,8 +40,13 @@ class Counting(nn.Module):
         return images.mean((1, 2, 3))[:, None] * self.scale
 
 
-def opened(network: nn.Module, root: Path, mean: float = 0, kind: str = "counting") -> FeatureCache:
-    return open_features(kind, network, torch.full((3, 1, 1), mean), torch.ones(3, 1, 1), root)
+def opened(network: nn.Module, root: Path, mean: float = 0, kind: EncoderKind = "none") -> FeatureCache:
+    """The features of a network that stands in a classifier's trunk."""
+    architecture = Architecture((3, 16, 16), 2, EncoderSpec(kind=kind), HeadSpec(kind="softmax"))
+    classifier = build_classifier(architecture).eval()
+    classifier.encoder.trunk = network
+    classifier.mean.fill_(mean)
+    return open_features(classifier, root)
 
 
 def squares(count: int = 48) -> Dataset:
@@ -63,13 +70,15 @@ def test_features_are_those_of_torchvisions_own_model(channels: int, tmp_path: P
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None)
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")
-    cache = open_features(
-        "resnet18", load_backbone("resnet18", tmp_path / "resnet18.pth"), *normalisation_of("resnet18"), tmp_path
-    )
+    architecture = Architecture((3, 224, 224), 2, EncoderSpec(kind="resnet18"), HeadSpec(kind="softmax"))
+    classifier = build_classifier(architecture).eval()
+    classifier.encoder.trunk = load_backbone("resnet18", tmp_path / "resnet18.pth")
+    for buffer, value in zip((classifier.mean, classifier.std), normalisation_of("resnet18"), strict=True):
+        buffer.copy_(value)
     images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, channels, 32, 32), dtype=np.uint8))
     dataset = replace(digits(), images=images, input=backbone_input(digits().input))
 
-    features = features_of(cache, dataset)
+    features = features_of(open_features(classifier, tmp_path), dataset)
 
     preprocess = transforms.Compose([transforms.Resize(224), transforms.ToTensor(), transforms.Normalize(*IMAGENET)])
     coloured = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
@@ -91,8 +100,8 @@ def test_features_are_extracted_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     (file,) = tmp_path.rglob("*.npy")
     assert network.sizes == [48]
     torch.testing.assert_close(first - 1, again)
-    assert said_first == f"features of counting: 48 images into {file.parent}\n"
-    assert capsys.readouterr().out == f"features of counting: reusing {file.parent}\n"
+    assert said_first == f"features of none: 48 images into {file.parent}\n"
+    assert capsys.readouterr().out == f"features of none: reusing {file.parent}\n"
 
 
 @pytest.mark.parametrize("change", ["weights", "normalisation", "kind", "preprocessing", "images"])
@@ -106,7 +115,7 @@ def test_other_features_are_extracted_anew(change: str, tmp_path: Path) -> None:
     elif change == "images":
         dataset = replace(dataset, images=dataset.images.flip(0))
     else:
-        more = {"normalisation": {"mean": 1}, "kind": {"kind": "other"}}[change]
+        more = {"normalisation": {"mean": 1}, "kind": {"kind": "linear"}}[change]
 
     features_of(opened(network, tmp_path, **more), dataset)
 
@@ -122,7 +131,7 @@ def test_extraction_that_was_broken_off_goes_on(tmp_path: Path, capsys: pytest.C
     features = features_of(opened(network, tmp_path), dataset)
 
     assert sum(network.sizes) == 600 - 256
-    assert capsys.readouterr().out.startswith("features of counting: 344 of 600 images into ")
+    assert capsys.readouterr().out.startswith("features of none: 344 of 600 images into ")
     torch.testing.assert_close(features, features_of(opened(Counting(), tmp_path / "other"), dataset))
 
 

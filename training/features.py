@@ -36,21 +36,15 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A frozen backbone and the features that it has made.
+    """The features that a frozen backbone makes and has made.
 
     Attributes:
         kind: its name.
-        trunk: normalised images to features (N, P), in evaluation mode.
-        mean: of the normalisation, (3, 1, 1) in pixel values, on the device of the trunk.
-        std: likewise.
         extract: uint8 (n, channels, H, W) of the size that the backbone takes, on the CPU, to float32 (n, P).
         folder: where the features are kept.
     """
 
     kind: str
-    trunk: nn.Module
-    mean: Tensor
-    std: Tensor
     extract: Callable[[Tensor], Features]
     folder: Path
 
@@ -73,22 +67,23 @@ class FeatureCache:
         return self.folder / f"{sha.hexdigest()}.npy"
 
 
-def open_features(kind: str, trunk: nn.Module, mean: Tensor, std: Tensor, root: Path) -> FeatureCache:
-    """The features that a frozen backbone makes and has made of images; `root` is the folder of the cache."""
+def open_features(classifier: Classifier, root: Path) -> FeatureCache:
+    """The features that a classifier's trunk, a frozen backbone, makes of images; `root` is the folder of the cache."""
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Features:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # full float32, as in the served graph
-            made = trunk((images.to(mean.device).to(mean.dtype) - mean) / std)
+            made = classifier.encoder.trunk(classifier.normalise(images.to(classifier.mean.device)))
         features: Features = made.cpu().numpy()
         return features
 
-    sha = hashlib.sha256()
-    for name, value in sorted((trunk.state_dict() | {"mean": mean, "std": std}).items()):
+    kind, sha = classifier.architecture.encoder.kind, hashlib.sha256()
+    state = classifier.encoder.trunk.state_dict() | {"mean": classifier.mean, "std": classifier.std}
+    for name, value in sorted(state.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         sha.update(value.cpu().contiguous().numpy().tobytes())
-    sha.update(kind.encode())
-    return FeatureCache(kind, trunk, mean, std, extract, root / "features" / sha.hexdigest())
+    sha.update(f"{kind} by torch".encode())
+    return FeatureCache(kind, extract, root / "features" / sha.hexdigest())
 
 
 def features_of(cache: FeatureCache, dataset: Dataset) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training import progress
-from training.backbones import BACKBONES, load_backbone, normalisation_of, require_weights
+from training.backbones import BACKBONES, SIDE, load_backbone, normalisation_of, require_weights
 from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
@@ -34,18 +34,20 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     """
     recipe = run.recipe
     require_weights(recipe.encoder.kind, sources.weights)
-    sources = _with_features(recipe, sources, device)
     before = run.start or run
-    images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
     if before.has_begun:
         before.require_same_weights(sources)
+    backbone = _backbone_of(recipe, sources, device) if recipe.encoder.kind in BACKBONES else None
+    if backbone is not None:
+        sources = replace(sources, features=open_features(backbone, sources.cache))
+    images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
     if sources.features is not None and recipe.data.name == "folder":
         require_images(images.dataset, FEWEST_PHOTOS)
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
     _check_refit(classifier, recipe, images)
-    if sources.features is not None:
-        _take_backbone(classifier, sources.features)
+    if backbone is not None:
+        _take_backbone(classifier, backbone)
     _begin(run, images, sources, device)
     if sources.features is not None:
         classifier = _train_on_features(classifier, run, images, sources.features)
@@ -92,21 +94,21 @@ def _tell_duplicates(found: dict[str, Any]) -> None:
         tell(line)
 
 
-def _with_features(recipe: Recipe, sources: Sources, device: torch.device) -> Sources:
-    """The same sources with the features of the recipe's backbone, if it has one."""
+def _backbone_of(recipe: Recipe, sources: Sources, device: torch.device) -> Classifier:
+    """A classifier of which the pretrained trunk and its normalisation are meant, and no head of any data set."""
     kind = recipe.encoder.kind
-    if kind not in BACKBONES:
-        return sources
-    trunk, (mean, std) = load_backbone(kind, sources.weights), normalisation_of(kind)
-    features = open_features(kind, trunk.to(device), mean.to(device), std.to(device), sources.cache)
-    return replace(sources, features=features)
+    alone = build_classifier(Architecture((3, SIDE, SIDE), 2, recipe.encoder, recipe.head)).eval()
+    alone.encoder.trunk = load_backbone(kind, sources.weights)
+    mean, std = normalisation_of(kind)
+    alone.mean.copy_(mean)
+    alone.std.copy_(std)
+    return alone.to(device)
 
 
-def _take_backbone(classifier: Classifier, cache: FeatureCache) -> None:
-    """Give `classifier` its pretrained trunk and the normalisation that suits it."""
-    classifier.encoder.trunk = cache.trunk
-    classifier.mean.copy_(cache.mean)
-    classifier.std.copy_(cache.std)
+def _take_backbone(classifier: Classifier, backbone: Classifier) -> None:
+    classifier.encoder.trunk = backbone.encoder.trunk
+    classifier.mean.copy_(backbone.mean)
+    classifier.std.copy_(backbone.std)
 
 
 def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, cache: FeatureCache) -> Classifier:
