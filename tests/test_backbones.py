@@ -32,6 +32,7 @@ from serving.predictor import Predictor
 from serving.preprocess import to_input
 from serving.runtimes import onnxruntime
 from training.__main__ import app
+from training.analysis.evidence import gather
 from training.backbones import backbone_input, normalisation_of
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources, as_served
@@ -40,6 +41,7 @@ from training.export import export, golden_images, write_graphs
 from training.features import cache_key, features_of
 from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
+from training.report.facts import facts_in_words, run_facts
 from training.run import Run, RunError
 from training.train import architecture_of, train
 from training.weights import WeightsError, load_backbone
@@ -545,6 +547,27 @@ def test_run_is_not_resumed_with_other_weights(sources: Sources, tmp_path: Path)
         train(run, replace(sources, weights=other), CPU)
     with pytest.raises(RunError, match=r"got others \(download\): name theirs with --weights, or train a new run$"):
         train(run, replace(sources, weights=None), CPU)
+
+
+def test_run_of_before_licences_were_kept_goes_on_with_its_weights_alone(sources: Sources, tmp_path: Path) -> None:
+    run = finished(recipe_of(fit={"epochs": 1}), sources, tmp_path)
+    description = run.description()
+    description["weights"] = description.pop("backbone")["sha256"]
+    (run.path / "run.json").write_text(json.dumps(description))
+
+    train(Run.open(run.path), sources, CPU)
+
+    with pytest.raises(RunError, match=r"^weights must be those that .*, got others \(download\)"):
+        train(Run.open(run.path), replace(sources, weights=None), CPU)
+
+
+def test_page_says_where_the_weights_are_from(lda: Run, sources: Sources) -> None:
+    evidence = gather(lda, sources, CPU)
+
+    rows = dict(facts_in_words(run_facts(evidence), None))
+
+    digest = hashlib.sha256((sources.weights or Path()).read_bytes()).hexdigest()
+    assert rows["backbone"] == f"weights: resnet18.pth (SHA-256 {digest}); licence of those published: bsd-3-clause"
 
 
 def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def export(
         input=images.dataset.input,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         dataset=run.description()["dataset"],
+        backbone=run.description().get("backbone"),
     )
 
 
@@ -92,7 +93,7 @@ def write_bundle(
         test: the images that the metrics are measured on.
         variants: graphs of other precisions to add.
         replace: whether a bundle that is there may be replaced.
-        fields: the manifest's labels, input, recipe and dataset.
+        fields: the manifest's labels, input, recipe, dataset and backbone.
     """
     fields |= {
         "name": target.parent.name,

@@ -53,7 +53,7 @@ def load_backbone(kind: str, weights: Path | None = None) -> nn.Module:
     network = backbone.build().requires_grad_(False).eval()
     file = weights or _packaged(backbone)
     state, source = (_download(backbone), f"the download of {kind}") if file is None else (_read(file), str(file))
-    state = _timm_names(state, network)
+    state = _timm_names(state, network.state_dict())
     kept = {name: value for name, value in state.items() if not name.startswith(backbone.classifier)}
     if problems := _problems(kept, network.state_dict()):
         raise WeightsError(f"{source} must hold the weights of {kind}, got {'; '.join(problems)}")
@@ -110,12 +110,12 @@ def _packaged(backbone: Backbone) -> Path | None:
     return files[0]
 
 
-def _timm_names(state: State, network: nn.Module) -> State:
+def _timm_names(state: State, expected: State) -> State:
     """A state dict under timm's names if it has those of the EfficientNet packages; else as it is."""
     if "_conv_stem.weight" not in state:
         return state
-    stages: Any = getattr(network, "blocks", [])
-    places = [f"blocks.{number}.{index}" for number, stage in enumerate(stages) for index in range(len(stage))]
+    blocks = [found[0] for name in expected if (found := re.match(r"blocks\.\d+\.\d+", name))]
+    places = list(dict.fromkeys(blocks))
     return {_timm_name(name, places, state): value for name, value in state.items()}
 
 
