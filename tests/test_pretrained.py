@@ -1,7 +1,9 @@
 """Pretrained networks of packages and of timm, judged by what photos in installed packages show and by timm itself."""
 
+import functools
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +57,15 @@ def packaged_file(kind: str) -> Path:
     return file
 
 
+@functools.cache
 def packaged(kind: str) -> dict[str, torch.Tensor]:
     return torch.load(packaged_file(kind), weights_only=True)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def loaded(kind: str) -> nn.Module:
+    """A Lite from its package; read only."""
+    return load_backbone(kind)
 
 
 def class_of(kind: str, photo: Path) -> int:
@@ -65,7 +74,7 @@ def class_of(kind: str, photo: Path) -> int:
     mean, std = normalisation_of(kind)
     image = to_input(decode(photo.read_bytes(), channels=3), InputSpec(channels=3, height=side, width=side))
     with torch.inference_mode():
-        features = load_backbone(kind)((torch.from_numpy(image)[None] - mean) / std)
+        features = loaded(kind)((torch.from_numpy(image)[None] - mean) / std)
         logits = features @ state["_fc.weight"].T + state["_fc.bias"]
     return int(logits.argmax())
 
@@ -92,7 +101,7 @@ def test_every_tensor_of_a_lite_is_where_its_place_in_the_file_says(kind: str) -
     state = packaged(kind)
     theirs = [name for name in state if not name.startswith("_fc.") and "num_batches" not in name]
 
-    network = load_backbone(kind)
+    network = loaded(kind)
 
     ours = [name for name in network.state_dict() if "num_batches" not in name]
     assert len(ours) == len(theirs)
@@ -232,6 +241,33 @@ def test_timms_network_with_a_tag_has_the_size_of_its_weights() -> None:
 def test_unknown_network_names_near_ones(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^encoder.kind must be timm: and the name of a network of timm, {message}"):
         backbone_of(f"timm:{name}")
+
+
+def test_network_that_timm_has_no_weights_of_needs_a_file() -> None:
+    message = r"^the weights of timm:coatnet_0_224 must be named with --weights FILE, got none: timm publishes none$"
+
+    for refused in (load_backbone, lambda kind: require_weights(kind, None)):
+        with pytest.raises(WeightsError, match=message):
+            refused("timm:coatnet_0_224")
+    assert require_backbone("timm:coatnet_0_224").licence is None
+
+
+def test_network_for_images_that_are_not_square_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"square images in colour, got timm:vit_base_patch16_sapiens2$"):
+        backbone_of("timm:vit_base_patch16_sapiens2")
+
+
+def test_lack_of_timm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+
+    with pytest.raises(ValueError, match=r"^the package timm must be installed for this encoder, got none: pip "):
+        backbone_of("timm:resnet14t")
+
+
+def test_encoder_that_is_no_backbone_has_none() -> None:
+    assert backbone_of("six-conv") is None
+    with pytest.raises(ValueError, match=r"^encoder.kind must be efficientnet-lite0, .* or timm:NAME, got six-conv$"):
+        require_backbone("six-conv")
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,8 @@ def train_command(
         list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A pretrained backbone's weights (.pth, .safetensors), instead of a download.")
+        Path | None,
+        typer.Option(help="A backbone's weights (.pth, .safetensors), instead of its package's or a download."),
     ] = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the run; the time if left out.")] = None,
     start: Annotated[

@@ -11,7 +11,7 @@ implementation (https://github.com/lukemelas/EfficientNet-PyTorch), which are tu
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,13 @@ def describe_weights(kind: str, weights: Path | None) -> dict[str, str | None]:
 
 
 def _packaged(backbone: Backbone) -> Path | None:
-    """The file of weights in a backbone's package; None for one whose library downloads them."""
+    """The file of weights in a backbone's package; None for one whose library downloads them.
+
+    Raises:
+        WeightsError: if the package is not installed, or neither a package nor the library has weights.
+    """
     if not backbone.package:
+        _require_download(backbone)
         return None
     found = importlib.util.find_spec(backbone.package.replace("-", "_"))
     files = [] if found is None or found.origin is None else [*Path(found.origin).parent.glob("models/*.pth")]
@@ -168,11 +173,18 @@ def _load(file: Path) -> Any:
     return load(file, map_location="cpu", weights_only=True)
 
 
-def _download(backbone: Backbone) -> State:
+def _require_download(backbone: Backbone) -> Callable[[], State]:
     if backbone.download is None:
-        raise WeightsError(f"the weights of {backbone.kind} must be in a file, got none: name it with --weights FILE")
+        raise WeightsError(
+            f"the weights of {backbone.kind} must be named with --weights FILE, got none: timm publishes none"
+        )
+    return backbone.download
+
+
+def _download(backbone: Backbone) -> State:
+    download = _require_download(backbone)
     try:
-        return backbone.download()
+        return download()
     except Exception as exc:  # URLError, RuntimeError, the hub's own errors, httpx's
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise WeightsError(
