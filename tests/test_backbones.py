@@ -32,15 +32,18 @@ from serving.predictor import Predictor
 from serving.preprocess import to_input
 from serving.runtimes import onnxruntime
 from training.__main__ import app
-from training.backbones import WeightsError, load_backbone, normalisation_of
+from training.analysis.evidence import gather
+from training.backbones import normalisation_of
 from training.classifier import Architecture, build_classifier
 from training.data import Sources, as_served
 from training.evaluate import eager, measure, run_graph
 from training.export import export, golden_images, write_graphs
 from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
+from training.report.facts import facts_in_words, run_facts
 from training.run import Run, RunError
 from training.train import train
+from training.weights import WeightsError, load_backbone
 
 CPU = torch.device("cpu")
 CLASSES = ("red", "green", "blue")
@@ -248,7 +251,7 @@ def test_weights_for_an_encoder_without_are_refused(sources: Sources, tmp_path: 
     run = Run.create("small", small_recipe(), "one", tmp_path)
 
     with pytest.raises(
-        WeightsError, match=r"^--weights must go with the encoder resnet18 or vit-s16, got .* six-conv$"
+        WeightsError, match=r"^--weights must go with the encoder efficientnet-lite0, .* or timm:NAME, got .* six-conv$"
     ):
         train(run, sources, CPU)
     with pytest.raises(WeightsError, match=r"^--weights must be a file of weights, got lost.pth, which is no file$"):
@@ -261,7 +264,10 @@ def test_command_refuses_weights_before_it_makes_a_run(tmp_path: Path, monkeypat
     result = CliRunner().invoke(app, ["train", "digits-mda", "--weights", "some.pth"])
 
     assert isinstance(result.exception, WeightsError)
-    assert str(result.exception).startswith("--weights must go with the encoder resnet18 or vit-s16, got the encoder")
+    assert str(result.exception) == (
+        "--weights must go with the encoder efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, resnet18, "
+        "vit-s16 or timm:NAME, got the encoder six-conv"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -325,7 +331,12 @@ def test_lda_agrees_with_scikit_learns_on_the_same_features(lda: Run, sources: S
 def test_run_without_epochs_has_no_checkpoint_and_records_its_weights(lda: Run, weights: Path) -> None:
     description = json.loads((lda.path / "run.json").read_text())
 
-    assert description["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert description["backbone"] == {
+        "kind": "resnet18",
+        "weights": "resnet18.pth",
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "licence": "bsd-3-clause",
+    }
     assert description["weights_file"] == str(weights)
     assert description["input"]["height"] == 224
     assert not lda.has_checkpoint
@@ -437,6 +448,27 @@ def test_run_is_not_resumed_with_other_weights(sources: Sources, tmp_path: Path)
         train(run, replace(sources, weights=None), CPU)
 
 
+def test_run_of_before_licences_were_kept_goes_on_with_its_weights_alone(sources: Sources, tmp_path: Path) -> None:
+    run = finished(recipe_of(fit={"epochs": 1}), sources, tmp_path)
+    description = run.description()
+    description["weights"] = description.pop("backbone")["sha256"]
+    (run.path / "run.json").write_text(json.dumps(description))
+
+    train(Run.open(run.path), sources, CPU)
+
+    with pytest.raises(RunError, match=r"^weights must be those that .*, got others \(download\)"):
+        train(Run.open(run.path), replace(sources, weights=None), CPU)
+
+
+def test_page_says_where_the_weights_are_from(lda: Run, sources: Sources) -> None:
+    evidence = gather(lda, sources, CPU)
+
+    rows = dict(facts_in_words(run_facts(evidence), None))
+
+    digest = hashlib.sha256((sources.weights or Path()).read_bytes()).hexdigest()
+    assert rows["backbone"] == f"weights: resnet18.pth (SHA-256 {digest}); licence of those published: bsd-3-clause"
+
+
 def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     spec = EncoderSpec(kind="vit-s16", dim=4)
@@ -475,6 +507,14 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
         ),
         ("probe", "fit.scales=[0.5]", "fit.scales must be [1.0] for the encoder resnet18, got [0.5]"),
         ("probe", "fit.epochs=0", "fit.epochs must be greater than or equal to 1 without a [refit], got 0"),
+        ("lda", "encoder.side=31", "encoder.side must be greater than or equal to 32, got 31"),
+        (
+            "lda",
+            "encoder.kind=none encoder.power=true",
+            "encoder.side and encoder.power must be left out for the encoder none, which is no backbone, got None "
+            "and true",
+        ),
+        ("lda", "encoder.kind=vit-s16 encoder.side=96", "encoder.side must be 224 for the encoder vit-s16, got 96"),
         ("lda", "encoder.dim=9", "fit.epochs must be greater than or equal to 1, got 0"),
         ("lda", "encoder.kind=six-conv", "fit.epochs must be greater than or equal to 1, got 0"),
         ("lda", "loss.kind=fisher", "loss.kind fisher must go with an encoder that learns, got resnet18"),
@@ -487,7 +527,7 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
 )  # fmt: skip
 def test_recipe_that_does_not_suit_a_backbone_is_refused(name: str, override: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(f"cifar10-resnet18-{name}", [override])
+        load_recipe(f"cifar10-resnet18-{name}", override.split(" "))
 
     assert str(caught.value) == message
 

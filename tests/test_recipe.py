@@ -212,8 +212,14 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         ("encoder.hidden=[16, 0]", "encoder.hidden must be greater than or equal to 1, got 0"),
         (
             "encoder.kind=vit",
-            "encoder.kind must be one of 'six-conv', 'two-conv', 'mlp', 'linear', 'none', 'resnet18' or 'vit-s16', "
-            "got 'vit'",
+            "encoder.kind must be one of 'six-conv', 'two-conv', 'mlp', 'linear', 'none', 'efficientnet-lite0', "
+            "'efficientnet-lite1', 'efficientnet-lite2', 'resnet18', 'vit-s16' or 'timm:' and the name of a network of "
+            "timm, got 'vit'",
+        ),
+        (
+            "encoder.kind=timm:resnet10",
+            "encoder.kind must be timm: and the name of a network of timm, got timm:resnet10 (did you mean resnet10t, "
+            "resnet101, resnet101s, resnet101d, resnet101c?)",
         ),
         ("head.kind=qda", "head.kind must be one of 'lda', 'mda', 'softmax' or 'svm', got 'qda'"),
         ("head.covariance=tied", "head.covariance must be one of 'spherical', 'diagonal' or 'full', got 'tied'"),

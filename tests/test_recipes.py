@@ -8,7 +8,7 @@ import torch
 
 from serving.bundle import InputSpec
 from training import images as images_module
-from training.backbones import BACKBONES
+from training.backbones import backbone_of
 from training.data import Dataset, Sources
 from training.datasets import load_dataset
 from training.evaluate import eager, measure, run_graph
@@ -17,7 +17,7 @@ from training.run import Run
 from training.train import train
 
 SHAPES = {"fashion-mnist": (10, 1, 28), "cifar10": (10, 3, 32), "cifar100": (100, 3, 32), "folder": (10, 3, 64)}
-TRAINED_HERE = [name for name in recipe_names() if load_recipe(name)[1].encoder.kind not in BACKBONES]
+TRAINED_HERE = [name for name in recipe_names() if backbone_of(load_recipe(name)[1].encoder.kind) is None]
 
 
 def slice_of(spec: DataSpec, sources: Sources) -> Dataset:

@@ -15,7 +15,6 @@ from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Variant, VariantPreci
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
-from training.backbones import require_weights
 from training.choice import chosen_recipe
 from training.commands import experiments, reports
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
@@ -31,6 +30,7 @@ from training.recipe import DataSpec, Recipe, recorded_recipe
 from training.run import Run
 from training.train import train
 from training.variants import renew_variants
+from training.weights import require_weights
 
 OTHER_IMAGES = "these are not the images that the model was trained and measured on"
 
@@ -66,7 +66,8 @@ def train_command(
         list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A pretrained backbone's weights (.pth, .safetensors), instead of a download.")
+        Path | None,
+        typer.Option(help="A backbone's weights (.pth, .safetensors), instead of its package's or a download."),
     ] = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the run; the time if left out.")] = None,
     start: Annotated[

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from training.backbones import BACKBONES
+from training.backbones import backbone_of
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Sources
 from training.datasets import DATASETS
@@ -198,7 +198,7 @@ def noise(recipe: Recipe, count: int) -> tuple[Labelled, int]:
 
 def _benchmark_one(name: str, sources: Sources | None, images: int, rounds: int, device: torch.device) -> Speed:
     recipe = recipe_timed(name)
-    if recipe.encoder.kind in BACKBONES:
+    if backbone_of(recipe.encoder.kind) is not None:
         raise ValueError(f"encoder.kind must be one that learns from pixels for benchmark, got {recipe.encoder.kind}")
     if images < 2 * recipe.fit.batch_size:
         raise ValueError(f"images must be at least two batches of {recipe.fit.batch_size}, got {images}")

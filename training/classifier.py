@@ -87,7 +87,13 @@ def build_classifier(architecture: Architecture) -> Classifier:
     """
     spec = architecture.encoder
     encoder = build_encoder(
-        spec.kind, architecture.image_shape, spec.dim, width=spec.width, hidden=spec.hidden, dropout=spec.dropout
+        spec.kind,
+        architecture.image_shape,
+        spec.dim,
+        width=spec.width,
+        hidden=spec.hidden,
+        dropout=spec.dropout,
+        power=spec.power,
     )
     return Classifier(architecture, encoder, build_head(architecture.head, architecture.classes, architecture.dim))
 

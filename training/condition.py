@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from training.classifier import Classifier
 from training.heads import Head, Scores
+from training.power import split_power
 
 ROUNDING = 8 * 2.0**-24
 AT_ONCE = 32  # features that are moved, each in a copy of the images
@@ -56,12 +57,28 @@ def log_odds(log_joints: Tensor) -> Tensor:
 
 def _features(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features (N, D) and how far each may be off; no pooled feature counts as less than the mean of its image."""
-    pooled = classifier.encoder.trunk(classifier.normalise(images))
-    size = pooled.abs().maximum(pooled.square().mean(1, keepdim=True).sqrt())
+    pooled, size = _pooled(classifier.encoder.trunk, classifier.normalise(images))
     projection = classifier.encoder.projection
     if isinstance(projection, nn.Linear):
         size = size @ projection.weight.abs().T + projection.bias.abs()
     return projection(pooled), ROUNDING * size
+
+
+def _pooled(trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled features (N, P), and the size that their rounding is in proportion to.
+
+    Square roots magnify the rounding of what they are of, the more the smaller that is.
+    """
+    network, power = split_power(trunk)
+    before = network(images)
+    if power is None:
+        return before, _size(before)
+    pooled = power(before)
+    return pooled, _size(pooled) + power.slope(before) * _size(before)
+
+
+def _size(features: Tensor) -> Tensor:
+    return features.abs().maximum(features.square().mean(1, keepdim=True).sqrt())
 
 
 def _moved_by(head: Head, features: Tensor, error: Tensor) -> dict[str, Tensor]:

@@ -1,18 +1,36 @@
 """Encoders: normalised images (N, channels, H, W) to features (N, D).
 
 An encoder is a trunk, whose output is the pooled features (N, P), and a linear projection to D; without one the pooled
-features are the features. The refit of a head may replace the projection (training/refit.py).
+features are the features. A backbone's trunk may end in their square roots (training/power.py). The refit of a head may
+replace the projection (training/refit.py).
 """
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated
 
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from training.backbones import BACKBONES, SIDE, BackboneKind, build_backbone
+from training.backbones import BACKBONES, LEAST_SIDE, TIMM, Backbone, backbone_of, build_backbone
+from training.power import with_power
 
-EncoderKind = Literal["six-conv", "two-conv", "mlp", "linear", "none", BackboneKind]
+OWN = ("six-conv", "two-conv", "mlp", "linear", "none")
+
+
+def _known(kind: str) -> str:
+    """An encoder's kind, if there is such an encoder."""
+    if kind.startswith(TIMM):
+        backbone_of(kind)
+    elif kind not in (*OWN, *BACKBONES):
+        choices = ", ".join(map(repr, (*OWN, *BACKBONES)))
+        expected = f"{choices} or '{TIMM}' and the name of a network of timm"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return kind
+
+
+EncoderKind = Annotated[str, AfterValidator(_known)]
 
 
 class Encoder(nn.Module):
@@ -30,24 +48,27 @@ class Encoder(nn.Module):
 
 
 def build_encoder(
-    kind: EncoderKind,
+    kind: str,
     image_shape: tuple[int, int, int],
     dim: int | None = None,
     *,
     width: int = 64,
     hidden: Iterable[int] = (),
     dropout: float = 0.0,
+    power: bool = False,
 ) -> Encoder:
     """Build an encoder.
 
     Args:
         kind: `six-conv`, `two-conv`, `mlp`, `linear` (a projection of the pixels), `none` (the pixels themselves) or a
             frozen backbone, its weights random (training/backbones.py).
-        image_shape: channels, height, width; the convolutions take 4 x 4 and up, a backbone 3 x 224 x 224.
+        image_shape: channels, height, width; the convolutions take 4 x 4 and up, a backbone
+            3 x its side x its side, and many take other sides too.
         dim: D, or None for the pooled features as they are. For `none` it must be the number of pixels, if given.
         width: channels of the first convolutions; the others have twice and four times as many.
         hidden: units per hidden layer of `mlp` and of `two-conv`.
         dropout: share of the hidden units that are dropped in training.
+        power: whether a backbone's pooled features become their square roots.
 
     Raises:
         ValueError: if the image's size or `dim` does not fit.
@@ -57,20 +78,20 @@ def build_encoder(
     if kind == "none" and dim not in (None, pooled):
         raise ValueError(f"dim must be the number of pixels ({pooled}) for the encoder none, got {dim}")
     projection = nn.Identity() if dim is None or kind == "none" else nn.Linear(pooled, dim)
-    return Encoder(_trunk(kind, image_shape, width, hidden, dropout), projection)
+    trunk = _trunk(kind, image_shape, width, hidden, dropout)
+    return Encoder(with_power(trunk, pooled) if power else trunk, projection)
 
 
-def pooled_dim(kind: EncoderKind, image_shape: tuple[int, int, int], *, width: int, hidden: tuple[int, ...]) -> int:
+def pooled_dim(kind: str, image_shape: tuple[int, int, int], *, width: int, hidden: tuple[int, ...]) -> int:
     """P, the number of features that an encoder's trunk makes of an image.
 
     Raises:
         ValueError: if the image is too small, or not of a backbone's size.
     """
     channels, height, columns = image_shape
-    if kind in BACKBONES:
-        if image_shape != (3, SIDE, SIDE):
-            raise ValueError(f"images for the {kind} encoder must be {(3, SIDE, SIDE)}, got {image_shape}")
-        return BACKBONES[kind].dim
+    if (backbone := backbone_of(kind)) is not None:
+        _require_shape(backbone, image_shape)
+        return backbone.dim
     if kind in ("six-conv", "two-conv") and min(height, columns) < 4:
         raise ValueError(f"images for the {kind} encoder must be at least 4 x 4, got {height} x {columns}")
     if kind == "six-conv":
@@ -80,8 +101,17 @@ def pooled_dim(kind: EncoderKind, image_shape: tuple[int, int, int], *, width: i
     return hidden[-1] if kind == "mlp" else channels * height * columns
 
 
+def _require_shape(backbone: Backbone, image_shape: tuple[int, int, int]) -> None:
+    channels, *sides = image_shape
+    if backbone.any_side and channels == 3 and min(sides) >= LEAST_SIDE:
+        return
+    if image_shape != (own := (3, backbone.side, backbone.side)):
+        larger = f", or both sides at least {LEAST_SIDE}" if backbone.any_side else ""
+        raise ValueError(f"images for the {backbone.kind} encoder must be {own}{larger}, got {image_shape}")
+
+
 def _trunk(
-    kind: EncoderKind, image_shape: tuple[int, int, int], width: int, hidden: tuple[int, ...], dropout: float
+    kind: str, image_shape: tuple[int, int, int], width: int, hidden: tuple[int, ...], dropout: float
 ) -> nn.Module:
     channels, height, columns = image_shape
     if kind == "six-conv":
@@ -91,7 +121,7 @@ def _trunk(
         return nn.Sequential(*two_conv_layers(channels, width), nn.Flatten(), *_hidden_layers((flat, *hidden), dropout))
     if kind == "mlp":
         return nn.Sequential(nn.Flatten(), *_hidden_layers((channels * height * columns, *hidden), dropout))
-    return build_backbone(kind) if kind in BACKBONES else nn.Flatten()
+    return nn.Flatten() if backbone_of(kind) is None else build_backbone(kind)
 
 
 def _hidden_layers(sizes: tuple[int, ...], dropout: float) -> list[nn.Module]:

@@ -29,11 +29,11 @@ from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
 from training.images import Streamed, images_of
+from training.onnx_graph import write_onnx
 from training.run import Run
 from training.variants import WantedVariants, add_variants, wanted_variants
 
 OF_TOLERANCE = 0.5  # how much of what servers allow a graph may be off by
-OPSET = 20
 
 
 class ParityError(RuntimeError):
@@ -72,6 +72,7 @@ def export(
         input=images.dataset.input,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         dataset=run.description()["dataset"],
+        backbone=run.description().get("backbone"),
     )
 
 
@@ -92,7 +93,7 @@ def write_bundle(
         test: the images that the metrics are measured on.
         variants: graphs of other precisions to add.
         replace: whether a bundle that is there may be replaced.
-        fields: the manifest's labels, input, recipe and dataset.
+        fields: the manifest's labels, input, recipe, dataset and backbone.
     """
     fields |= {
         "name": target.parent.name,
@@ -126,7 +127,7 @@ def write_graphs(classifier: Classifier, folder: Path) -> None:
     np.savez(folder / GOLDEN, images=golden.numpy(), **answers)
     graph = ServedGraph(classifier).eval()
     _write_torchscript(graph, golden, folder / TORCHSCRIPT)
-    _write_onnx(graph, golden, folder / ONNX)
+    write_onnx(graph, golden, graph.output_names, folder / ONNX)
 
 
 def require_condition(classifier: Classifier, images: torch.Tensor) -> Outputs:
@@ -212,35 +213,6 @@ def _write_torchscript(graph: ServedGraph, example: torch.Tensor, file: Path) ->
         for entry in archive.infolist():
             if not entry.filename.endswith(".debug_pkl"):  # the paths of the source files on this machine
                 stripped.writestr(entry, archive.read(entry))
-
-
-def _write_onnx(graph: ServedGraph, example: torch.Tensor, file: Path) -> None:
-    import onnx
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            input_names=["images"],
-            output_names=list(graph.output_names),
-            dynamic_shapes=({0: torch.export.Dim("images_count")},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise ParityError("torch.onnx.export must return a program, got None")
-    onnx.save(_without_traces(program.model_proto), file)
-
-
-def _without_traces(model: Any) -> Any:
-    """An ONNX model without the exporter's notes, among them the paths of the source files on this machine."""
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    return model
 
 
 def _head_spec(architecture: Architecture) -> dict[str, Any]:

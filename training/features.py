@@ -7,6 +7,7 @@ same loop as everything else: for it the features are images (N, P, 1, 1), which
 as they are.
 """
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serving.bundle import InputSpec
-from training.backbones import BACKBONES
+from training.backbones import require_backbone
 from training.classifier import Classifier
 from training.data import Dataset, as_served
 from training.encoders import Encoder
+from training.extraction import Extractor, engine_of, open_extractor
 from training.files import replace_file
 from training.image_files import ImageFiles, Images, digests_of, images_at_once
 from training.progress import say, steps
@@ -69,21 +71,18 @@ class FeatureCache:
 
 def open_features(classifier: Classifier, root: Path) -> FeatureCache:
     """The features that a classifier's trunk, a frozen backbone, makes of images; `root` is the folder of the cache."""
-
-    @torch.inference_mode()
-    def extract(images: Tensor) -> Features:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # full float32, as in the served graph
-            made = classifier.encoder.trunk(classifier.normalise(images.to(classifier.mean.device)))
-        features: Features = made.cpu().numpy()
-        return features
-
-    kind, sha = classifier.architecture.encoder.kind, hashlib.sha256()
+    device, kind, sha = classifier.mean.device, classifier.architecture.encoder.kind, hashlib.sha256()
     state = classifier.encoder.trunk.state_dict() | {"mean": classifier.mean, "std": classifier.std}
     for name, value in sorted(state.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         sha.update(value.cpu().contiguous().numpy().tobytes())
-    sha.update(f"{kind} by torch".encode())
-    return FeatureCache(kind, extract, root / "features" / sha.hexdigest())
+    sha.update(f"{kind} by {engine_of(device)}".encode())
+
+    @functools.cache  # opened only if there is something to extract
+    def extractor() -> Extractor:
+        return open_extractor(classifier, device)
+
+    return FeatureCache(kind, lambda images: extractor()(images), root / "features" / sha.hexdigest())
 
 
 def features_of(cache: FeatureCache, dataset: Dataset) -> Tensor:
@@ -140,7 +139,7 @@ def _joined(cache: FeatureCache, shards: Sequence[NDArray[np.uint8]], spec: Inpu
 def head_stage(classifier: Classifier) -> Classifier:
     """The same projection and head as a classifier of features (N, P, 1, 1): what is left to train."""
     whole = classifier.architecture
-    pooled = BACKBONES[whole.encoder.kind].dim
+    pooled = require_backbone(whole.encoder.kind).dim
     spec = whole.encoder.model_copy(update={"kind": "linear"})
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.backbones import BACKBONES, backbone_input
+from training.backbones import backbone_input, backbone_of
 from training.data import DataError, Dataset, Sources
 from training.datasets import load_dataset
 from training.image_files import Images, in_memory
@@ -90,8 +90,8 @@ def images_of(run: Run, sources: Sources) -> LabelledImages:
 
 def _dataset_of(recipe: Recipe, sources: Sources) -> Dataset:
     dataset = load_dataset(recipe.data, sources)
-    if recipe.encoder.kind in BACKBONES:
-        dataset = replace(dataset, input=backbone_input(dataset.input))
+    if (backbone := backbone_of(recipe.encoder.kind)) is not None:
+        dataset = replace(dataset, input=backbone_input(dataset.input, backbone.side_seen(recipe.encoder.side)))
     return dataset
 
 

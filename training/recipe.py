@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
-from training.backbones import BACKBONES, SIDE
+from training.backbones import LEAST_SIDE, backbone_of
 from training.datasets import DATASETS
 from training.encoders import EncoderKind
 from training.gaussians import Covariance
@@ -50,6 +50,8 @@ class EncoderSpec(TomlSection):
     width: Annotated[int, Field(ge=1)] = 64
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), strict=False)
     dropout: Share = 0.0
+    side: Annotated[int, Field(ge=LEAST_SIDE, le=1024)] | None = None  # pixels; of a backbone's images, its own if none
+    power: bool = False  # a backbone's pooled features become their square roots, of one length (training/power.py)
 
 
 class HeadSpec(TomlSection):
@@ -166,7 +168,7 @@ class Recipe(TomlSection):
     def learns_features(self) -> bool:
         """Whether the encoder has weights that training changes."""
         kind, dim = self.encoder.kind, self.encoder.dim
-        return dim is not None if kind == "linear" or kind in BACKBONES else kind != "none"
+        return dim is not None if kind == "linear" or backbone_of(kind) is not None else kind != "none"
 
     @model_validator(mode="after")
     def _epochs_suit_the_encoder(self) -> "Recipe":
@@ -178,19 +180,27 @@ class Recipe(TomlSection):
             raise ValueError("fit.epochs must be greater than or equal to 1 without a [refit], got 0")
         return self
 
+    def _require_no_keys_of_backbones(self) -> "Recipe":
+        kind, side, power = self.encoder.kind, self.encoder.side, self.encoder.power
+        if side is not None or power:
+            rule = f"encoder.side and encoder.power must be left out for the encoder {kind}, which is no backbone"
+            raise ValueError(f"{rule}, got {side} and {str(power).lower()}")
+        return self
+
     @model_validator(mode="after")
     def _backbone_suits(self) -> "Recipe":
         kind, dim, fit, data = self.encoder.kind, self.encoder.dim, self.fit, self.data
-        if kind not in BACKBONES:
-            return self
-        if dim is not None and dim > BACKBONES[kind].dim:
-            raise ValueError(f"encoder.dim must be at most {BACKBONES[kind].dim} for the encoder {kind}, got {dim}")
+        if (backbone := backbone_of(kind)) is None:
+            return self._require_no_keys_of_backbones()
+        side = backbone.side_seen(self.encoder.side)
+        if dim is not None and dim > backbone.dim:
+            raise ValueError(f"encoder.dim must be at most {backbone.dim} for the encoder {kind}, got {dim}")
         if fit.crop_padding or fit.flip or fit.cutout:
             rule = f"fit.crop_padding, flip and cutout must be 0, false and 0 for the encoder {kind}"
             raise ValueError(f"{rule}, got {fit.crop_padding}, {str(fit.flip).lower()} and {fit.cutout}")
-        if data.name == "folder" and (data.size, data.channels) != (SIDE, 3):
+        if data.name == "folder" and (data.size, data.channels) != (side, 3):
             got = f"{data.size} and {data.channels}"
-            raise ValueError(f"data.size and data.channels must be {SIDE} and 3 for the encoder {kind}, got {got}")
+            raise ValueError(f"data.size and data.channels must be {side} and 3 for the encoder {kind}, got {got}")
         return self
 
 

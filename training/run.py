@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from serving.bundle import staged
-from training.backbones import BACKBONES, weights_digest
+from training.backbones import backbone_of
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources
 from training.devices import PrecisionChoice, describe_device
@@ -30,6 +30,7 @@ from training.duplicates import find_duplicates
 from training.files import replace_file, replace_text
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, read_recorded
 from training.splits import Splits
+from training.weights import describe_weights
 
 RUNS = Path("runs")
 
@@ -104,7 +105,7 @@ class Run:
         self._require_new()
         description = {
             **_contents(dataset, splits),
-            "weights": self._weights(sources),
+            "backbone": self._backbone(sources),
             **_places(sources),
             **_circumstances(device, precision),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
@@ -157,7 +158,7 @@ class Run:
         Raises:
             RunError: if their digests differ.
         """
-        begun, found = self.description().get("weights"), self._weights(sources)
+        begun, found = weights_digest(self.description()), weights_digest({"backbone": self._backbone(sources)})
         if found != begun:
             raise RunError(
                 f"weights must be those that {self.path} was begun with ({begun}), "
@@ -170,9 +171,10 @@ class Run:
                 f"run must be new, got {self.path}, which is there: go on with --resume {self.path} or name another"
             )
 
-    def _weights(self, sources: Sources) -> str | None:
-        """SHA-256 of the file of the backbone's weights, or `download`; None for a recipe without a backbone."""
-        return weights_digest(sources.weights) if self.recipe.encoder.kind in BACKBONES else None
+    def _backbone(self, sources: Sources) -> dict[str, str | None] | None:
+        """Which weights the backbone has; None for a recipe without one."""
+        kind = self.recipe.encoder.kind
+        return None if backbone_of(kind) is None else describe_weights(kind, sources.weights)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace checkpoint.pt."""
@@ -235,6 +237,15 @@ class Run:
         classifier.temperature = saved["temperature"]
         classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
         return classifier.eval()
+
+
+def weights_digest(description: dict[str, Any]) -> str | None:
+    """SHA-256 of the backbone's weights, or `download`, from run.json; None for a run without a backbone."""
+    if "backbone" not in description:  # runs of before it was kept have the digest alone
+        digest: str | None = description.get("weights")
+        return digest
+    backbone = description["backbone"]
+    return None if backbone is None else backbone["sha256"] or backbone["weights"]
 
 
 def _now() -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from training import progress
-from training.backbones import BACKBONES, SIDE, load_backbone, normalisation_of, require_weights
+from training.backbones import backbone_of, normalisation_of, require_backbone
 from training.calibrate import calibrate
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, batch_count
@@ -16,11 +16,13 @@ from training.duplicates import in_words
 from training.features import FeatureCache, features_of, head_stage, joined, open_features
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
+from training.power import with_power
 from training.progress import say, warn
 from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
 from training.run import Run
 from training.splits import require_images
+from training.weights import load_backbone, require_weights
 
 FEWEST_PHOTOS = 5  # of a class, for a head on a backbone's features
 
@@ -37,7 +39,7 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     before = run.start or run
     if before.has_begun:
         before.require_same_weights(sources)
-    backbone = _backbone_of(recipe, sources, device) if recipe.encoder.kind in BACKBONES else None
+    backbone = _backbone_of(recipe, sources, device) if backbone_of(recipe.encoder.kind) else None
     if backbone is not None:
         sources = replace(sources, features=open_features(backbone, sources.cache))
     images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
@@ -96,10 +98,12 @@ def _tell_duplicates(found: dict[str, Any]) -> None:
 
 def _backbone_of(recipe: Recipe, sources: Sources, device: torch.device) -> Classifier:
     """A classifier of which the pretrained trunk and its normalisation are meant, and no head of any data set."""
-    kind = recipe.encoder.kind
-    alone = build_classifier(Architecture((3, SIDE, SIDE), 2, recipe.encoder, recipe.head)).eval()
-    alone.encoder.trunk = load_backbone(kind, sources.weights)
-    mean, std = normalisation_of(kind)
+    spec, backbone = recipe.encoder, require_backbone(recipe.encoder.kind)
+    side = backbone.side_seen(spec.side)
+    alone = build_classifier(Architecture((3, side, side), 2, spec, recipe.head)).eval()
+    network = load_backbone(spec.kind, sources.weights)
+    alone.encoder.trunk = (with_power(network, backbone.dim) if spec.power else network).eval()
+    mean, std = normalisation_of(spec.kind)
     alone.mean.copy_(mean)
     alone.std.copy_(std)
     return alone.to(device)

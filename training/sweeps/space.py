@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.backbones import BACKBONES
+from training.backbones import backbone_of
 from training.recipe import Recipe, RecipeError, load_recipe
 
 Value = bool | int | float | str  # what a study stores; a list of numbers is held as its TOML text
@@ -143,7 +143,7 @@ def check(name_or_file: str, settings: Sequence[str], space: Sequence[Parameter]
 def _suits_a_sweep(recipe: Recipe) -> None:
     if recipe.data.validation == 0:
         raise RecipeError("data.validation must be above 0 for a sweep, which chooses by the validation split, got 0")
-    if recipe.encoder.kind in BACKBONES:
+    if backbone_of(recipe.encoder.kind) is not None:
         raise RecipeError(f"encoder.kind must be one that learns from pixels for a sweep, got {recipe.encoder.kind}")
 
 
