@@ -89,6 +89,22 @@ class DatasetInfo(_Strict):
     fingerprint: Digest
 
 
+class BackboneInfo(_Strict):
+    """The pretrained network that a model's features are of.
+
+    Attributes:
+        kind: its name in recipes.
+        weights: where they came from: a package and its version, the name of a file, or `download`.
+        sha256: of the file of weights; None if the library downloaded them.
+        licence: of the network's published weights, as their publisher states it; None if it is not stated.
+    """
+
+    kind: str
+    weights: str
+    sha256: Digest | None = None
+    licence: str | None = None
+
+
 class VariantCost(_Strict):
     """What a graph of another precision changes on some images. Pairs are of the float32 graph and of the variant.
 
@@ -143,6 +159,7 @@ class Manifest(_Strict):
     outputs: tuple[OutputName, ...]
     recipe: dict[str, Any]
     dataset: DatasetInfo
+    backbone: BackboneInfo | None = None
     metrics: dict[str, Any]
     variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None

@@ -10,7 +10,7 @@ so threads may share it.
 
 import struct
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -105,6 +105,15 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> OpenImage:
 def read_pixels(
     opened: OpenImage, *, channels: Literal[1, 3], background: int = 0, wanted: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
+    """The pixels, (H, W, channels), of what `read_picture` gives."""
+    with read_picture(opened, channels=channels, background=background, wanted=wanted) as image:
+        return np.array(image).reshape(image.height, image.width, channels)
+
+
+@contextmanager
+def read_picture(
+    opened: OpenImage, *, channels: Literal[1, 3], background: int = 0, wanted: tuple[int, int] | None = None
+) -> Iterator[Image.Image]:
     """Decode an image, upright as its EXIF orientation says; of an animation, the first frame. It may be read once.
 
     Args:
@@ -114,21 +123,21 @@ def read_pixels(
         wanted: the height and width that the image is made into afterwards. A large JPEG is then decoded at a half,
             a quarter or an eighth of its size, which is many times faster, but at no less than twice what is wanted.
 
-    Returns:
-        The pixels, (H, W, channels).
+    Yields:
+        The picture, in Pillow's mode L or RGB. It is gone afterwards, for its place is needed for its neighbours.
 
     Raises:
         ImageError: if the image is truncated or otherwise broken.
     """
-    with _as_image_errors(opened.kind):
-        picture = opened.picture
-        if isinstance(picture, PlainPng):
-            image = Image.frombytes(picture.mode, picture.size, picture.data, "zip", picture.mode, 0)
-            return _upright(image, opened.orientation, channels)
-        with closing(picture):  # its place is needed for its neighbours
-            return _upright(
-                _loaded(picture, opened.orientation, channels, background, wanted), opened.orientation, channels
-            )
+    picture = opened.picture
+    with nullcontext() if isinstance(picture, PlainPng) else closing(picture):
+        with _as_image_errors(opened.kind):
+            if isinstance(picture, PlainPng):
+                image = Image.frombytes(picture.mode, picture.size, picture.data, "zip", picture.mode, 0)
+            else:
+                image = _loaded(picture, opened.orientation, channels, background, wanted)
+            image = _upright(image, opened.orientation, channels)
+        yield image
 
 
 @contextmanager
@@ -203,12 +212,10 @@ def _loaded(
     return _opaque(image, background) if image.has_transparency_data else image
 
 
-def _upright(image: Image.Image, orientation: int, channels: Literal[1, 3]) -> NDArray[np.uint8]:
+def _upright(image: Image.Image, orientation: int, channels: Literal[1, 3]) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
-    return np.array(image).reshape(image.height, image.width, channels)
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _draft(image: Image.Image, channels: Literal[1, 3], wanted: tuple[int, int]) -> Image.Image:

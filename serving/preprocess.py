@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.bundle import InputSpec
-from serving.decode import OpenImage, open_image, read_pixels
+from serving.decode import OpenImage, open_image, read_picture
 from serving.errors import ImageError
 from serving.limits import DEFAULT_LIMITS, Limits
 
@@ -31,7 +31,8 @@ def read_image(data: bytes, spec: InputSpec, limits: Limits = DEFAULT_LIMITS) ->
 def read_open_image(opened: OpenImage, spec: InputSpec) -> NDArray[np.uint8]:
     """Likewise, for an image whose header is read."""
     wanted = (spec.height, spec.width)
-    return to_input(read_pixels(opened, channels=spec.channels, background=spec.background, wanted=wanted), spec)
+    with read_picture(opened, channels=spec.channels, background=spec.background, wanted=wanted) as picture:
+        return np.ascontiguousarray(_fitted(picture, spec).transpose(2, 0, 1))  # no copy of a large picture's pixels
 
 
 def read_array(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
@@ -65,16 +66,17 @@ def to_input(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != spec.channels:
         raise ValueError(f"image must be uint8 (H, W, {spec.channels}), got {image.dtype} {image.shape}")
     if image.shape[:2] != (spec.height, spec.width):
-        image = _resize(image, spec)
+        image = _fitted(Image.fromarray(image[:, :, 0] if spec.channels == 1 else image), spec)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-def _resize(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
-    height, width, channels = image.shape
-    box = _centre(height, width, spec) if spec.resize == "crop" else (0, 0, width, height)
-    picture = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-    resized = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
-    return np.asarray(resized).reshape(spec.height, spec.width, channels)
+def _fitted(picture: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """A picture's pixels, (height, width, channels), at the model's size."""
+    width, height = picture.size
+    if (height, width) != (spec.height, spec.width):
+        box = _centre(height, width, spec) if spec.resize == "crop" else (0, 0, width, height)
+        picture = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
+    return np.asarray(picture).reshape(spec.height, spec.width, spec.channels)
 
 
 def _centre(height: int, width: int, spec: InputSpec) -> tuple[float, float, float, float]:

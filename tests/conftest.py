@@ -36,6 +36,19 @@ LABELS = ("circle", "cross", "empty", "noise")
 CLASSES, COMPONENTS, DIM, SIZE = 4, 2, 3, 8
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test finds anything in the project's own cache, or leaves anything there."""
+    from training.data import Sources
+
+    defaults = Sources.__init__.__defaults__ or ()
+    own = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        changed = tuple(own if default == Path("cache") else default for default in defaults)
+        patch.setattr(Sources.__init__, "__defaults__", changed)
+        yield
+
+
 def gmm_parameters() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     return {

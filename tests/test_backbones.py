@@ -23,7 +23,7 @@ from scipy.special import softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 from torchvision import datasets, transforms
-from training_samples import digits, logged_epochs, same_weights, small_recipe
+from training_samples import logged_epochs, same_weights, small_recipe
 from typer.testing import CliRunner
 
 from serving.bundle import Bundle, InputSpec
@@ -32,16 +32,17 @@ from serving.predictor import Predictor
 from serving.preprocess import to_input
 from serving.runtimes import onnxruntime
 from training.__main__ import app
-from training.backbones import backbone_input, normalisation_of
-from training.classifier import Architecture, Classifier, build_classifier
+from training.analysis.evidence import gather
+from training.backbones import normalisation_of
+from training.classifier import Architecture, build_classifier
 from training.data import Sources, as_served
 from training.evaluate import eager, measure, run_graph
 from training.export import export, golden_images, write_graphs
-from training.features import cache_key, features_of
 from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
+from training.report.facts import facts_in_words, run_facts
 from training.run import Run, RunError
-from training.train import architecture_of, train
+from training.train import train
 from training.weights import WeightsError, load_backbone
 
 CPU = torch.device("cpu")
@@ -118,17 +119,6 @@ def finished(recipe: Recipe, sources: Sources, runs: Path, run_id: str = "one") 
     run = Run.create("backbone", recipe, run_id, runs)
     train(run, sources, CPU)
     return run
-
-
-def untrained(sources: Sources, network: nn.Module | None = None) -> Classifier:
-    """A classifier with the backbone of `sources`, or another network, as its trunk."""
-    recipe = recipe_of()
-    classifier = build_classifier(architecture_of(recipe, load_images(recipe, sources).dataset))
-    classifier.encoder.trunk = network or load_backbone("resnet18", sources.weights)
-    mean, std = normalisation_of("resnet18")
-    classifier.mean.copy_(mean)
-    classifier.std.copy_(std)
-    return classifier.eval()
 
 
 def torchvision_features(images: torch.Tensor, weights: Path) -> np.ndarray:
@@ -316,95 +306,6 @@ def test_data_set_keeps_its_images_and_is_served_at_the_backbones_size(sources: 
     assert dataset.input == InputSpec(channels=3, height=224, width=224)
 
 
-# Features
-
-
-def test_features_are_those_of_torchvisions_own_model(sources: Sources) -> None:
-    dataset = load_images(recipe_of(), sources).dataset
-
-    features = features_of(untrained(sources), dataset, sources.cache)
-
-    assert features.shape == (TRAIN + TEST, 512, 1, 1)
-    expected = torchvision_features(dataset.images, sources.weights or Path())
-    np.testing.assert_allclose(features[:, :, 0, 0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gray_images_have_features_too(sources: Sources, tmp_path: Path) -> None:
-    gray = replace(digits(), images=digits().images[:2], input=backbone_input(digits().input, 224))
-
-    features = features_of(untrained(sources), gray, tmp_path)[:, :, 0, 0]
-
-    expected = torchvision_features(gray.images.expand(-1, 3, -1, -1), sources.weights or Path())
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
-
-
-class Counting(nn.Module):
-    """Stands for a backbone: 512 times the mean of each image. Fails in a batch, if told so."""
-
-    def __init__(self, fails_in: int | None = None):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(512), requires_grad=False)
-        self.calls, self.fails_in = 0, fails_in
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == self.fails_in:
-            raise KeyboardInterrupt
-        return images.mean((1, 2, 3))[:, None] * self.scale
-
-
-def test_features_are_extracted_once(sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    network = Counting()
-    classifier, dataset = untrained(sources, network), load_images(recipe_of(), sources).dataset
-
-    first = features_of(classifier, dataset, tmp_path)
-    said_first = capsys.readouterr().out
-    first += 1  # must not reach the file
-    again = features_of(classifier, dataset, tmp_path)
-
-    (file,) = tmp_path.rglob("*.npy")
-    assert network.calls == 1
-    torch.testing.assert_close(first - 1, again)
-    assert said_first == f"features of resnet18: 48 images into {file}\n"
-    assert capsys.readouterr().out == f"features of resnet18: reusing {file}\n"
-    assert file == tmp_path / "features" / cache_key(classifier, dataset) / "features.npy"
-
-
-def test_key_changes_with_weights_images_and_preprocessing(sources: Sources) -> None:
-    classifier, dataset = untrained(sources, Counting()), load_images(recipe_of(), sources).dataset
-    other_weights, other_norm = untrained(sources, Counting()), untrained(sources, Counting())
-    other_weights.encoder.trunk.scale[7] += 1e-6  # type: ignore[operator, index]
-    other_norm.mean[0] += 1
-    stretched = dataset.input.model_copy(update={"resize": "stretch"})
-
-    keys = [
-        cache_key(classifier, dataset),
-        cache_key(other_weights, dataset),
-        cache_key(other_norm, dataset),
-        cache_key(classifier, replace(dataset, input=stretched)),
-        cache_key(classifier, replace(dataset, images=dataset.images.flip(0))),
-    ]
-
-    assert len(set(keys)) == len(keys)
-    assert cache_key(untrained(sources, Counting()), dataset) == keys[0]
-
-
-def test_half_written_cache_is_not_used(sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.features.IMAGES_AT_ONCE", 16)
-    dataset = load_images(recipe_of(), sources).dataset
-    with pytest.raises(KeyboardInterrupt):
-        features_of(untrained(sources, Counting(fails_in=2)), dataset, tmp_path)
-    left = list(tmp_path.rglob("*.npy*"))
-    network = Counting()
-
-    features = features_of(untrained(sources, network), dataset, tmp_path)
-
-    assert [file.name for file in left] == [".features.npy.partial"]
-    assert network.calls == 3
-    assert [file.name for file in tmp_path.rglob("*.npy*")] == ["features.npy"]
-    assert features.flatten(1).any(1).all()
-
-
 # Trainings
 
 
@@ -545,6 +446,27 @@ def test_run_is_not_resumed_with_other_weights(sources: Sources, tmp_path: Path)
         train(run, replace(sources, weights=other), CPU)
     with pytest.raises(RunError, match=r"got others \(download\): name theirs with --weights, or train a new run$"):
         train(run, replace(sources, weights=None), CPU)
+
+
+def test_run_of_before_licences_were_kept_goes_on_with_its_weights_alone(sources: Sources, tmp_path: Path) -> None:
+    run = finished(recipe_of(fit={"epochs": 1}), sources, tmp_path)
+    description = run.description()
+    description["weights"] = description.pop("backbone")["sha256"]
+    (run.path / "run.json").write_text(json.dumps(description))
+
+    train(Run.open(run.path), sources, CPU)
+
+    with pytest.raises(RunError, match=r"^weights must be those that .*, got others \(download\)"):
+        train(Run.open(run.path), replace(sources, weights=None), CPU)
+
+
+def test_page_says_where_the_weights_are_from(lda: Run, sources: Sources) -> None:
+    evidence = gather(lda, sources, CPU)
+
+    rows = dict(facts_in_words(run_facts(evidence), None))
+
+    digest = hashlib.sha256((sources.weights or Path()).read_bytes()).hexdigest()
+    assert rows["backbone"] == f"weights: resnet18.pth (SHA-256 {digest}); licence of those published: bsd-3-clause"
 
 
 def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

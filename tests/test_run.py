@@ -25,12 +25,13 @@ from training_samples import (
     write_digit_folder,
 )
 
-from training import datasets as datasets_module
 from training import fit as fit_module
+from training import image_files as image_files_module
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import DataError, Sources
 from training.devices import describe_device
 from training.fit import DivergedError
+from training.image_files import in_memory
 from training.images import images_of, load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, load_recipe
 from training.refit import refit
@@ -312,7 +313,7 @@ def test_run_goes_on_with_the_splits_that_it_was_begun_with(folder: Path, tmp_pa
     found = images_of(run, sources).splits
     assert list(found) == list(before)
     assert all(torch.equal(found[name], before[name]) for name in before)
-    pixels = images.dataset.images[before["train"]].double()
+    pixels = in_memory(images.dataset.images[before["train"]]).double()
     assert classifier.mean.item() == pytest.approx(pixels.mean().item(), rel=1e-6)
 
 
@@ -472,16 +473,16 @@ def test_training_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     assert not runs.exists()
 
 
-def test_interruption_while_images_are_read_leaves_nothing(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interruption_while_images_are_read_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_digit_folder(tmp_path / "never-read")
+
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(datasets_module, "read_image", interrupt)
+    monkeypatch.setattr(image_files_module, "read_open_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trained(new_run(tmp_path), folder)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.isa

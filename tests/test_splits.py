@@ -7,7 +7,7 @@ from torch import Tensor
 
 from serving.bundle import InputSpec
 from training.data import DataError, Dataset
-from training.splits import copies_of, split, stratified_order
+from training.splits import copies_of, require_images, split, stratified_order
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -71,18 +71,73 @@ def test_validation_split_may_be_empty() -> None:
     assert len(parts["validation"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("counts", "validation", "test"),
+    [
+        ((5, 5, 5), 0, 0.2),
+        ((1000, 5, 20), 0.1, 0.2),
+        ((1000, 5, 3), 0.1, 0.2),
+        ((5, 5, 5), 0.1, 0.2),
+        ((3, 3, 3), 0.05, 0.05),
+        ((2, 2, 100), 0, 0.02),
+        ((2, 3, 4), 0, 0.95),
+        ((50, 50, 2), 0, 0.1),
+    ],
+)
+def test_every_class_is_in_every_split_if_it_has_images_enough(
+    counts: tuple[int, ...], validation: float, test: float
+) -> None:
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    for seed in range(5):
+        parts = split(made_up(labels), validation=validation, test=test, seed=seed, split_seed=seed)
+
+        assert torch.equal(torch.cat(list(parts.values())).sort().values, torch.arange(len(labels)))
+        for name, part in parts.items():
+            found = labels[part].bincount(minlength=3)
+            assert (found >= 1).all() or (name == "validation" and not validation)
+            if name == "test":
+                expected = torch.tensor(counts) * test
+                assert ((found - expected).abs() <= 1.5).all() or test > 0.9  # where training keeps one of each
+
+
+def test_class_that_lacks_in_a_split_gets_its_copies_together() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 6)
+    pixels = torch.arange(106)
+    pixels[100:106] = torch.tensor([100, 100, 100, 101, 101, 0])  # the last one lies under class a too
+
+    for seed in range(5):
+        parts = split(made_up(labels, pixels=pixels), validation=0, test=0.02, seed=seed, split_seed=seed)
+
+        assert all(len(found) == 1 for found in sides(parts, pixels).values())
+        assert parts["test"][labels[parts["test"]] == 2].tolist() == [103, 104]
+
+
 def test_too_few_images_for_a_split_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^every class of made-up must have images enough for a 20% split: .* 1 mem"):
+    with pytest.raises(
+        DataError,
+        match=r"^every class of made-up must have images in the validation split, got none of c, of which there are 1 "
+        r"different ones: add images, or leave the class out$",
+    ):
         split(made_up(torch.tensor([0] * 10 + [1] * 10 + [2])), validation=0.1, test=0.2, seed=0)
-    with pytest.raises(DataError, match=r"^every class of made-up must have images enough for a 10% split"):
-        split(made_up(LABELS[:18]), validation=0.1, test=0.2, seed=0)
+    with pytest.raises(
+        DataError, match=r" in the validation split, got none of b, of which there are 2 different ones"
+    ):
+        split(made_up(torch.tensor([0] * 10 + [1] * 2 + [2] * 10)), validation=0.1, test=0.2, seed=0)
+    with pytest.raises(DataError, match=r" in the test split, got none of a, of which there are 1 "):
+        split(made_up(torch.tensor([0, 1, 2])), validation=0, test=0.2, seed=0)
 
 
-def test_class_without_an_image_in_a_split_is_refused() -> None:
-    rare = made_up(torch.tensor([0] * 50 + [1] * 50 + [2] * 2))
+def test_classes_with_fewer_images_than_a_recipe_needs_are_named() -> None:
+    dataset = made_up(torch.tensor([0] * 5 + [1] * 4 + [2] * 7), pixels=torch.tensor([*range(12), 11, 11, 11, 11]))
 
-    with pytest.raises(DataError, match=r"^every class of made-up must have images in the test split, got none of "):
-        split(rare, validation=0, test=0.1, seed=0)
+    require_images(dataset, 3)
+    with pytest.raises(DataError) as caught:
+        require_images(dataset, 5)
+
+    assert str(caught.value) == (
+        "every class of made-up must have at least 5 different images for this recipe, got b with 4, c with 3: "
+        "add images, or leave the class out"
+    )
 
 
 # Copies
@@ -172,7 +227,8 @@ def test_class_of_copies_alone_cannot_be_in_every_split() -> None:
     pixels = torch.where(LABELS == 2, 2, torch.arange(600))
 
     with pytest.raises(
-        DataError, match=r"^every class of made-up must have images in the validation split, got none of c$"
+        DataError,
+        match=r"^every class of made-up must have images in the validation split, got none of c, of which there are 1 ",
     ):
         split(made_up(LABELS, pixels=pixels), validation=0.25, test=0.2, seed=0)
 

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from training_samples import FOLDER_DATA, logged_epochs, small_recipe, write_digit_folder
 from typer.main import get_command
 
@@ -160,6 +163,51 @@ def test_folder_of_images_takes_the_place_of_a_recipes_data_set(cli: Cli, work: 
 
     assert answer.code == 0
     assert Run.open(work / "runs/digits-mda/own").description()["dataset"]["name"] == "some-digits"
+
+
+def test_photos_without_a_recipe_are_trained_on_a_backbone(cli: Cli, work: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), work / "resnet18.pth")
+    for label, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        (work / "photos" / label).mkdir(parents=True)
+        for number in range(5):
+            pixels = np.random.default_rng(number).integers(0, 56, (100, 96 + number, 3)) + colour
+            Image.fromarray(pixels.astype(np.uint8)).save(work / "photos" / label / f"{number}.jpg")
+
+    answer = cli("train", "--data", "photos", "--id", "chosen", "--weights", "resnet18.pth")
+
+    assert answer.code == 0
+    assert answer.out.startswith(
+        "recipe images, for the median image's shorter side is 98 pixels, at least 96\n"
+        "the other one is taken by  python -m training train images-small --data photos\n"
+    )
+    assert Run.open(work / "runs/images/chosen").description()["dataset"]["splits"] == {
+        "train": 6, "validation": 2, "test": 2,
+    }  # fmt: skip
+    evaluated = cli("evaluate", "runs/images/chosen", "--json")
+    assert json.loads(evaluated.out)["accuracy"] == 1.0
+    (work / "photos" / "blue" / "4.jpg").write_bytes(b"")
+    refused = cli("train", "--data", "photos", "--weights", "resnet18.pth")
+    assert refused.code == 1
+    assert refused.err.splitlines() == [
+        "photos: 1 of 10 files cannot be read and are left out: blue/4.jpg: image must not be empty, got 0 bytes",
+        "error: every class of photos must have at least 5 different images for this recipe, got blue with 4: "
+        "add images, or leave the class out",
+    ]
+
+
+def test_small_pictures_without_a_recipe_are_trained_on_from_scratch(cli: Cli, work: Path) -> None:
+    settings = ["encoder.width=4", "encoder.dim=4", "refit.dim=4", "fit.epochs=1", "fit.scales=[0.25]"]
+    overrides = [argument for setting in settings for argument in ("--set", setting)]
+
+    answer = cli("train", "--data", "some-digits", "--id", "chosen", *overrides)
+
+    assert answer.code == 0
+    assert answer.out.startswith(
+        "recipe images-small, for the median image's shorter side is 8 pixels, less than 96\n"
+        "the other one is taken by  python -m training train images --data some-digits\n"
+    )
+    assert (work / "runs/images-small/chosen/classifier.pt").is_file()
 
 
 def test_interrupted_run_is_resumed(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

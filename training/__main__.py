@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +15,7 @@ from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Variant, VariantPreci
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
+from training.choice import chosen_recipe
 from training.commands import experiments, reports
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.data import DataError, Sources, write_samples
@@ -56,7 +56,7 @@ def list_recipes() -> None:
 
 @app.command("train")
 def train_command(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or a TOML file.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name or TOML file; not needed with --data.")] = None,
     data_root: DataRootOption = Path("data"),
     data: FolderOption = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's fit.epochs.")] = None,
@@ -66,7 +66,8 @@ def train_command(
         list[str] | None, typer.Option("--set", help="key=value, such as fit.lr=0.01; repeatable.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A pretrained backbone's weights (.pth, .safetensors), instead of a download.")
+        Path | None,
+        typer.Option(help="A backbone's weights (.pth, .safetensors), instead of its package's or a download."),
     ] = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the run; the time if left out.")] = None,
     start: Annotated[
@@ -88,7 +89,9 @@ def train_command(
         run = Run.open(resume)
     else:
         if recipe is None:
-            raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
+            if data is None:
+                raise typer.BadParameter("name a RECIPE (python -m training recipes lists them) or a run to --resume")
+            recipe = chosen_recipe(data)
         name, resolved = _resolve(recipe, data, epochs, seed, overrides or [])
         require_weights(resolved.encoder.kind, weights)
         run = Run.create(name, resolved, run_id, start=Run.open(start) if start else None)
@@ -118,7 +121,7 @@ def evaluate_command(
     else:
         run = Run.open(target)
         call, images = eager(run.load_classifier(), chosen), _images_of_run(run, data_root, data)
-    part = images.part(split, torch.device("cpu"))
+    part = images.streamed(split)
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
     metrics = {"split": split, **measure(run_graph(call, part.images, images.dataset.input), part.labels)}

@@ -29,6 +29,7 @@ from serving.bundle import InputSpec
 
 TIMM = "timm:"  # before a network's name in timm
 VIT = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+HUB = "https://huggingface.co/{}/resolve/main/model.safetensors"
 LEAST_SIDE = 32  # pixels; what convolutional networks halve five times
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -50,7 +51,7 @@ class Backbone:
         classifier: prefixes of the keys of its classifier, which a state dict may hold and which are left out.
         licence: of its published weights, as the library or the package states it; None if it does not.
         build: the network without its classifier, its weights random.
-        download: the library's pretrained state dict; None if the weights come in a package.
+        download: the library's pretrained state dict; None if it has none.
         package: the package that holds the weights, as pip names it; empty if there is none.
         by_hand: what to fetch from where if the download fails.
     """
@@ -137,10 +138,9 @@ def _of_timm(name: str) -> Backbone:
     timm = _timm()
     _require_known(timm, name)
     config = timm.get_pretrained_cfg(name)
-    channels, side, columns = config.input_size
-    with torch.device("meta"), torch.inference_mode():
-        made = _build_timm(name).eval()(torch.zeros(1, *config.input_size)) if channels == 3 else None
-    if side != columns or not isinstance(made, Tensor) or made.dim() != 2:
+    side = config.input_size[1]
+    made = _meta_features(name, side) if config.input_size == (3, side, side) else None
+    if not isinstance(made, Tensor) or made.dim() != 2:
         raise ValueError(f"encoder.kind must make features of square images in colour, got {TIMM}{name}")
     classifier = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     return Backbone(
@@ -150,11 +150,17 @@ def _of_timm(name: str) -> Backbone:
         any_side=not config.fixed_input_size,
         normalisation=(tuple(config.mean), tuple(config.std)),
         classifier=tuple(f"{prefix}." for prefix in classifier),
-        licence=config.license,
+        licence=config.license if config.has_weights else None,
         build=partial(_build_timm, name),
-        download=partial(_timm_weights, name),
-        by_hand=f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors",
+        download=partial(_timm_weights, name) if config.has_weights else None,
+        by_hand=HUB.format(config.hf_hub_id) if config.hf_hub_id else config.url or "",
     )
+
+
+def _meta_features(name: str, side: int) -> Any:
+    """What a network makes of one image, without memory for either."""
+    with torch.device("meta"), torch.inference_mode():
+        return _build_timm(name).eval()(torch.zeros(1, 3, side, side))
 
 
 def _require_known(timm: Any, name: str) -> None:
@@ -231,7 +237,7 @@ ROWS = (
         licence="apache-2.0",
         build=partial(_build_timm, VIT),
         download=partial(_timm_weights, VIT),
-        by_hand=f"https://huggingface.co/timm/{VIT}/resolve/main/model.safetensors",
+        by_hand=HUB.format(f"timm/{VIT}"),
     ),
 )
 BACKBONES = {row.kind: row for row in ROWS}

@@ -1,4 +1,4 @@
-"""A data set as uint8 tensors, and batches made on the device.
+"""A data set, as uint8 tensors or as files, and batches made on the device.
 
 training/datasets.py has the data sets themselves, training/splits.py how they are cut.
 """
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from serving.bundle import InputSpec
 from serving.preprocess import to_input
+from training.image_files import ImageFiles, Images, in_memory
+
+if TYPE_CHECKING:
+    from training.features import FeatureCache
 
 
 class DataError(ValueError):
@@ -24,12 +29,16 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where data sets lie, `root` for torchvision's and `folder` for the user's own, and what frozen backbones need."""
+    """Where data sets lie, `root` for torchvision's and `folder` for the user's own, and what frozen backbones need.
+
+    `features` are made of a folder's images in the same pass that reads them for the first time.
+    """
 
     root: Path = Path("data")
     folder: Path | None = None
     weights: Path | None = None  # of the backbone; its library's download if there are none
-    cache: Path = Path("cache")  # of the backbone's features
+    cache: Path = Path("cache")  # of a folder's index and of the backbone's features
+    features: "FeatureCache | None" = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Dataset:
     """Labelled images.
 
     Attributes:
-        images: uint8 (N, channels, height, width).
+        images: uint8 (N, channels, height, width), or files that become this.
         labels: int64 (N,), positions in `classes`.
         classes: class names.
         test_start: position of the first image of the data set's own test split, which reaches to the end, if any.
@@ -46,7 +55,7 @@ class Dataset:
     """
 
     name: str
-    images: Tensor
+    images: Images
     labels: Tensor
     classes: tuple[str, ...]
     input: InputSpec
@@ -60,8 +69,10 @@ class Dataset:
         return f"image {position} ({self.classes[int(self.labels[position])]})"
 
     def fingerprint(self) -> str:
-        """SHA-256 over pixels and labels."""
-        sha = hashlib.sha256(self.images.contiguous().numpy().data)
+        """SHA-256 over the pixels, or over the digests of those that are in files, and the labels."""
+        images = self.images
+        contents = images.digests if isinstance(images, ImageFiles) else images.contiguous().numpy()
+        sha = hashlib.sha256(np.ascontiguousarray(contents).data)
         sha.update(self.labels.contiguous().numpy().data)
         return sha.hexdigest()
 
@@ -94,7 +105,7 @@ def write_samples(dataset: Dataset, folder: Path, count: int, seed: int) -> list
     files = []
     for position in (order[:count] + first).tolist():
         label = re.sub(r"[^A-Za-z0-9_.]+", "-", dataset.classes[int(dataset.labels[position])])
-        pixels = dataset.images[position].permute(1, 2, 0).squeeze(2).numpy()
+        pixels = in_memory(dataset.images[torch.tensor([position])])[0].permute(1, 2, 0).squeeze(2).numpy()
         files.append(folder / f"{position:05d}-{label}.png")
         Image.fromarray(pixels).save(files[-1])
     return files

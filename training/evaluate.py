@@ -4,6 +4,7 @@ The NLL is worked out in float64 from the log-posterior, which a classifier has 
 posterior alone; float32 holds no probability below 1e-45 and some runtimes none below 1e-38.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,26 +18,26 @@ from serving.runtimes import Outputs
 from training.calibration_error import calibration_error, confidences, equal_mass_bins, equal_width_bins
 from training.classifier import Classifier, ServedGraph
 from training.data import as_served
+from training.image_files import Images, images_at_once
 from training.progress import track
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-BATCH_PIXELS = 64 * 224 * 224  # a gigabyte of ResNet-18's activations
 
 
 def run_graph(
-    call: Callable[[NDArray[np.uint8]], Outputs], images: Tensor, spec: InputSpec | None = None, batch_size: int = 256
+    call: Callable[[NDArray[np.uint8]], Outputs], images: Images, spec: InputSpec | None = None, batch_size: int = 256
 ) -> Outputs:
     """Every output for every image.
 
     Args:
         call: answers one uint8 batch.
-        images: uint8 (N, channels, H, W).
+        images: uint8 (N, channels, H, W), or files that become this.
         spec: what `call` takes, if images of another size or with fewer channels are to be made into it.
         batch_size: at most; less where the images that `call` takes are large.
     """
     if spec is not None:
-        batch_size = min(batch_size, max(1, BATCH_PIXELS // (spec.height * spec.width)))
-    batches = track(images.split(batch_size), "evaluate")
+        batch_size = images_at_once(spec, batch_size)
+    batches = track(images.split(batch_size), "evaluate", total=math.ceil(len(images) / batch_size))
     parts = [call((batch if spec is None else as_served(batch, spec)).numpy()) for batch in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -28,7 +28,7 @@ from training.classifier import Architecture, Classifier, ServedGraph
 from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
-from training.images import Labelled, images_of
+from training.images import Streamed, images_of
 from training.onnx_graph import write_onnx
 from training.run import Run
 from training.variants import WantedVariants, add_variants, wanted_variants
@@ -65,20 +65,21 @@ def export(
     return write_bundle(
         target,
         classifier,
-        images.part("test", torch.device("cpu")),
+        images.streamed("test"),
         variants=wanted_variants(variants, images) if variants else None,
         replace=replace,
         labels=images.dataset.classes,
         input=images.dataset.input,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         dataset=run.description()["dataset"],
+        backbone=run.description().get("backbone"),
     )
 
 
 def write_bundle(
     target: Path,
     classifier: Classifier,
-    test: Labelled,
+    test: Streamed,
     *,
     variants: WantedVariants | None = None,
     replace: bool = False,
@@ -92,7 +93,7 @@ def write_bundle(
         test: the images that the metrics are measured on.
         variants: graphs of other precisions to add.
         replace: whether a bundle that is there may be replaced.
-        fields: the manifest's labels, input, recipe and dataset.
+        fields: the manifest's labels, input, recipe, dataset and backbone.
     """
     fields |= {
         "name": target.parent.name,

@@ -77,13 +77,15 @@ def open_extractor(classifier: Classifier, device: torch.device) -> Extractor:
     """
     pooled = copy.deepcopy(Pooled(classifier)).requires_grad_(False).eval()
     if device.type == "cpu":
-        return Extractor(
-            f"ONNX Runtime {onnxruntime().__version__}",
-            _in_onnxruntime(pooled.cpu(), classifier.architecture.image_shape),
-        )
-    precision = choose_precision("auto", device).precision
-    engine = f"torch {torch.__version__} in {precision} on {describe_device(device)}"
-    return Extractor(engine, _in_torch(pooled, device, precision))
+        return Extractor(engine_of(device), _in_onnxruntime(pooled.cpu(), classifier.architecture.image_shape))
+    return Extractor(engine_of(device), _in_torch(pooled, device, choose_precision("auto", device).precision))
+
+
+def engine_of(device: torch.device) -> str:
+    """What computes features on a device, in words."""
+    if device.type == "cpu":
+        return f"ONNX Runtime {onnxruntime().__version__}"
+    return f"torch {torch.__version__} in {choose_precision('auto', device).precision} on {describe_device(device)}"
 
 
 def _in_onnxruntime(pooled: Pooled, shape: tuple[int, int, int]) -> Call:

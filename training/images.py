@@ -13,20 +13,28 @@ from torch import Tensor
 from training.backbones import backbone_input, backbone_of
 from training.data import DataError, Dataset, Sources
 from training.datasets import load_dataset
+from training.image_files import Images, in_memory
 from training.recipe import Recipe
 from training.run import Run
 from training.splits import Splits, split
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images uint8 (N, channels, H, W) and labels int64 (N,) on one device."""
+class Streamed:
+    """Images uint8 (N, channels, H, W), which may be in files, and labels int64 (N,) on the CPU."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Labelled(Streamed):
+    """Images uint8 (N, channels, H, W) and labels int64 (N,) in the memory of one device."""
+
+    images: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,16 @@ class LabelledImages:
         return {name: len(positions) for name, positions in self.splits.items()}
 
     def part(self, name: str, device: torch.device) -> Labelled:
-        """One split, on a device.
+        """One split, all of it in a device's memory.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        part = self.streamed(name)
+        return Labelled(in_memory(part.images).to(device), part.labels.to(device))
+
+    def streamed(self, name: str) -> Streamed:
+        """One split, its images where they are.
 
         Raises:
             DataError: if there is no such split.
@@ -49,7 +66,7 @@ class LabelledImages:
         if name not in self.splits:
             raise DataError(f"split must be one of {', '.join(self.splits)}, got {name!r}")
         positions = self.splits[name]
-        return Labelled(self.dataset.images[positions].to(device), self.dataset.labels[positions].to(device))
+        return Streamed(self.dataset.images[positions], self.dataset.labels[positions])
 
 
 def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:

@@ -3,14 +3,13 @@
 splits = split(dataset, validation=0.1, test=0.2, seed=0)
 """
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data import DataError, Dataset
+from training.image_files import Images, digests_of
 
 Splits = dict[str, Tensor]  # train, validation, test: positions, int64, sorted
 Positions = NDArray[np.int64]
@@ -42,18 +41,31 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, split_
     train, chosen = _cut(dataset, rest, copies, validation, seed + 1)
     splits = {"train": train, "validation": chosen, "test": held_out}
     for name, positions in splits.items():
-        missing = set(range(len(dataset.classes))) - set(dataset.labels[positions].tolist())
-        if missing and len(positions):
-            short = dataset.classes[min(missing)]
-            raise DataError(f"every class of {dataset.name} must have images in the {name} split, got none of {short}")
+        if name != "validation" or validation:
+            _require_every_class(dataset, copies, name, positions)
     return splits
 
 
-def copies_of(images: Tensor) -> Positions:
+def require_images(dataset: Dataset, fewest: int) -> None:
+    """Refuse classes with fewer images than a recipe needs, copies counted once.
+
+    Raises:
+        DataError: naming every such class with its number.
+    """
+    copies = copies_of(dataset.images)
+    counts = {label: len(set(copies[dataset.labels.numpy() == n])) for n, label in enumerate(dataset.classes)}
+    if few := {label: count for label, count in counts.items() if count < fewest}:
+        named = ", ".join(f"{label} with {count}" for label, count in few.items())
+        raise DataError(
+            f"every class of {dataset.name} must have at least {fewest} different images for this recipe, got {named}: "
+            "add images, or leave the class out"
+        )
+
+
+def copies_of(images: Images) -> Positions:
     """For each image (N, channels, H, W), the position of the first one with the same pixels; (N,)."""
     first: dict[bytes, int] = {}
-    pixels = images.contiguous().numpy()
-    digests = (hashlib.blake2b(one.data, digest_size=16).digest() for one in pixels)
+    digests = (digest.tobytes() for digest in digests_of(images))
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 
 
@@ -72,23 +84,40 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     return by_class[share_before.argsort(stable=True)]
 
 
-def _cut(dataset: Dataset, positions: Tensor, copies: Positions, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Stratified (rest, share) of positions."""
-    from sklearn.model_selection import train_test_split
+def _require_every_class(dataset: Dataset, copies: Positions, name: str, positions: Tensor) -> None:
+    missing = set(range(len(dataset.classes))) - set(dataset.labels[positions].tolist())
+    if missing:
+        short = min(missing)
+        count = len(set(copies[dataset.labels.numpy() == short]))
+        raise DataError(
+            f"every class of {dataset.name} must have images in the {name} split, got none of "
+            f"{dataset.classes[short]}, of which there are {count} different ones: add images, or leave the class out"
+        )
 
+
+def _cut(dataset: Dataset, positions: Tensor, copies: Positions, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Stratified (rest, share) of positions, both with images of every class that has two different ones."""
     if share == 0:
         return positions, positions[:0]
-    labels = dataset.labels[positions].numpy()
-    try:
-        _, chosen = train_test_split(np.arange(len(positions)), test_size=share, random_state=seed, stratify=labels)
-    except ValueError as exc:
-        raise DataError(
-            f"every class of {dataset.name} must have images enough for a {share:.0%} split: {exc}"
-        ) from exc
-    is_chosen = np.zeros(len(positions), bool)
-    is_chosen[chosen] = True
-    taken = torch.from_numpy(_kept_together(is_chosen, labels, copies[positions.numpy()], seed))
+    labels, copies = dataset.labels[positions].numpy(), copies[positions.numpy()]
+    is_chosen = _kept_together(_stratified(labels, share, seed), labels, copies, seed)
+    taken = torch.from_numpy(_on_both_sides(is_chosen, labels, copies, seed))
     return positions[~taken], positions[taken]
+
+
+def _stratified(labels: Positions, share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images are chosen, as scikit-learn does it; where it sees too few for their classes, each in its share."""
+    from sklearn.model_selection import train_test_split
+
+    is_chosen = np.zeros(len(labels), bool)
+    try:
+        _, chosen = train_test_split(np.arange(len(labels)), test_size=share, random_state=seed, stratify=labels)
+    except ValueError:
+        order = np.random.default_rng(seed).permutation(len(labels))
+        of_classes = (order[labels[order] == label] for label in np.unique(labels))
+        chosen = np.concatenate([members[: round(share * len(members))] for members in of_classes])
+    is_chosen[chosen] = True
+    return is_chosen
 
 
 def _kept_together(is_chosen: NDArray[np.bool_], labels: Positions, copies: Positions, seed: int) -> NDArray[np.bool_]:
@@ -106,4 +135,20 @@ def _kept_together(is_chosen: NDArray[np.bool_], labels: Positions, copies: Posi
         label = labels[members[0]]
         is_chosen[members] = taken = sizes[one] < 2 * lacking[label]
         lacking[label] -= sizes[one] * taken
+    return is_chosen
+
+
+def _on_both_sides(is_chosen: NDArray[np.bool_], labels: Positions, copies: Positions, seed: int) -> NDArray[np.bool_]:
+    """The same choice, but for a class that is on one side only: one image of it changes sides, with its copies.
+
+    It is one of those with the fewest copies, and none that lies under two classes. The other side keeps another one.
+    """
+    generator = np.random.default_rng(seed)
+    for side in (True, False):
+        for label in np.setdiff1d(labels, labels[is_chosen == side]):
+            groups, sizes = np.unique(copies[labels == label], return_counts=True)
+            pure = np.array([(labels[copies == group] == label).all() for group in groups])
+            if len(groups) > 1 and pure.any():
+                smallest = groups[pure & (sizes == sizes[pure].min())]
+                is_chosen[copies == generator.choice(smallest)] = side
     return is_chosen

@@ -13,7 +13,7 @@ from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources, as_served, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
-from training.features import features_of, head_stage, joined
+from training.features import FeatureCache, features_of, head_stage, joined, open_features
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
 from training.power import with_power
@@ -21,7 +21,10 @@ from training.progress import say, warn
 from training.recipe import CalibrationSpec, Recipe
 from training.refit import check_limits, refit
 from training.run import Run
+from training.splits import require_images
 from training.weights import load_backbone, require_weights
+
+FEWEST_PHOTOS = 5  # of a class, for a head on a backbone's features
 
 
 def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
@@ -34,19 +37,25 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     recipe = run.recipe
     require_weights(recipe.encoder.kind, sources.weights)
     before = run.start or run
-    images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
     if before.has_begun:
         before.require_same_weights(sources)
+    backbone = _backbone_of(recipe, sources, device) if backbone_of(recipe.encoder.kind) else None
+    if backbone is not None and not recipe.fine_tunes:
+        sources = replace(sources, features=open_features(backbone, sources.cache))
+    images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
+    if backbone is not None and recipe.data.name == "folder":
+        require_images(images.dataset, FEWEST_PHOTOS)
     torch.manual_seed(recipe.seed)
     classifier = build_classifier(architecture_of(recipe, images.dataset)).to(device)
     _check_refit(classifier, recipe, images)
-    if backbone_of(recipe.encoder.kind) is not None:
-        _take_backbone(classifier, sources)
+    if backbone is not None:
+        _take_backbone(classifier, backbone)
     _begin(run, images, sources, device)
     if recipe.fine_tunes:
         _fine_tune(classifier, run, images)
-    if backbone_of(recipe.encoder.kind) is not None:
-        classifier = _train_on_features(classifier, run, images, sources)
+        sources = replace(sources, features=open_features(classifier, sources.cache))
+    if sources.features is not None:
+        classifier = _train_on_features(classifier, run, images, sources.features)
     else:
         training = images.part("train", device)
         classifier.learn_normalisation(training.images)
@@ -90,15 +99,23 @@ def _tell_duplicates(found: dict[str, Any]) -> None:
         tell(line)
 
 
-def _take_backbone(classifier: Classifier, sources: Sources) -> None:
-    """Give `classifier` its pretrained trunk and the normalisation that suits it."""
-    spec = classifier.architecture.encoder
+def _backbone_of(recipe: Recipe, sources: Sources, device: torch.device) -> Classifier:
+    """A classifier of which the pretrained trunk and its normalisation are meant, and no head of any data set."""
+    spec, backbone = recipe.encoder, require_backbone(recipe.encoder.kind)
+    side = backbone.side_seen(spec.side)
+    alone = build_classifier(Architecture((3, side, side), 2, spec, recipe.head)).eval()
     network = load_backbone(spec.kind, sources.weights)
-    trunk = with_power(network, require_backbone(spec.kind).dim) if spec.power else network
-    classifier.encoder.trunk = trunk.eval().to(classifier.mean.device)
+    alone.encoder.trunk = (with_power(network, backbone.dim) if spec.power else network).eval()
     mean, std = normalisation_of(spec.kind)
-    classifier.mean.copy_(mean)
-    classifier.std.copy_(std)
+    alone.mean.copy_(mean)
+    alone.std.copy_(std)
+    return alone.to(device)
+
+
+def _take_backbone(classifier: Classifier, backbone: Classifier) -> None:
+    classifier.encoder.trunk = backbone.encoder.trunk
+    classifier.mean.copy_(backbone.mean)
+    classifier.std.copy_(backbone.std)
 
 
 def _fine_tune(classifier: Classifier, run: Run, images: LabelledImages) -> None:
@@ -112,10 +129,10 @@ def _fine_tune(classifier: Classifier, run: Run, images: LabelledImages) -> None
     classifier.encoder.trunk.requires_grad_(False).eval()
 
 
-def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, sources: Sources) -> Classifier:
-    """Train what follows a backbone on what that makes of the images; a fine-tuned one has learned already."""
+def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, cache: FeatureCache) -> Classifier:
+    """Train what follows a frozen backbone on what that makes of the images."""
     device = classifier.mean.device
-    features = features_of(classifier, images.dataset, sources.cache)
+    features = features_of(cache, images.dataset)
     images = replace(images, dataset=replace(images.dataset, images=features))
     training, validation = images.part("train", device), images.part("validation", device)
     return joined(classifier, _train_stages(head_stage(classifier), run, training, validation))

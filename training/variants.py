@@ -31,7 +31,8 @@ from serving.bundle import (
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
-from training.images import Labelled, LabelledImages
+from training.image_files import in_memory
+from training.images import LabelledImages, Streamed
 from training.int8 import write_int8
 from training.splits import stratified_order
 from training.variant_costs import cost_of, require_cheap
@@ -53,7 +54,7 @@ class WantedVariants:
 
     precisions: Collection[VariantPrecision]
     calibration: torch.Tensor
-    judged: Labelled
+    judged: Streamed
     judged_split: Literal["train", "validation"]
 
 
@@ -65,12 +66,12 @@ def wanted_variants(precisions: Collection[VariantPrecision], images: LabelledIm
     judged_split: Literal["train", "validation"] = "validation" if len(validation) else "train"
     judged = validation if len(validation) else train[count:]
     judged = judged[stratified_order(dataset.labels[judged], seed=0)[:JUDGED_IMAGES]]
-    labelled = Labelled(dataset.images[judged], dataset.labels[judged])
-    return WantedVariants(precisions, dataset.images[train[:count]], labelled, judged_split)
+    labelled = Streamed(dataset.images[judged], dataset.labels[judged])
+    return WantedVariants(precisions, in_memory(dataset.images[train[:count]]), labelled, judged_split)
 
 
 def add_variants(
-    bundle: Bundle, wanted: WantedVariants, test: Labelled, exact: Outputs
+    bundle: Bundle, wanted: WantedVariants, test: Streamed, exact: Outputs
 ) -> dict[VariantPrecision, Variant]:
     """Write variants of a bundle that is being made, and measure them on the CPU.
 
@@ -126,7 +127,7 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
     """
     old = Bundle.load(folder)
     wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images)
-    test = images.part("test", torch.device("cpu"))
+    test = images.streamed("test")
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
     made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES)
     with staged(folder, replace=True) as stage:

@@ -11,7 +11,7 @@ implementation (https://github.com/lukemelas/EfficientNet-PyTorch), which are tu
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def load_backbone(kind: str, weights: Path | None = None) -> nn.Module:
     network = backbone.build().requires_grad_(False).eval()
     file = weights or _packaged(backbone)
     state, source = (_download(backbone), f"the download of {kind}") if file is None else (_read(file), str(file))
-    state = _timm_names(state, network)
+    state = _timm_names(state, network.state_dict())
     kept = {name: value for name, value in state.items() if not name.startswith(backbone.classifier)}
     if problems := _problems(kept, network.state_dict()):
         raise WeightsError(f"{source} must hold the weights of {kind}, got {'; '.join(problems)}")
@@ -97,8 +97,13 @@ def describe_weights(kind: str, weights: Path | None) -> dict[str, str | None]:
 
 
 def _packaged(backbone: Backbone) -> Path | None:
-    """The file of weights in a backbone's package; None for one whose library downloads them."""
+    """The file of weights in a backbone's package; None for one whose library downloads them.
+
+    Raises:
+        WeightsError: if the package is not installed, or neither a package nor the library has weights.
+    """
     if not backbone.package:
+        _require_download(backbone)
         return None
     found = importlib.util.find_spec(backbone.package.replace("-", "_"))
     files = [] if found is None or found.origin is None else [*Path(found.origin).parent.glob("models/*.pth")]
@@ -110,12 +115,12 @@ def _packaged(backbone: Backbone) -> Path | None:
     return files[0]
 
 
-def _timm_names(state: State, network: nn.Module) -> State:
+def _timm_names(state: State, expected: State) -> State:
     """A state dict under timm's names if it has those of the EfficientNet packages; else as it is."""
     if "_conv_stem.weight" not in state:
         return state
-    stages: Any = getattr(network, "blocks", [])
-    places = [f"blocks.{number}.{index}" for number, stage in enumerate(stages) for index in range(len(stage))]
+    blocks = [found[0] for name in expected if (found := re.match(r"blocks\.\d+\.\d+", name))]
+    places = list(dict.fromkeys(blocks))
     return {_timm_name(name, places, state): value for name, value in state.items()}
 
 
@@ -168,11 +173,18 @@ def _load(file: Path) -> Any:
     return load(file, map_location="cpu", weights_only=True)
 
 
-def _download(backbone: Backbone) -> State:
+def _require_download(backbone: Backbone) -> Callable[[], State]:
     if backbone.download is None:
-        raise WeightsError(f"the weights of {backbone.kind} must be in a file, got none: name it with --weights FILE")
+        raise WeightsError(
+            f"the weights of {backbone.kind} must be named with --weights FILE, got none: timm publishes none"
+        )
+    return backbone.download
+
+
+def _download(backbone: Backbone) -> State:
+    download = _require_download(backbone)
     try:
-        return backbone.download()
+        return download()
     except Exception as exc:  # URLError, RuntimeError, the hub's own errors, httpx's
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise WeightsError(

@@ -18,6 +18,7 @@ from serving.runtimes import Outputs
 from training.classifier import Classifier
 from training.data import Dataset, Sources
 from training.evaluate import eager, measure, run_graph
+from training.image_files import Images
 from training.images import images_of
 from training.run import Run
 
@@ -33,12 +34,12 @@ class Answers:
     """Images with labels, and a network's outputs for them.
 
     Attributes:
-        images: uint8 (N, channels, H, W).
+        images: uint8 (N, channels, H, W), or files that become this.
         labels: (N,).
         outputs: as `evaluate.run_graph` gives them.
     """
 
-    images: Tensor
+    images: Images
     labels: Labels
     outputs: Outputs
 
@@ -76,7 +77,7 @@ def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPL
         ValueError: if `sample` is less than one.
     """
     classifier, images = run.load_classifier(), images_of(run, sources)
-    training, test = (images.part(name, torch.device("cpu")) for name in ("train", "test"))
+    training, test = (images.streamed(name) for name in ("train", "test"))
     chosen = torch.from_numpy(stratified(training.labels.numpy(), sample, run.recipe.seed))
     return Evidence(
         run,
@@ -95,12 +96,12 @@ def measure_run(run: Run, sources: Sources, device: torch.device) -> dict[str, A
         DataError: if the images are not there.
     """
     classifier, images = run.load_classifier(), images_of(run, sources)
-    test = images.part("test", torch.device("cpu"))
+    test = images.streamed("test")
     return measure(run_graph(eager(classifier, device), test.images, images.dataset.input), test.labels)
 
 
 def answers_of(
-    classifier: Classifier, images: Tensor, labels: Tensor, spec: InputSpec, device: torch.device
+    classifier: Classifier, images: Images, labels: Tensor, spec: InputSpec, device: torch.device
 ) -> Answers:
     """A network's outputs for images, made into what it takes (`spec`) and computed on `device`; it ends on the CPU."""
     outputs = run_graph(eager(classifier, device), images, spec)

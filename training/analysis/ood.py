@@ -42,6 +42,7 @@ from training.analysis.linear import linear_readout
 from training.classifier import Classifier
 from training.data import DataError, Dataset, Sources
 from training.datasets import DATASETS, load_dataset
+from training.image_files import in_memory
 from training.intervals import auroc_interval
 from training.recipe import DataSpec
 from training.run import Run
@@ -131,7 +132,8 @@ def stranger_images(dataset: Dataset, sources: Sources) -> tuple[Tensor, Tensor]
     if strangers.images.shape[1:] != dataset.images.shape[1:]:
         ours, theirs = ("x".join(map(str, data.images.shape[1:])) for data in (dataset, strangers))
         raise DataError(f"strangers must have images of {ours} as {dataset.name} has, got {theirs} in {name}")
-    return strangers.images[strangers.test_start :], strangers.labels[strangers.test_start :]
+    test = torch.arange(strangers.test_start or 0, len(strangers.labels))
+    return in_memory(strangers.images[test]), strangers.labels[test]
 
 
 def scores_of(evidence: Evidence, answers: Answers, fitted: RelativeMahalanobis) -> FamiliarityScores:

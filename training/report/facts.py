@@ -6,14 +6,14 @@ from training.analysis.evidence import Evidence
 from training.duplicates import in_words
 from training.heads import DiscriminantHead
 
-NOT_OF_EVERY_RUN = ("precision", "epochs_from", "resumed", "duplicates")
+NOT_OF_EVERY_RUN = ("backbone", "precision", "epochs_from", "resumed", "duplicates")
 
 
 def run_facts(evidence: Evidence) -> dict[str, Any]:
     """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit.
 
-    With `epochs_from` if another run trained the first of them, `resumed` if the run was interrupted, and `duplicates`
-    unless the run is from before they were looked for.
+    With `epochs_from` if another run trained the first of them, `resumed` if the run was interrupted, and `backbone`
+    and `duplicates` unless the run is from before they were recorded.
     """
     run, head = evidence.run, evidence.classifier.head
     description, epochs = run.description(), run.epochs()
@@ -51,6 +51,7 @@ def facts_in_words(run: dict[str, Any], log_density: float | None) -> list[list[
         ["recipe", run["recipe"]],
         ["data", f"{run['data']}: {splits}; {len(run['classes'])} classes"],
         ["network", f"{run['encoder']}, {run['dim']} features, {run['parameters']:,} parameters"],
+        *([["backbone", _backbone(run["backbone"])]] if run.get("backbone") else []),
         ["head", f"{run['head']}{covariance}{of_class}"],
         ["training", _history(run)],
         ["versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())],
@@ -61,6 +62,12 @@ def facts_in_words(run: dict[str, Any], log_density: float | None) -> list[list[
     if "duplicates" in run:
         rows.append(["duplicates", "; ".join(in_words(run["duplicates"])) or "none found"])
     return rows if log_density is None else [*rows, ["mean log-density of test images", f"{log_density:.2f} nats"]]
+
+
+def _backbone(backbone: dict[str, Any]) -> str:
+    """Where a backbone's weights are from, their digest, and under what licence the published ones are."""
+    sha256 = f" (SHA-256 {backbone['sha256']})" if backbone["sha256"] else ""
+    return f"weights: {backbone['weights']}{sha256}; licence of those published: {backbone['licence'] or 'not stated'}"
 
 
 def _history(run: dict[str, Any]) -> str:

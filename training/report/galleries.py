@@ -11,6 +11,7 @@ from torch import Tensor
 from training.analysis.components import assignments, of_class
 from training.analysis.evidence import Answers, Evidence
 from training.heads import DiscriminantHead
+from training.image_files import in_memory
 from training.report.image_plots import GalleryRow, gallery
 from training.report.page import Picture
 from training.report.plots import shortened
@@ -91,7 +92,7 @@ def _most_even(head: DiscriminantHead, assigned: NDArray[np.int64], labels: NDAr
 
 
 def _pick(answers: Answers, positions: NDArray[np.int64]) -> Tensor:
-    return answers.images[torch.from_numpy(positions)]
+    return in_memory(answers.images[torch.from_numpy(positions)])
 
 
 def _some(

@@ -3,13 +3,13 @@
 from statistics import mean
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from training.analysis.diagnostics import Pair, pairs_by_distance
 from training.analysis.evidence import answers_of
 from training.figures import BLUE, RED, new_figure, save_figure, show_image, tidy
-from training.images import Labelled
+from training.image_files import in_memory
+from training.images import Streamed
 from training.studies.study import Outcome, Setting, of_runs
 
 RECIPE = "cifar100-lda"
@@ -25,7 +25,7 @@ def run(setting: Setting) -> Outcome:
     """
     found = setting.run(0, RECIPE)
     images = setting.images_of(found)
-    train, classes = images.part("train", torch.device("cpu")), images.dataset.classes
+    train, classes = images.streamed("train"), images.dataset.classes
     spec = images.dataset.input
     seen = answers_of(found.load_classifier(), train.images, train.labels, spec, setting.device)
     pairs = pairs_by_distance(seen.features, seen.labels, len(classes))
@@ -64,7 +64,7 @@ def _draw(pairs: list[Pair], classes: tuple[str, ...], name: str) -> Any:
     return figure
 
 
-def _examples(pairs: list[Pair], data: Labelled, classes: tuple[str, ...]) -> Any:
+def _examples(pairs: list[Pair], data: Streamed, classes: tuple[str, ...]) -> Any:
     """Rows of training images: both classes of the closest pair, then of the second closest."""
     rows = [label for pair in pairs for label in (pair.first, pair.second)]
     figure, axes = new_figure(1.6 * EXAMPLES, 1.85 * len(rows), len(rows), EXAMPLES)
@@ -72,7 +72,7 @@ def _examples(pairs: list[Pair], data: Labelled, classes: tuple[str, ...]) -> An
         positions = (data.labels == label).nonzero()[:EXAMPLES, 0]
         for panel in row:
             panel.set_axis_off()
-        for panel, position in zip(row, positions, strict=False):
+        for panel, image in zip(row, in_memory(data.images[positions]), strict=False):
             panel.set_axis_on()
-            show_image(panel, data.images[position], classes[label])
+            show_image(panel, image, classes[label])
     return figure
