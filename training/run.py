@@ -158,7 +158,7 @@ class Run:
         Raises:
             RunError: if their digests differ.
         """
-        begun, found = weights_digest(self.description()), weights_digest({"backbone": self._backbone(sources)})
+        begun, found = _weights_digest(self.description()), _weights_digest({"backbone": self._backbone(sources)})
         if found != begun:
             raise RunError(
                 f"weights must be those that {self.path} was begun with ({begun}), "
@@ -239,7 +239,7 @@ class Run:
         return classifier.eval()
 
 
-def weights_digest(description: dict[str, Any]) -> str | None:
+def _weights_digest(description: dict[str, Any]) -> str | None:
     """SHA-256 of the backbone's weights, or `download`, from run.json; None for a run without a backbone."""
     if "backbone" not in description:  # runs of before it was kept have the digest alone
         digest: str | None = description.get("weights")
