@@ -188,7 +188,7 @@ def test_bic_is_that_of_scikit_learn_summed_over_classes(covariance: str) -> Non
 
     assert bic["components"] == [1, 2, 3]
     np.testing.assert_allclose(bic["value"], expected, rtol=1e-4)
-    assert bic["least"] == choose_components(by_class, spec, seed=4) == 2
+    assert bic["least"] == choose_components(by_class, spec, 4, by_class[0].shape[1]) == 2
 
 
 def test_bic_tries_no_more_components_than_the_images_allow() -> None:
