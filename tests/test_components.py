@@ -26,8 +26,8 @@ from training.analysis.components import (
 from training.analysis.evidence import Evidence, answers_of, gather, log_joints_of_features, stratified
 from training.data import Sources
 from training.heads import lda_head, mda_head
-from training.recipe import RefitSpec
 from training.refit import choose_components, fit_head
+from training.refit_spec import RefitSpec
 from training.run import Run
 from training.train import train
 
@@ -188,7 +188,7 @@ def test_bic_is_that_of_scikit_learn_summed_over_classes(covariance: str) -> Non
 
     assert bic["components"] == [1, 2, 3]
     np.testing.assert_allclose(bic["value"], expected, rtol=1e-4)
-    assert bic["least"] == choose_components(by_class, spec, seed=4) == 2
+    assert bic["least"] == choose_components(by_class, spec, 4, by_class[0].shape[1]) == 2
 
 
 def test_bic_tries_no_more_components_than_the_images_allow() -> None:

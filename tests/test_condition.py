@@ -14,11 +14,12 @@ from training_samples import digits, digits_from, small_recipe
 
 from serving.predictor import TOLERANCES
 from training.classifier import Architecture, Classifier, ServedGraph, build_classifier
-from training.condition import ROUNDING, condition, log_odds
+from training.condition import OF_HEAD, condition, log_odds
 from training.data import Sources
 from training.export import ParityError, golden_images, require_condition
-from training.recipe import EncoderSpec, HeadSpec, RefitSpec
+from training.recipe import EncoderSpec, HeadSpec
 from training.refit import refit
+from training.refit_spec import RefitSpec
 from training.run import Run
 from training.train import train
 
@@ -85,8 +86,8 @@ def test_bound_between_two_classes_is_the_one_worked_by_hand(steepness: float) -
     bounds = condition(classifier, GOLDEN[:1])
 
     by_features = 2 * steepness * (torch.tensor([0.6, 0.0, 0.8]) * bounds["features"][0]).norm()
-    by_head = 2 * ROUNDING * (1 + np.log(2) + steepness**2 / 2)
-    expected = (by_features + by_head).sigmoid() - 0.5 + ROUNDING / 2
+    by_head = 2 * OF_HEAD * (1 + np.log(2) + steepness**2 / 2)
+    expected = (by_features + by_head).sigmoid() - 0.5 + OF_HEAD / 2
     torch.testing.assert_close(bounds["posterior"][0], expected.expand(2), rtol=1e-3, atol=0)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from training.backbones import build_backbone
 from training.classifier import Architecture, Classifier, build_classifier
-from training.condition import ROUNDING, condition
+from training.condition import OF_FEATURES, condition
 from training.encoders import build_encoder
 from training.power import OFFSET, Power
 from training.recipe import EncoderSpec, HeadSpec
@@ -47,12 +47,12 @@ def test_slope_is_the_derivative_at_a_fixed_length() -> None:
 
 def test_float32_is_within_what_the_condition_allows() -> None:
     drawn, power = features(3).repeat(200, 1), Power(12)
-    drawn = drawn * (1 + ROUNDING * torch.rand(drawn.shape, generator=torch.Generator().manual_seed(1)))
+    drawn = drawn * (1 + OF_FEATURES * torch.rand(drawn.shape, generator=torch.Generator().manual_seed(1)))
 
     error = (power(drawn.float()).double() - power.double()(drawn)).abs()
 
     size = drawn.abs().maximum(drawn.square().mean(1, keepdim=True).sqrt())
-    assert (error <= ROUNDING * (1 + power.slope(drawn) * size)).all()
+    assert (error <= OF_FEATURES * (1 + power.slope(drawn) * size)).all()
 
 
 def test_trunk_ends_in_the_square_roots() -> None:

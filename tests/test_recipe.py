@@ -177,8 +177,8 @@ def test_file_that_is_no_text_is_refused(file: Path) -> None:
         ),
         (
             "refit.k=3",
-            "refit.k must be one of the keys head, features, dim, components, max_components, covariance, restarts, "
-            "ridge, got an unknown key with the value 3",
+            "refit.k must be one of the keys head, features, dim, components, max_components, covariance, tied, "
+            "shrinkage, restarts, ridge, got an unknown key with the value 3",
         ),
         (
             "fitt.lr=3",

@@ -12,9 +12,11 @@ from sklearn.mixture import GaussianMixture
 from training_samples import digits, same_weights
 
 from training.classifier import Architecture, Classifier, build_classifier
+from training.covariances import pooled_covariance
 from training.evaluate import occupancy_of
-from training.recipe import EncoderSpec, HeadSpec, RefitSpec
-from training.refit import choose_components, fit_head, pooled_covariance, refit
+from training.recipe import EncoderSpec, HeadSpec
+from training.refit import choose_components, fit_head, refit
+from training.refit_spec import RefitSpec
 
 FloatArray = NDArray[np.float64]
 COVARIANCES = ["spherical", "diagonal", "full"]
@@ -103,8 +105,8 @@ def test_bic_finds_the_number_of_components() -> None:
     singles = [points[points[:, 0] > 6] for points in by_class]
     spec = RefitSpec(components="bic", max_components=4, covariance="diagonal", **OUTPUT)
 
-    assert choose_components(by_class, spec, seed=0) == 2
-    assert choose_components(singles, spec, seed=0) == 1
+    assert choose_components(by_class, spec, 0, 2) == 2
+    assert choose_components(singles, spec, 0, 2) == 1
     assert fit_head(features, labels, 2, spec, seed=0).components == 2
 
 
@@ -181,9 +183,11 @@ def test_pooled_covariance_by_hand() -> None:
     first = np.array([[-2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     by_class = [first, first + np.array([10.0, 20.0])]
 
-    np.testing.assert_allclose(pooled_covariance(by_class, "full", 0.0), [[[2.0, 0.0], [0.0, 0.5]]])
-    np.testing.assert_allclose(pooled_covariance(by_class, "diagonal", 0.5), [[2.5, 1.0]])
-    np.testing.assert_allclose(pooled_covariance(by_class, "spherical", 0.25), [1.5])
+    full, diagonal, spherical = (RefitSpec(head="lda", covariance=one, **OUTPUT) for one in COVARIANCES[::-1])
+
+    np.testing.assert_allclose(pooled_covariance(by_class, full, 0.0, 2), [[[2.0, 0.0], [0.0, 0.5]]])
+    np.testing.assert_allclose(pooled_covariance(by_class, diagonal, 0.5, 2), [[2.5, 1.0]])
+    np.testing.assert_allclose(pooled_covariance(by_class, spherical, 0.25, 2), [1.5])
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
@@ -191,11 +195,13 @@ def test_refitted_lda_holds_means_covariance_and_class_shares(covariance: str) -
     features, labels = mixtures()
     by_class = [features[labels == c] for c in range(2)]
 
-    head = fit_head(features, labels, 2, RefitSpec(head="lda", covariance=covariance, **OUTPUT), seed=0)
+    spec = RefitSpec(head="lda", covariance=covariance, **OUTPUT)
+
+    head = fit_head(features, labels, 2, spec, seed=0)
 
     np.testing.assert_allclose(head.gaussians.means.detach(), [points.mean(0) for points in by_class], rtol=1e-5)
     lower = head.gaussians.cholesky().detach()
-    expected = pooled_covariance(by_class, covariance, 1e-3 * features.var(0).mean())
+    expected = pooled_covariance(by_class, spec, 1e-3 * features.var(0).mean(), 2)
     matrix = expected[0] if covariance == "full" else expected[0] * np.eye(2)
     np.testing.assert_allclose((lower @ lower.mT)[0], matrix, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(head.prior_logits.softmax(0).detach(), [900 / 2400, 1500 / 2400], rtol=1e-6)

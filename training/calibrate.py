@@ -138,9 +138,25 @@ def folds_of(log_joints: Tensor, labels: Tensor, seed: int) -> Tensor:
 
 def calibrate(classifier: Classifier, held_out: Labelled, seed: int) -> None:
     """Give `classifier` the temperature that suits images it has not learned from, and say why it is that one."""
-    found = find_temperature(log_joints_of(classifier, held_out.images), held_out.labels, seed)
+    calibrate_by(classifier, log_joints_of(classifier, held_out.images), held_out.labels, seed)
+
+
+def calibrate_by(
+    classifier: Classifier, log_joints: Tensor, labels: Tensor, seed: int, *, by: str = "held out"
+) -> None:
+    """Give `classifier` the temperature that suits log-joints, and say why it is that one.
+
+    Args:
+        classifier: what gets it.
+        log_joints: (N, C), of images that neither it nor, where it is cross-fitted, the head that gave them has seen.
+        labels: int64 (N,).
+        seed: of the folds over which the temperature is judged.
+        by: how these images were kept from the head, in words.
+    """
+    found = find_temperature(log_joints, labels, seed)
+    why = found.why if by == "held out" else f"{found.why}; {by}"
     classifier.temperature = found.temperature
-    classifier.calibration = {"why": found.why, "held_out": found._asdict()}
+    classifier.calibration = {"why": why, "held_out": found._asdict()}
 
 
 def _margins(log_joints: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ The generative heads give every class c a mixture of K Gaussians over the featur
     component log-joints  log p(c) + log p(k|c) + log N(z; mu_ck, Sigma_ck)   (N, C, K)
     log-joints            logsumexp over k                                     (N, C)
 
-LDA is the case K = 1 with one covariance that all classes share; MDA has a covariance per component. The constant
+LDA is the case K = 1 with one covariance that all classes share; MDA has a covariance per component, or one for all if
+it is tied. The constant
 -(D/2) log 2 pi is left out (`log_density_constant` restores it): softmax ignores it, and the penalty of the DNLL loss
 is scaled without it.
 
@@ -186,15 +187,21 @@ def lda_head(
 
 
 def mda_head(
-    classes: int, dim: int, components: int, covariance: Covariance = "spherical", *, simplex: bool = False
+    classes: int,
+    dim: int,
+    components: int,
+    covariance: Covariance = "spherical",
+    *,
+    tied: bool = False,
+    simplex: bool = False,
 ) -> DiscriminantHead:
-    """K Gaussians a class, each with its own covariance.
+    """K Gaussians a class, each with its own covariance, or with one for all if `tied`.
 
     The component means start at the class mean plus noise of a tenth of its scale, and stay there if `simplex`.
     """
     means = _class_means(classes, dim, simplex=simplex)[:, None, :].repeat(1, components, 1)
     means = means + 0.1 * _mean_scale(dim) * torch.randn(means.shape)
-    return DiscriminantHead("mda", means, covariance, shared=False, trainable_means=not simplex)
+    return DiscriminantHead("mda", means, covariance, shared=tied, trainable_means=not simplex)
 
 
 def simplex_vertices(classes: int, dim: int, distance: float = SEPARATION) -> Tensor:
@@ -228,7 +235,7 @@ class HeadKind(NamedTuple):
 HEADS = {
     "lda": HeadKind(lambda c, d, spec: lda_head(c, d, spec.covariance, simplex=spec.simplex), has_density=True),
     "mda": HeadKind(
-        lambda c, d, spec: mda_head(c, d, spec.components, spec.covariance, simplex=spec.simplex),
+        lambda c, d, spec: mda_head(c, d, spec.components, spec.covariance, tied=spec.tied, simplex=spec.simplex),
         has_density=True,
         has_components=True,
     ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from training.backbones import LEAST_SIDE, backbone_of
 from training.datasets import DATASETS
@@ -19,6 +19,7 @@ from training.encoders import EncoderKind
 from training.fit_spec import AUGMENTATION, FINE_TUNING, FitSpec, Positive, Share
 from training.gaussians import Covariance
 from training.heads import HEADS
+from training.refit_spec import CalibrationSpec, RefitSpec
 from training.schema import TomlSection, one_of, problems
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
@@ -60,6 +61,7 @@ class HeadSpec(TomlSection):
     kind: Annotated[str, one_of(HEADS)]
     components: Annotated[int, Field(ge=1, le=64)] = 1
     covariance: Covariance = "spherical"
+    tied: bool = False  # mda: one covariance for all components of all classes, as lda has
     simplex: bool = False
 
 
@@ -68,40 +70,6 @@ class LossSpec(TomlSection):
 
     kind: LossKind
     weight: Positive = 1.0
-
-
-class RefitSpec(TomlSection):
-    """The head fitted anew on frozen training features; see training/refit.py."""
-
-    head: Literal["lda", "mda"] = "mda"
-    features: Literal["output", "pooled"] = "pooled"
-    dim: Annotated[int, Field(ge=1)] | None = None  # principal components of the pooled features
-    components: Annotated[int, Field(ge=1, le=64)] | Literal["bic"] = 1
-    max_components: Annotated[int, Field(ge=1, le=64)] = 5  # tried by bic
-    covariance: Covariance = "full"
-    restarts: Annotated[int, Field(ge=1)] = 3
-    ridge: Positive = Field(
-        default=1e-3, validation_alias=AliasChoices("ridge", "variance_floor")
-    )  # the latter in old runs
-    """Added to every variance, as a share of the features' mean variance."""
-
-    @model_validator(mode="after")
-    def _dim_goes_with_pooled(self) -> "RefitSpec":
-        if (self.features == "pooled") != (self.dim is not None):
-            raise ValueError(f"refit.dim must be given for pooled features and only there, got {self.dim}")
-        if self.head == "lda" and self.components != 1:
-            raise ValueError(f"refit.components must be 1 for the head lda, got {self.components}")
-        return self
-
-
-class CalibrationSpec(TomlSection):
-    """The temperature of the posterior: fitted on the validation split, or a number that another run has found.
-
-    `found_for` is the digest of the recipe that the number is of (training/digests.py); no other trains with it.
-    """
-
-    temperature: Positive | Literal["fit"] = "fit"
-    found_for: str | None = None
 
 
 class Recipe(TomlSection):
@@ -127,6 +95,14 @@ class Recipe(TomlSection):
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
         if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
             raise ValueError("calibration.temperature fit must have a validation split, got data.validation = 0")
+        if (
+            self.calibration
+            and self.calibration.temperature == "cross-fit"
+            and (self.learns_features or not self.refit)
+        ):
+            raise ValueError(
+                "calibration.temperature cross-fit must go with a [refit] on features that are not learned"
+            )
         if self.fit.scales != (1.0,) and not self._takes_scales:
             raise ValueError(f"fit.scales must be [1.0] for the encoder {self.encoder.kind}, got {[*self.fit.scales]}")
         if self.encoder.kind == "mlp" and not self.encoder.hidden:

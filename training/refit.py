@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.classifier import Classifier
+from training.covariances import FloatArray, pooled_covariance
 from training.encoders import Encoder
-from training.gaussians import Covariance
 from training.heads import DiscriminantHead, build_head
+from training.mixtures import Mixtures, bic, fit_mixtures
+from training.principal import as_linear, batches_of, moments_by_fold, principal_components, project
 from training.progress import track
-from training.recipe import HeadSpec, RefitSpec
+from training.recipe import HeadSpec
+from training.refit_spec import RefitSpec
 
-SKLEARN_COVARIANCE = {"spherical": "spherical", "diagonal": "diag", "full": "full"}
+Labels = NDArray[np.int64]
+
+IMAGES_A_COMPONENT = 5  # at least, where the number of components is chosen
 
 
 def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tensor, seed: int) -> Classifier:
@@ -30,7 +35,7 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tenso
 
     Args:
         classifier: a trained one; it is not changed.
-        spec: which features, which head.
+        spec: which features, which head; it is not `auto` (training/cross_fit.py).
         images: uint8 (N, channels, H, W), not augmented.
         labels: int64 (N,).
         seed: of the EM's starts.
@@ -40,17 +45,17 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tenso
     """
     features, projection = _features(classifier, spec, images)
     before = classifier.architecture
-    head = fit_head(features, labels.cpu().numpy(), before.classes, spec, seed)
+    pooled = projection.in_features if isinstance(projection, nn.Linear) and spec.dim else None
+    head = fit_head(features, labels.cpu().numpy(), before.classes, spec, seed, pooled)
     kind = "linear" if before.encoder.kind == "none" and spec.dim else before.encoder.kind
+    dim = projection.out_features if spec.dim and isinstance(projection, nn.Linear) else before.encoder.dim
     architecture = replace(
-        before,
-        encoder=before.encoder.model_copy(update={"kind": kind, "dim": spec.dim or before.encoder.dim}),
-        head=HeadSpec(kind=spec.head, components=head.components, covariance=spec.covariance),
+        before, encoder=before.encoder.model_copy(update={"kind": kind, "dim": dim}), head=_head_spec(spec, head)
     )
     refitted = Classifier(architecture, Encoder(classifier.encoder.trunk, projection), head)
     refitted.mean.copy_(classifier.mean)
     refitted.std.copy_(classifier.std)
-    return refitted.to(images.device).eval()
+    return refitted.to(classifier.mean.device).eval()
 
 
 def check_limits(spec: RefitSpec, labels: Tensor, classes: int, pooled: int) -> None:
@@ -67,131 +72,135 @@ def check_limits(spec: RefitSpec, labels: Tensor, classes: int, pooled: int) -> 
     """
     _require_images(spec, int(labels.bincount(minlength=classes).min()))
     if spec.dim is not None:
-        _require_dim(spec.dim, len(labels), pooled)
+        dim_of(spec, len(labels), pooled)
 
 
 def fit_head(
-    features: NDArray[np.float64], labels: NDArray[np.int64], classes: int, spec: RefitSpec, seed: int
+    features: FloatArray, labels: Labels, classes: int, spec: RefitSpec, seed: int, pooled: int | None = None
 ) -> DiscriminantHead:
-    """Fit LDA or MDA to features (N, D) with labels (N,); priors are the class shares."""
-    by_class = [features[labels == c] for c in range(classes)]
+    """Fit LDA or MDA; priors are the class shares.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+        classes: C.
+        spec: which head; it is not `auto`.
+        seed: of the EM's starts.
+        pooled: P, if the features are principal components of so many.
+    """
+    pooled = pooled or features.shape[1]
+    by_class = split_by_class(features, labels, classes)
     _require_images(spec, min(map(len, by_class)))
     if spec.head == "lda":
-        return _fit_lda(by_class, spec)
-    components = choose_components(by_class, spec, seed) if spec.components == "bic" else spec.components
-    ridge = _ridge(features, spec)
-    mixtures = [_mixture(points, components, spec, seed, ridge) for points in track(by_class, "refit")]
+        return _fit_lda(by_class, spec, pooled)
+    components = choose_components(by_class, spec, seed, pooled) if spec.components == "bic" else spec.components
+    mixtures = fit_mixtures(by_class, components, spec, seed, ridge_of(features, spec), pooled)
     head = build_head(
-        HeadSpec(kind="mda", components=components, covariance=spec.covariance), classes, features.shape[1]
+        HeadSpec(kind="mda", components=components, covariance=spec.covariance, tied=spec.tied),
+        classes,
+        features.shape[1],
     )
-    covariances = np.concatenate([m.covariances_ for m in mixtures])
-    means, weights = np.stack([m.means_ for m in mixtures]), np.stack([m.weights_ for m in mixtures])
-    return _filled(head, by_class, means, weights, covariances)
+    return _filled(head, by_class, mixtures)
 
 
-def choose_components(by_class: list[NDArray[np.float64]], spec: RefitSpec, seed: int) -> int:
-    """The number of components, the same for every class, with the least Bayesian information criterion in sum."""
-    ridge = _ridge(np.concatenate(by_class), spec)
-    candidates = range(1, min(spec.max_components + 1, *map(len, by_class)))
-    bic = {
-        k: sum(float(_mixture(points, k, spec, seed, ridge).bic(points)) for points in by_class)
-        for k in track(candidates, "refit: BIC")
+def choose_components(by_class: list[FloatArray], spec: RefitSpec, seed: int, pooled: int, least: int = 1) -> int:
+    """The number of components, the same for every class, with the least Bayesian information criterion in sum.
+
+    Args:
+        by_class: features (N_c, D) of each class.
+        spec: the most that are tried, and how they are fitted.
+        seed: of the EM's starts.
+        pooled: P, as for `covariances.of_kind`.
+        least: of the numbers that are tried.
+    """
+    ridge = ridge_of(np.concatenate(by_class), spec)
+    candidates = range(least, 1 + most_components(spec, min(map(len, by_class))))
+    criteria = {
+        k: bic(fit_mixtures(by_class, k, spec, seed, ridge, pooled), by_class) for k in track(candidates, "refit: BIC")
     }
-    return min(bic, key=bic.__getitem__)
+    return min(criteria, key=criteria.__getitem__)
 
 
-def pooled_covariance(by_class: list[NDArray[np.float64]], covariance: Covariance, ridge: float) -> NDArray[np.float64]:
-    """Within-class covariance over all classes: (1,) spherical, (1, D) diagonal or (1, D, D) full."""
-    centred = np.concatenate([points - points.mean(0) for points in by_class])
-    full: NDArray[np.float64] = centred.T @ centred / len(centred) + ridge * np.eye(centred.shape[1])
-    if covariance == "full":
-        return full[None]
-    diagonal = np.diag(full)
-    return diagonal[None] if covariance == "diagonal" else diagonal.mean(keepdims=True)
+def most_components(spec: RefitSpec, fewest: int) -> int:
+    """How many components are tried where the smallest class has `fewest` images."""
+    return max(1, min(spec.max_components, fewest // IMAGES_A_COMPONENT if spec.tied else fewest - 1))
 
 
-def _fit_lda(by_class: list[NDArray[np.float64]], spec: RefitSpec) -> DiscriminantHead:
-    dim = by_class[0].shape[1]
-    head = build_head(HeadSpec(kind="lda", covariance=spec.covariance), len(by_class), dim)
-    means = np.stack([points.mean(0) for points in by_class])[:, None]
-    ridge = _ridge(np.concatenate(by_class), spec)
-    covariance = pooled_covariance(by_class, spec.covariance, ridge)
-    return _filled(head, by_class, means, np.ones((len(by_class), 1)), covariance)
+def dim_of(spec: RefitSpec, images: int, pooled: int) -> int:
+    """How many principal components there are: `spec.dim`, or where covariances are shrunk as many as the images have.
 
-
-@torch.no_grad()
-def _filled(
-    head: Any,
-    by_class: list[NDArray[np.float64]],
-    means: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    covariances: NDArray[np.float64],
-) -> DiscriminantHead:
-    """Put means (C, K, D), weights (C, K) and covariances into a head; priors from the class sizes."""
-    filled: DiscriminantHead = head.double()
-    filled.gaussians.means.copy_(torch.from_numpy(means).flatten(0, 1))
-    filled.gaussians.set_covariance(torch.tensor(covariances))
-    filled.prior_logits.copy_(torch.tensor([len(points) for points in by_class], dtype=torch.float64).log())
-    filled.weight_logits.copy_(torch.from_numpy(weights).log())
-    return filled.float()
-
-
-def _mixture(points: NDArray[np.float64], components: int, spec: RefitSpec, seed: int, ridge: float) -> Any:
-    from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
-
-    mixture = GaussianMixture(
-        components,
-        covariance_type=SKLEARN_COVARIANCE[spec.covariance],
-        init_params="k-means++",
-        n_init=spec.restarts,
-        max_iter=500,
-        reg_covar=ridge,
-        random_state=seed,
+    Raises:
+        ValueError: if `spec.dim` exceeds the features, or the images whose covariance is not shrunk.
+    """
+    assert spec.dim is not None
+    if spec.dim <= min(images, pooled):
+        return spec.dim
+    if spec.dim <= pooled and spec.shrinkage != 0:
+        return max(1, images - 1)
+    raise ValueError(
+        f"refit.dim must be at most the number of pooled features ({pooled}) and of training images ({images}), "
+        f"got {spec.dim}"
     )
-    with threadpool_limits(1):  # the matrices are small: threads only wait for each other
-        return mixture.fit(points)
 
 
-def _ridge(features: NDArray[np.float64], spec: RefitSpec) -> float:
+def split_by_class(features: FloatArray, labels: Labels, classes: int) -> list[FloatArray]:
+    """Features (N, D) with labels (N,) to (N_c, D) of each class."""
+    return [features[labels == c] for c in range(classes)]
+
+
+def ridge_of(features: FloatArray, spec: RefitSpec) -> float:
+    """What is added to every variance of features (N, D)."""
     return spec.ridge * float(features.var(0).mean())
 
 
+def _head_spec(spec: RefitSpec, head: DiscriminantHead) -> HeadSpec:
+    tied = spec.tied and head.kind == "mda"
+    return HeadSpec(kind=head.kind, components=head.components, covariance=spec.covariance, tied=tied)
+
+
+def _fit_lda(by_class: list[FloatArray], spec: RefitSpec, pooled: int) -> DiscriminantHead:
+    dim = by_class[0].shape[1]
+    head = build_head(HeadSpec(kind="lda", covariance=spec.covariance), len(by_class), dim)
+    means = np.stack([points.mean(0) for points in by_class])[:, None]
+    covariance = pooled_covariance(by_class, spec, ridge_of(np.concatenate(by_class), spec), pooled)
+    return _filled(head, by_class, Mixtures(means, np.ones((len(by_class), 1)), covariance, tied=True))
+
+
 @torch.no_grad()
-def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[NDArray[np.float64], nn.Module]:
+def _filled(head: Any, by_class: list[FloatArray], mixtures: Mixtures) -> DiscriminantHead:
+    """Put mixtures into a head; priors from the class sizes."""
+    filled: DiscriminantHead = head.double()
+    filled.gaussians.means.copy_(torch.from_numpy(mixtures.means).flatten(0, 1))
+    filled.gaussians.set_covariance(torch.tensor(mixtures.covariances))
+    filled.prior_logits.copy_(torch.tensor([len(points) for points in by_class], dtype=torch.float64).log())
+    filled.weight_logits.copy_(torch.from_numpy(mixtures.weights).log())
+    return filled.float()
+
+
+def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[FloatArray, nn.Module]:
     """Features (N, D) in float64 and the projection that makes them."""
+    rows = rows_of(classifier, spec, images)
+    if spec.dim is None:
+        return np.concatenate(list(batches_of(rows))), classifier.encoder.projection
+    dim = dim_of(spec, len(rows), rows.shape[1:].numel())
+    moments = moments_by_fold(rows, np.zeros(len(rows), np.int64), 1)[0]
+    projection = principal_components(moments, dim)
+    return project(rows, projection), as_linear(projection)
+
+
+@torch.no_grad()
+def rows_of(classifier: Classifier, spec: RefitSpec, images: Tensor) -> Tensor:
+    """The features (N, P) that the refit begins with; (N, P, 1, 1) where `images` are those features already."""
     classifier.eval()
     encoder = classifier.encoder
     part = encoder if spec.features == "output" else encoder.trunk
+    if images.is_floating_point() and (part is encoder.trunk or isinstance(encoder.projection, nn.Identity)):
+        return images
     batches = track(images.split(512), "refit: features")
-    raw = torch.cat([part(classifier.normalise(batch)) for batch in batches]).double().cpu().numpy()
-    if spec.dim is None:
-        return raw, encoder.projection
-    components, offset = _principal_components(raw, spec.dim)
-    projection = nn.Linear(raw.shape[1], spec.dim)
-    projection.weight.copy_(torch.from_numpy(components))
-    projection.bias.copy_(torch.from_numpy(offset))
-    return raw @ components.T + offset, projection
-
-
-def _principal_components(raw: NDArray[np.float64], dim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights (dim, P) and offset (dim,) of the projection onto the first principal components."""
-    from sklearn.decomposition import PCA
-
-    _require_dim(dim, *raw.shape)
-    pca = PCA(dim, svd_solver="covariance_eigh").fit(raw)
-    return pca.components_, -pca.components_ @ pca.mean_
+    return torch.cat([part(classifier.normalise(batch)) for batch in batches])
 
 
 def _require_images(spec: RefitSpec, fewest: int) -> None:
     least = 1 if spec.components == "bic" else spec.components
     if fewest <= least:
         raise ValueError(f"refit.components must be less than the images of every class ({fewest}), got {least}")
-
-
-def _require_dim(dim: int, images: int, pooled: int) -> None:
-    if dim > min(images, pooled):
-        raise ValueError(
-            f"refit.dim must be at most the number of pooled features ({pooled}) and of training images ({images}), "
-            f"got {dim}"
-        )

@@ -15,7 +15,8 @@ from training.calibration_error import TRADE, trades_ece_for_nll
 from training.files import replace_text
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
-from training.recipe import RefitSpec, load_recipe, notes_of
+from training.recipe import load_recipe, notes_of
+from training.refit_spec import RefitSpec
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
 from training.stale import ResultsSection, mark_of, meaning_of_marks
 from training.studies import MEASURED_ON

@@ -8,8 +8,9 @@ from torch import nn
 
 from training import progress
 from training.backbones import backbone_of, normalisation_of, require_backbone
-from training.calibrate import calibrate
+from training.calibrate import calibrate, calibrate_by
 from training.classifier import Architecture, Classifier, build_classifier
+from training.cross_fit import cross_fit
 from training.data import Dataset, Sources, as_served, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
@@ -18,7 +19,7 @@ from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
 from training.power import with_power
 from training.progress import say, warn
-from training.recipe import CalibrationSpec, Recipe
+from training.recipe import Recipe
 from training.refit import check_limits, refit
 from training.run import Run
 from training.splits import require_images
@@ -144,9 +145,25 @@ def _train_stages(classifier: Classifier, run: Run, training: Labelled, validati
     if recipe.fit.epochs and not recipe.fine_tunes:
         _fit(classifier, run, training, validation)
     if recipe.refit is not None:
-        classifier = refit(classifier, recipe.refit, training.images, training.labels, recipe.seed)
+        classifier = _refit(classifier, recipe, training)
+    if recipe.calibration is not None and recipe.calibration.temperature != "cross-fit":
+        _calibrate(classifier, recipe.calibration.temperature, validation, recipe.seed)
     if recipe.calibration is not None:
-        _calibrate(classifier, recipe.calibration, validation, recipe.seed)
+        say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
+    return classifier
+
+
+def _refit(classifier: Classifier, recipe: Recipe, training: Labelled) -> Classifier:
+    """Fit the head anew; where the recipe leaves it open, or wants the temperature so, by what folds say of it."""
+    spec, seed, calibration = recipe.refit, recipe.seed, recipe.calibration
+    assert spec is not None
+    is_cross_fitted = calibration is not None and calibration.temperature == "cross-fit"
+    if spec.head != "auto" and not is_cross_fitted:
+        return refit(classifier, spec, training.images, training.labels, seed)
+    judged = cross_fit(classifier, spec, training.images, training.labels, seed)
+    classifier = refit(classifier, judged.spec, training.images, training.labels, seed)
+    if is_cross_fitted:
+        calibrate_by(classifier, judged.log_joints, training.labels.cpu(), seed, by="each by a head fitted without it")
     return classifier
 
 
@@ -170,9 +187,8 @@ def _epoch_in_words(metrics: dict[str, Any], epochs: int) -> str:
     return "  ".join([*words, f"{metrics['images_per_s']:,.0f} images/s"])
 
 
-def _calibrate(classifier: Classifier, spec: CalibrationSpec, validation: Labelled, seed: int) -> None:
-    if spec.temperature == "fit":
+def _calibrate(classifier: Classifier, temperature: float | str, validation: Labelled, seed: int) -> None:
+    if isinstance(temperature, str):
         calibrate(classifier, validation, seed)
     else:
-        classifier.temperature, classifier.calibration = spec.temperature, {"why": "named by the recipe"}
-    say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
+        classifier.temperature, classifier.calibration = temperature, {"why": "named by the recipe"}

@@ -30,8 +30,8 @@ from training.evaluate import occupancy_of
 from training.gaussians import gaussian_log_density
 from training.heads import DiscriminantHead
 from training.progress import track
-from training.recipe import RefitSpec
 from training.refit import fit_head
+from training.refit_spec import RefitSpec
 from training.run import Run
 
 SEEDS, BOOTSTRAP_SAMPLES = (0, 1, 2), 5

@@ -1,0 +1,164 @@
+"""What the training images say of heads that were fitted without them.
+
+A head that the refit fits in closed form, or by EM, on features that nobody has learned from these images can be judged
+on all of them: they are cut into folds, and each fold is scored by a head fitted on the others, principal components
+included. That decides between LDA and MDA (`refit.head = "auto"`), by the likelihood of features and label together,
+and gives the log-joints to which a temperature is fitted (`calibration.temperature = "cross-fit"`).
+
+Reference: Smyth 2000, Model Selection for Probabilistic Clustering Using Cross-Validated Likelihood, Statistics and
+Computing 10.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.classifier import Classifier
+from training.covariances import FloatArray
+from training.heads import DiscriminantHead
+from training.principal import Moments, batches_of, moments_by_fold, principal_components, project
+from training.progress import say, track
+from training.refit import (
+    Labels,
+    choose_components,
+    dim_of,
+    fit_head,
+    most_components,
+    rows_of,
+    split_by_class,
+)
+from training.refit_spec import RefitSpec
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """A head to fit, and what heads like it say of images that they were not fitted to.
+
+    Attributes:
+        spec: which head; never `auto`.
+        log_joints: of the training images, float64 (N, C).
+    """
+
+    spec: RefitSpec
+    log_joints: Tensor
+
+
+def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tensor, seed: int) -> CrossFitted:
+    """Score every training image by a head that was fitted without it, and choose the head if `spec` leaves it open.
+
+    Args:
+        classifier: as `refit` takes it.
+        spec: which features, which head.
+        images: features (N, P, 1, 1), or uint8 (N, channels, H, W).
+        labels: int64 (N,).
+        seed: of the folds and of the EM's starts.
+
+    Raises:
+        ValueError: if a class has a single image.
+    """
+    rows, truth = rows_of(classifier, spec, images), labels.cpu().numpy()
+    classes = classifier.architecture.classes
+    folds = _Folds.of(rows, truth, classes, spec, seed)
+    found = [CrossFitted(one, folds.log_joints(one, seed)) for one in _candidates(spec, folds, seed)]
+    likelihoods = [one.log_joints[torch.arange(len(truth)), labels.cpu()].mean().item() for one in found]
+    best = int(np.argmax(likelihoods))
+    if len(found) > 1:
+        say(_in_words([one.spec for one in found], likelihoods, best))
+    return found[best]
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """Rows (N, ...) with labels, cut into folds of which every one has each class in its share."""
+
+    rows: Tensor
+    labels: Labels
+    classes: int
+    spec: RefitSpec
+    fold: NDArray[np.int64]
+    moments: list[Moments]
+
+    @classmethod
+    def of(cls, rows: Tensor, labels: Labels, classes: int, spec: RefitSpec, seed: int) -> "_Folds":
+        fold = folds_of_classes(labels, classes, seed)
+        return cls(
+            rows, labels, classes, spec, fold, moments_by_fold(rows, fold, 1 + int(fold.max())) if spec.dim else []
+        )
+
+    @property
+    def pooled(self) -> int:
+        """P."""
+        return self.rows.shape[1:].numel()
+
+    def features(self, without: int | None = None) -> FloatArray:
+        """The features of all rows, on the principal components of all folds or of all but one."""
+        if self.spec.dim is None:
+            return np.concatenate(list(batches_of(self.rows)))
+        kept = [moments for k, moments in enumerate(self.moments) if k != without]
+        total = sum(kept[1:], kept[0])
+        dim = dim_of(self.spec, total.count, len(total.total))
+        return project(self.rows, principal_components(total, dim))
+
+    def log_joints(self, spec: RefitSpec, seed: int) -> Tensor:
+        """Of every row, by a head fitted on the other folds, float64 (N, C)."""
+        result = torch.empty(len(self.labels), self.classes, dtype=torch.float64)
+        for k in track(range(int(self.fold.max()) + 1), f"refit: {spec.head} on {self.fold.max() + 1} folds"):
+            features, own = self.features(without=k), self.fold == k
+            head = fit_head(features[~own], self.labels[~own], self.classes, spec, seed, self.pooled)
+            result[torch.from_numpy(own)] = log_joints_under(head, features[own])
+        return result
+
+
+def folds_of_classes(labels: Labels, classes: int, seed: int) -> NDArray[np.int64]:
+    """Which fold an image is in, (N,): of five, or of as many as the smallest class has images; classes spread evenly.
+
+    Raises:
+        ValueError: if a class has a single image.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    if counts.min() < 2:
+        raise ValueError(f"every class must have at least 2 training images to judge a head by, got {counts.min()}")
+    fold, generator = np.empty(len(labels), np.int64), np.random.default_rng(seed)
+    for c in range(classes):
+        fold[generator.permutation(np.flatnonzero(labels == c))] = np.arange(counts[c]) % min(FOLDS, counts.min())
+    return fold
+
+
+@torch.no_grad()
+def log_joints_under(head: DiscriminantHead, features: FloatArray) -> Tensor:
+    """Log-joints of features (N, D), constant included, float64 (N, C)."""
+    exact = head.double()
+    parts = [exact(batch).log_joints for batch in torch.from_numpy(features).split(64)]
+    return torch.cat(parts) + head.log_density_constant
+
+
+def _candidates(spec: RefitSpec, folds: _Folds, seed: int) -> list[RefitSpec]:
+    """The heads that `spec` leaves open, each with a number of components: LDA first."""
+    if spec.head == "lda":
+        return [spec]
+    lda = RefitSpec.model_validate({**spec.model_dump(), "head": "lda", "components": 1, "tied": False})
+    components = spec.components
+    if components == "bic":
+        by_class = split_by_class(folds.features(), folds.labels, folds.classes)
+        fewest = min(map(len, by_class))
+        least = 2 if spec.head == "auto" else 1
+        if most_components(spec, fewest) < least:
+            return [lda]
+        components = choose_components(by_class, spec, seed, folds.pooled, least)
+    mda = spec.model_copy(update={"head": "mda", "components": components})
+    return [lda, mda] if spec.head == "auto" else [mda]
+
+
+def _in_words(specs: list[RefitSpec], likelihoods: list[float], best: int) -> str:
+    named = [
+        f"{spec.head} {likelihood:.2f}"
+        if spec.head == "lda"
+        else f"mda with {spec.components} components {likelihood:.2f}"
+        for spec, likelihood in zip(specs, likelihoods, strict=True)
+    ]
+    return f"held-out log-likelihood an image: {' nats, '.join(named)} nats; the head is {specs[best].head}"

@@ -1,0 +1,55 @@
+"""The schema of a recipe's [refit] and [calibration]: what is fitted once the features are learned."""
+
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, model_validator
+
+from training.fit_spec import Positive
+from training.gaussians import Covariance
+from training.schema import TomlSection
+
+
+class RefitSpec(TomlSection):
+    """The head fitted anew on frozen training features; see training/refit.py."""
+
+    head: Literal["lda", "mda", "auto"] = "mda"  # auto: the one under which held-out images are likelier
+    features: Literal["output", "pooled"] = "pooled"
+    dim: Annotated[int, Field(ge=1)] | None = None  # principal components of the pooled features
+    components: Annotated[int, Field(ge=1, le=64)] | Literal["bic"] = 1
+    max_components: Annotated[int, Field(ge=1, le=64)] = 5  # tried by bic
+    covariance: Covariance = "full"
+    tied: bool = False  # mda: one covariance for all components of all classes
+    shrinkage: Literal["ledoit-wolf"] | Annotated[float, Field(ge=0, le=1)] = 0.0  # of a covariance that all share
+    restarts: Annotated[int, Field(ge=1)] = 3
+    ridge: Positive = Field(
+        default=1e-3, validation_alias=AliasChoices("ridge", "variance_floor")
+    )  # the latter in old runs
+    """Added to every variance, as a share of the features' mean variance."""
+
+    @model_validator(mode="after")
+    def _dim_goes_with_pooled(self) -> "RefitSpec":
+        if (self.features == "pooled") != (self.dim is not None):
+            raise ValueError(f"refit.dim must be given for pooled features and only there, got {self.dim}")
+        if self.head == "lda" and self.components != 1:
+            raise ValueError(f"refit.components must be 1 for the head lda, got {self.components}")
+        if self.head == "auto" and self.components == 1:
+            raise ValueError("refit.components must be bic or at least 2 for the head auto, got 1")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_shared_covariance_is_shrunk(self) -> "RefitSpec":
+        if self.shrinkage != 0 and self.head != "lda" and not self.tied:
+            raise ValueError(f"refit.shrinkage must be 0 for the head {self.head} without tied, got {self.shrinkage}")
+        return self
+
+
+class CalibrationSpec(TomlSection):
+    """The temperature of the posterior: fitted on the validation split, or a number that another run has found.
+
+    `cross-fit` fits it on the training images, each judged by a head that the refit has fitted without it; the features
+    must not have been learned from them. `found_for` is the digest of the recipe that the number is of
+    (training/digests.py); no other trains with it.
+    """
+
+    temperature: Positive | Literal["fit", "cross-fit"] = "fit"
+    found_for: str | None = None
