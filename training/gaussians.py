@@ -8,7 +8,9 @@ from torch import Tensor, nn
 Covariance = Literal["spherical", "diagonal", "full"]
 
 
-def gaussian_log_density(features: Tensor, means: Tensor, whitening: Tensor, half_log_det: Tensor) -> Tensor:
+def gaussian_log_density(
+    features: Tensor, means: Tensor, whitening: Tensor, half_log_det: Tensor, *, shared: bool = False
+) -> Tensor:
     """Log-density of M Gaussians, less the constant -(D/2) log 2 pi.
 
     Args:
@@ -16,11 +18,12 @@ def gaussian_log_density(features: Tensor, means: Tensor, whitening: Tensor, hal
         means: (M, D).
         whitening: what turns z - mu into a standard normal: factors (M or 1, D or 1), or matrices (M or 1, D, D).
         half_log_det: half the log-determinant of each covariance, (M,) or (1,).
+        shared: whether there is one covariance for all, which is then M times less to compute.
 
     Returns:
         Nats, (N, M).
     """
-    if whitening.ndim == 3 and whitening.shape[0] == 1:  # one for all: M times less to compute
+    if whitening.ndim == 3 and shared:
         white = (features @ whitening[0].mT)[:, None, :] - means @ whitening[0].mT
         return -0.5 * white.square().sum(-1) - half_log_det
     difference = features[:, None, :] - means  # (N, M, D)
@@ -81,4 +84,4 @@ class Gaussians(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) to log-densities (N, M), less the constant."""
-        return gaussian_log_density(features, self.means, *self.whitening())
+        return gaussian_log_density(features, self.means, *self.whitening(), shared=self.shared)

@@ -133,6 +133,7 @@ class ServedMixtures(nn.Module):
         self.temperature = temperature
         self.log_density_constant = head.log_density_constant
         self.shape = (head.classes, head.components)
+        self.shared = head.gaussians.shared
         self.register_buffer("log_weights", head.log_weights().detach())
         self.register_buffer("means", head.gaussians.means.detach())
         self.register_buffer("whitening", whitening.detach())
@@ -140,7 +141,8 @@ class ServedMixtures(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Answer features (N, D)."""
-        densities = gaussian_log_density(features, self.means, self.whitening, self.half_log_det)
+        parts = self.means, self.whitening, self.half_log_det
+        densities = gaussian_log_density(features, *parts, shared=self.shared)
         component_log_joints = self.log_weights + densities.unflatten(1, self.shape)
         log_joints = component_log_joints.logsumexp(2)
         log_density = log_joints.logsumexp(1) + self.log_density_constant

@@ -204,7 +204,8 @@ def of_class(head: DiscriminantHead, points: FloatArray, label: int) -> FloatArr
     own = slice(label * head.components, (label + 1) * head.components)
     shared = slice(None) if len(whitening) == 1 else own
     parts = (head.gaussians.means[own], whitening[shared], half_log_det[shared])
-    density = gaussian_log_density(torch.from_numpy(points), *(part.double() for part in parts))
+    points_and_parts = torch.from_numpy(points), *(part.double() for part in parts)
+    density = gaussian_log_density(*points_and_parts, shared=head.gaussians.shared)
     joint = head.weight_logits[label].double().log_softmax(0) + density + head.log_density_constant
     return joint.numpy()
 
