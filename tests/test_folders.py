@@ -20,6 +20,7 @@ from training.data import DataError, Sources
 from training.datasets import load_dataset
 from training.image_files import in_memory
 from training.recipe import DataSpec
+from training.splits import split
 
 FOLDER = DataSpec(name="folder", size=8)
 
@@ -188,13 +189,40 @@ def test_images_without_class_folders_are_told_where_to_go(tmp_path: Path) -> No
 
 
 def test_splits_are_not_taken_for_classes(folder: Path) -> None:
-    shutil.copytree(folder, folder.parent / "both" / "test")
     shutil.copytree(folder, folder.parent / "both" / "train")
+    shutil.copytree(folder, folder.parent / "both" / "val")
     both = folder.parent / "both"
 
     assert refused(FOLDER, both) == (
-        f"{both} must hold a folder of images for each class, got the splits test, train: "
-        f"name one of them, such as --data {both}/train"
+        f"{both} must hold a folder of images for each class, or train and test with one each, got train, val: "
+        f"name one of them, such as --data {both}/val"
+    )
+
+
+def test_train_and_test_are_the_splits_of_a_folder_that_has_them(folder: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(folder, both / "train")
+    write_image(both / "test" / "cat" / "new.png", noise(8, 8, 3))
+    write_image(both / "test" / "dog" / "new.png", noise(8, 8, 3, seed=1))
+
+    dataset = load_dataset(FOLDER, Sources(folder=both))
+    splits = split(dataset, validation=0.5, test=0.2, seed=0)
+
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.files[3:] == ("train/dog/old/b.JPG", "test/cat/new.png", "test/dog/new.png")
+    assert dataset.labels.tolist() == [0, 0, 1, 1, 0, 1]
+    assert splits["test"].tolist() == [4, 5]
+    assert chosen_recipe(both) == "images-small"
+
+
+def test_train_and_test_must_be_of_the_same_classes(folder: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(folder, both / "train")
+    shutil.copytree(folder, both / "test")
+    (both / "test" / "dog").rename(both / "test" / "wolf")
+
+    assert refused(FOLDER, both) == (
+        f"{both}/train and {both}/test must hold the same class folders, got dog, wolf in one alone"
     )
 
 
