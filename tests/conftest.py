@@ -34,6 +34,7 @@ from serving.torchserve.archive import package
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("circle", "cross", "empty", "noise")
 CLASSES, COMPONENTS, DIM, SIZE = 4, 2, 3, 8
+ATYPICAL_BELOW = -8.5  # nats; the first of the images is below, the others are above
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -116,16 +117,16 @@ def images() -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a bundle of its own: `make_bundle(name="tiny-mda", kind="mda", version=1)`."""
+    """Write a bundle of its own: `make_bundle(name="tiny-mda", kind="mda", version=1)`; fields of its manifest too."""
     graphs = {kind: export_graphs(kind, tmp_path_factory.mktemp(kind)) for kind in ("mda", "softmax")}
 
-    def make(name: str = "tiny-mda", kind: str = "mda", version: int = 1) -> Path:
+    def make(name: str = "tiny-mda", kind: str = "mda", version: int = 1, **fields: Any) -> Path:
         target = tmp_path_factory.mktemp("bundles") / name / str(version)
         answers = (gmm_answers if kind == "mda" else softmax_answers)(golden_images())
         with staged(target) as stage:
             shutil.copytree(graphs[kind], stage, dirs_exist_ok=True)
             np.savez(stage / "golden.npz", images=golden_images(), **answers)
-            write_manifest(stage, **manifest_fields(name, kind, version, tuple(answers)))
+            write_manifest(stage, **manifest_fields(name, kind, version, tuple(answers)) | fields)
         return target
 
     return make
@@ -147,11 +148,11 @@ def softmax_dir(make_bundle: Callable[..., Path]) -> Path:
 def model_store(
     bundle_dir: Path, softmax_dir: Path, make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, `tiny-softmax`."""
+    """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, which knows a bound, `tiny-softmax`."""
     store = tmp_path_factory.mktemp("store")
     package(bundle_dir, model_store=store, settings=WorkerSettings(batch_size=8, workers=1, threads=1))
     package(
-        make_bundle("tiny-mda-ts"),
+        make_bundle("tiny-mda-ts", metrics={"log_density_quantiles": {"0.01": ATYPICAL_BELOW}}),
         model_store=store,
         settings=WorkerSettings(runtime="torchscript", workers=1, threads=1),
     )

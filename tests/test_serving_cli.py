@@ -3,13 +3,19 @@
 import json
 import re
 import socket
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
-from conftest import serving
+from conftest import gmm_answers, serving
+from PIL import Image
 
 from load_tests import bench_serve
+from serving.answer_table import print_answers
+from serving.predictor import Predictor
+from serving.torchserve.archive import package
 from serving.torchserve.state import Server
 
 COMMANDS = ["package", "start", "stop", "status", "deploy", "rollback", "classify", "score"]
@@ -86,6 +92,36 @@ def test_classify_prints_a_table(server: Server, state: Path, files: list[Path])
 
     for word in ("image", "label", "probability", "component", "log-density", "one.png", "two.png"):
         assert word in result.stdout.replace("\n", "")
+
+
+def test_classify_marks_what_is_less_dense_than_the_test_images(
+    server: Server, state: Path, files: list[Path], images: list[bytes]
+) -> None:
+    pixels = np.stack([np.asarray(Image.open(BytesIO(image)))[None] for image in images[:2]])
+    below, above = gmm_answers(pixels)["log_density"]
+    arguments = (*files[:2], "--model", "tiny-mda-ts")
+
+    here = serving("classify", *arguments, "--state", state, check=True).stdout
+    elsewhere = serving("classify", *arguments, "--url", server.url, check=True).stdout
+
+    assert re.search(rf"one\.png .* \* {below:.2f} *\n", here)
+    assert re.search(rf"two\.png .* [^*]  {above:.2f} *\n", here)
+    note = "* atypical: less dense than 99 % of the images that tiny-mda-ts:1 was tested on, -8.50; probably of none of"
+    assert f"{note} its classes\n" in here
+    assert "*" not in elsewhere
+
+
+def test_classify_marks_nothing_where_the_bundle_knows_no_bound(
+    bundle_dir: Path, softmax_dir: Path, tmp_path: Path, images: list[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = []
+    for folder in (bundle_dir, softmax_dir):
+        package(folder, model_store=tmp_path)
+        answers += Predictor.open(folder).predict([images[0]])
+
+    print_answers([Path("mixture.png"), Path("softmax.png")], answers, tmp_path)
+
+    assert "*" not in capsys.readouterr().out
 
 
 def test_classify_shows_an_error_in_its_row_and_exits_with_1(server: Server, state: Path, files: list[Path]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from training_samples import FOLDER_DATA, logged_epochs, small_recipe, write_digit_folder
 from typer.main import get_command
 
@@ -377,6 +378,15 @@ def test_samples_are_written_and_named(cli: Cli, tmp_path: Path) -> None:
     assert sorted(files) == sorted(folder.iterdir())
     assert all(re.fullmatch(r"\d{5}-\d\.png", file.name) for file in files)
     assert len(files) == 3
+
+
+def test_samples_of_photos_show_what_they_are_named_after(cli: Cli, tmp_path: Path) -> None:
+    answer = cli("samples", "photos", "--out", tmp_path / "photos", "--count", 2)
+
+    assert answer.out.splitlines() == [f"{tmp_path}/photos/temple.jpg", f"{tmp_path}/photos/dahlia.jpg"]
+    for file, shown in (("temple.jpg", "china.jpg"), ("dahlia.jpg", "flower.jpg")):
+        with Image.open(tmp_path / "photos" / file) as photo:
+            np.testing.assert_array_equal(np.asarray(photo), load_sample_image(shown))
 
 
 # Errors

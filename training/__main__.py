@@ -25,6 +25,7 @@ from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
 from training.images import LabelledImages, load_images, sources_of
+from training.photos import PHOTOS, write_photos
 from training.progress import console, say, warn
 from training.recipe import DataSpec, Recipe, recorded_recipe
 from training.run import Run
@@ -171,7 +172,7 @@ def export_command(
 
 @app.command("samples")
 def samples_command(
-    dataset: Annotated[str, typer.Argument(help=f"{', '.join(PUBLIC[:-1])} or {PUBLIC[-1]}.")],
+    dataset: Annotated[str, typer.Argument(help=f"{', '.join(PUBLIC)} or photos.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 10,
     seed: Annotated[int, typer.Option(help="Which images.")] = 0,
@@ -179,12 +180,16 @@ def samples_command(
 ) -> None:
     """Write images of a data set as PNG files named <position>-<label>.png, to have something to classify.
 
-    Where the data set has a test split of its own, they are from there.
+    Where the data set has a test split of its own, they are from there. "photos" are the few in scikit-learn and
+    scikit-image, as they are and named after what they show.
     """
-    if dataset not in PUBLIC:
-        raise DataError(f"dataset must be one of {', '.join(PUBLIC)}, got {dataset!r}")
-    images = load_dataset(DataSpec(name=dataset), Sources(data_root))
-    for file in write_samples(images, out, count, seed):
+    if dataset == "photos":
+        files = write_photos(out, list(PHOTOS)[:count])
+    elif dataset in PUBLIC:
+        files = write_samples(load_dataset(DataSpec(name=dataset), Sources(data_root)), out, count, seed)
+    else:
+        raise DataError(f"dataset must be one of {', '.join(PUBLIC)}, photos, got {dataset!r}")
+    for file in files:
         say(str(file))
 
 

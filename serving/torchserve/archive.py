@@ -116,6 +116,12 @@ def read_settings(archive: Path) -> WorkerSettings:
         return WorkerSettings.model_validate(_read_config(entries)["handler"])
 
 
+def read_manifest(archive: Path) -> Manifest:
+    """The manifest of the bundle in an archive that `package` or `rebuild` has made."""
+    with zipfile.ZipFile(archive) as entries:
+        return Manifest.model_validate_json(entries.read(MANIFEST))
+
+
 @contextmanager
 def extracted(archive: Path) -> Iterator[Path]:
     """The bundle of an archive that `rebuild` has made, in a folder that lasts as long as the block."""
