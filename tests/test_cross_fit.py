@@ -1,6 +1,7 @@
 """Heads judged on images that they were fitted without, by scikit-learn's LDA and by known mixtures."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from training.cross_fit import cross_fit, folds_of_classes
 from training.encoders import Encoder
 from training.heads import build_head
 from training.mixtures import bic, fit_mixtures, log_densities
-from training.principal import moments_by_fold, principal_components, project
+from training.principal import Rows, moments_of, principal_components, project
 from training.recipe import EncoderSpec, HeadSpec, Recipe, parse_recipe
 from training.refit import fit_head, most_components, refit
 from training.refit_spec import RefitSpec
@@ -149,18 +150,27 @@ def test_tied_components_have_five_images_each_on_average() -> None:
 
 def test_principal_components_of_batches_are_scikit_learns() -> None:
     features = blobs(2000, dim=20)[0]
-    rows = torch.from_numpy(features)
-    moments = moments_by_fold(rows, np.arange(len(rows)) % 3, 3)
+    rows = Rows(features, np.arange(len(features)))
     reference = PCA(4).fit(features)
 
-    projection = principal_components(moments[0] + moments[1] + moments[2], 4)
-    found = project(rows, projection)
+    found = project(rows, principal_components(moments_of(rows), 4))
 
     expected = reference.transform(features)
     np.testing.assert_allclose(found * np.sign((found * expected).sum(0)), expected, atol=1e-8)
-    left = features[np.arange(len(rows)) % 3 != 1]
-    without = principal_components(moments[0] + moments[2], 1)
-    np.testing.assert_allclose(np.abs(without.weights), np.abs(PCA(1).fit(left).components_), atol=1e-8)
+
+
+def test_moments_of_a_part_can_be_taken_away(tmp_path: Path) -> None:
+    """Of rows in a file, mapped to be read."""
+    features = blobs(2000, dim=20)[0].astype(np.float32)
+    file = np.memmap(tmp_path / "features", np.float32, "w+", shape=features.shape)
+    file[:] = features
+    rows = Rows(np.memmap(tmp_path / "features", np.float32, "r", shape=features.shape), np.arange(len(features)))
+    part = np.arange(len(rows)) % 3 == 1
+
+    left = moments_of(rows) - moments_of(rows.at(np.flatnonzero(part)))
+
+    expected = PCA(2).fit(features[~part].astype(np.float64))
+    np.testing.assert_allclose(np.abs(principal_components(left, 2).weights), np.abs(expected.components_), atol=1e-6)
 
 
 # Folds

@@ -28,9 +28,13 @@ def pooled_covariance(by_class: list[FloatArray], spec: RefitSpec, ridge: float,
     Returns:
         (1,) spherical, (1, D) diagonal or (1, D, D) full.
     """
-    centred = np.concatenate([points - points.mean(0) for points in by_class])
-    fourth = float(np.square(np.square(centred).sum(1)).sum())
-    return of_kind(centred.T @ centred / len(centred), fourth, len(centred), spec, ridge, pooled)
+    count, dim = sum(map(len, by_class)), by_class[0].shape[1]
+    scatter, fourth = np.zeros((dim, dim)), 0.0
+    for points in by_class:
+        centred = points - points.mean(0)
+        scatter += centred.T @ centred
+        fourth += float(np.square(np.square(centred).sum(1)).sum())
+    return of_kind(scatter / count, fourth, count, spec, ridge, pooled)
 
 
 def of_kind(

@@ -19,16 +19,16 @@ from torch import Tensor
 from training.classifier import Classifier
 from training.covariances import FloatArray
 from training.heads import DiscriminantHead
-from training.principal import Moments, batches_of, moments_by_fold, principal_components, project
+from training.principal import Moments, Projection, Rows, moments_of, principal_components, project
 from training.progress import say, track
 from training.refit import (
     Labels,
     choose_components,
     dim_of,
-    fit_head,
+    fit_classes,
     most_components,
+    project_classes,
     rows_of,
-    split_by_class,
 )
 from training.refit_spec import RefitSpec
 
@@ -48,13 +48,13 @@ class CrossFitted:
     log_joints: Tensor
 
 
-def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tensor, seed: int) -> CrossFitted:
+def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, labels: Tensor, seed: int) -> CrossFitted:
     """Score every training image by a head that was fitted without it, and choose the head if `spec` leaves it open.
 
     Args:
         classifier: as `refit` takes it.
         spec: which features, which head.
-        images: features (N, P, 1, 1), or uint8 (N, channels, H, W).
+        images: as `refit` takes them.
         labels: int64 (N,).
         seed: of the folds and of the EM's starts.
 
@@ -74,44 +74,41 @@ def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: T
 
 @dataclass(frozen=True)
 class _Folds:
-    """Rows (N, ...) with labels, cut into folds of which every one has each class in its share."""
+    """Rows with labels, cut into folds of which every one has each class in its share."""
 
-    rows: Tensor
+    rows: Rows
     labels: Labels
     classes: int
     spec: RefitSpec
     fold: NDArray[np.int64]
-    moments: list[Moments]
+    whole: Moments | None  # none where the features are taken as they are
 
     @classmethod
-    def of(cls, rows: Tensor, labels: Labels, classes: int, spec: RefitSpec, seed: int) -> "_Folds":
+    def of(cls, rows: Rows, labels: Labels, classes: int, spec: RefitSpec, seed: int) -> "_Folds":
         fold = folds_of_classes(labels, classes, seed)
-        return cls(
-            rows, labels, classes, spec, fold, moments_by_fold(rows, fold, 1 + int(fold.max())) if spec.dim else []
-        )
+        return cls(rows, labels, classes, spec, fold, moments_of(rows) if spec.dim else None)
 
-    @property
-    def pooled(self) -> int:
-        """P."""
-        return self.rows.shape[1:].numel()
-
-    def features(self, without: int | None = None) -> FloatArray:
-        """The features of all rows, on the principal components of all folds or of all but one."""
-        if self.spec.dim is None:
-            return np.concatenate(list(batches_of(self.rows)))
-        kept = [moments for k, moments in enumerate(self.moments) if k != without]
-        total = sum(kept[1:], kept[0])
-        dim = dim_of(self.spec, total.count, len(total.total))
-        return project(self.rows, principal_components(total, dim))
+    def by_class(self) -> list[FloatArray]:
+        """The features of all rows of each class."""
+        return project_classes(self.rows, self.labels, self.classes, self._directions(self.whole))
 
     def log_joints(self, spec: RefitSpec, seed: int) -> Tensor:
         """Of every row, by a head fitted on the other folds, float64 (N, C)."""
         result = torch.empty(len(self.labels), self.classes, dtype=torch.float64)
-        for k in track(range(int(self.fold.max()) + 1), f"refit: {spec.head} on {self.fold.max() + 1} folds"):
-            features, own = self.features(without=k), self.fold == k
-            head = fit_head(features[~own], self.labels[~own], self.classes, spec, seed, self.pooled)
-            result[torch.from_numpy(own)] = log_joints_under(head, features[own])
+        folds = range(1 + int(self.fold.max()))
+        for k in track(folds, f"refit: {spec.head} on {len(folds)} folds"):
+            own, others = np.flatnonzero(self.fold == k), np.flatnonzero(self.fold != k)
+            held_out = self.rows.at(own)
+            directions = self._directions(self.whole and self.whole - moments_of(held_out))
+            by_class = project_classes(self.rows.at(others), self.labels[others], self.classes, directions)
+            head = fit_classes(by_class, spec, seed, self.rows.dim)
+            result[torch.from_numpy(own)] = log_joints_under(head, project(held_out, directions))
         return result
+
+    def _directions(self, moments: Moments | None) -> Projection | None:
+        if moments is None:
+            return None
+        return principal_components(moments, dim_of(self.spec, moments.count, self.rows.dim))
 
 
 def folds_of_classes(labels: Labels, classes: int, seed: int) -> NDArray[np.int64]:
@@ -144,12 +141,12 @@ def _candidates(spec: RefitSpec, folds: _Folds, seed: int) -> list[RefitSpec]:
     lda = RefitSpec.model_validate({**spec.model_dump(), "head": "lda", "components": 1, "tied": False})
     components = spec.components
     if components == "bic":
-        by_class = split_by_class(folds.features(), folds.labels, folds.classes)
+        by_class = folds.by_class()
         fewest = min(map(len, by_class))
         least = 2 if spec.head == "auto" else 1
         if most_components(spec, fewest) < least:
             return [lda]
-        components = choose_components(by_class, spec, seed, folds.pooled, least)
+        components = choose_components(by_class, spec, seed, folds.rows.dim, least)
     mda = spec.model_copy(update={"head": "mda", "components": components})
     return [lda, mda] if spec.head == "auto" else [mda]
 

@@ -85,7 +85,7 @@ def open_features(classifier: Classifier, root: Path) -> FeatureCache:
     return FeatureCache(kind, lambda images: extractor()(images), root / "features" / sha.hexdigest())
 
 
-def features_of(cache: FeatureCache, dataset: Dataset) -> Tensor:
+def features_of(cache: FeatureCache, dataset: Dataset) -> Features:
     """The features of every image of a data set, from the cache as far as they are there.
 
     Args:
@@ -93,7 +93,7 @@ def features_of(cache: FeatureCache, dataset: Dataset) -> Tensor:
         dataset: images of any size; they are made into `dataset.input` as a server does it, a batch at a time.
 
     Returns:
-        float32 (N, P, 1, 1) on the CPU, memory-mapped; writing to it changes no file.
+        float32 (N, P), memory-mapped, to read.
     """
     images, spec = dataset.images, dataset.input
     digests, shards = digests_of(images), _shards_of(images)
@@ -107,7 +107,7 @@ def features_of(cache: FeatureCache, dataset: Dataset) -> Tensor:
                 made.append(cache.extract(as_served(batch, spec)))
                 bar.advance(len(batch))
             cache.save(digests[shard], spec, np.concatenate(made))
-    return torch.from_numpy(_joined(cache, [digests[shard] for shard in shards], spec))[:, :, None, None]
+    return _joined(cache, [digests[shard] for shard in shards], spec)
 
 
 def _shards_of(images: Images) -> list[slice]:
@@ -133,7 +133,7 @@ def _joined(cache: FeatureCache, shards: Sequence[NDArray[np.uint8]], spec: Inpu
             dim = features.shape[1]
             file.write(features.tobytes())
         file.flush()
-        return np.memmap(file, np.float32, "c", shape=(count, dim))
+        return np.memmap(file, np.float32, "r", shape=(count, dim))
 
 
 def head_stage(classifier: Classifier) -> Classifier:

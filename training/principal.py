@@ -1,12 +1,13 @@
-"""Pooled features and their principal components, a batch at a time: no more than their covariance is ever held.
+"""Rows of features and their principal components, a batch at a time: no more than their covariance is ever held.
 
-moments = moments_of(rows)
-projection = principal_components(moments, 256)   # weights (256, P) and offset (256,)
-features = project(rows, projection)              # (N, 256)
+rows = rows_of_tensor(features)                          # or Rows of a memory-mapped file
+projection = principal_components(moments_of(rows), 256)   # weights (256, P) and offset (256,)
+features = project(rows, projection)                     # (N, 256)
 """
 
+import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,43 @@ from torch import Tensor
 FloatArray = NDArray[np.float64]
 
 AT_ONCE = 4096  # rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A selection of the rows of an array, which may be mapped from a file.
+
+    Attributes:
+        array: (M, P).
+        positions: of the selected ones, int64 (N,).
+    """
+
+    array: NDArray[np.floating]
+    positions: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def dim(self) -> int:
+        """P."""
+        return int(self.array.shape[1])
+
+    def at(self, positions: NDArray[np.int64]) -> "Rows":
+        """A selection of these rows."""
+        return replace(self, positions=self.positions[positions])
+
+    def batches(self) -> Iterator[FloatArray]:
+        """Float64 (n, P), a batch at a time; what was read of a file is not kept in memory."""
+        for start in range(0, len(self), AT_ONCE):
+            yield self.array[self.positions[start : start + AT_ONCE]].astype(np.float64)
+            if isinstance(self.array, np.memmap) and self.array.mode == "r":
+                self.array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+def rows_of_tensor(features: Tensor) -> Rows:
+    """All rows of features (N, ...)."""
+    return Rows(features.flatten(1).cpu().numpy(), np.arange(len(features)))
 
 
 class Projection(NamedTuple):
@@ -34,36 +72,17 @@ class Moments:
     total: FloatArray
     products: FloatArray
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
-
     def __sub__(self, other: "Moments") -> "Moments":
         return Moments(self.count - other.count, self.total - other.total, self.products - other.products)
 
 
-def batches_of(rows: Tensor) -> Iterator[FloatArray]:
-    """Rows (N, ...) as float64 (n, P), a batch at a time."""
-    for batch in rows.split(AT_ONCE):
-        yield batch.flatten(1).double().cpu().numpy()
-
-
-def moments_by_fold(rows: Tensor, fold: NDArray[np.int64], folds: int) -> list[Moments]:
-    """The moments of each fold's rows.
-
-    Args:
-        rows: (N, ...).
-        fold: from 0, of each row, (N,).
-        folds: how many there are.
-    """
-    dim, done = rows.shape[1:].numel(), 0
-    found = [Moments(0, np.zeros(dim), np.zeros((dim, dim))) for _ in range(folds)]
-    for batch in batches_of(rows):
-        of_batch = fold[done : done + len(batch)]
-        done += len(batch)
-        for k in np.unique(of_batch).tolist():
-            points = batch[of_batch == k]
-            found[k] += Moments(len(points), points.sum(0), points.T @ points)
-    return found
+def moments_of(rows: Rows) -> Moments:
+    """Count, sum and products."""
+    total, products = np.zeros(rows.dim), np.zeros((rows.dim, rows.dim))
+    for batch in rows.batches():
+        total += batch.sum(0)
+        products += batch.T @ batch
+    return Moments(len(rows), total, products)
 
 
 def principal_components(moments: Moments, dim: int) -> Projection:
@@ -79,9 +98,11 @@ def principal_components(moments: Moments, dim: int) -> Projection:
     return Projection(np.ascontiguousarray(weights), -weights @ mean)
 
 
-def project(rows: Tensor, projection: Projection) -> FloatArray:
-    """Rows (N, ...) to (N, D)."""
-    return np.concatenate([batch @ projection.weights.T + projection.offset for batch in batches_of(rows)])
+def project(rows: Rows, projection: Projection | None) -> FloatArray:
+    """Rows to (N, D); as they are without a projection."""
+    if projection is None:
+        return np.concatenate(list(rows.batches()))
+    return np.concatenate([batch @ projection.weights.T + projection.offset for batch in rows.batches()])
 
 
 def as_linear(projection: Projection) -> torch.nn.Linear:

@@ -20,7 +20,7 @@ from training.covariances import FloatArray, pooled_covariance
 from training.encoders import Encoder
 from training.heads import DiscriminantHead, build_head
 from training.mixtures import Mixtures, bic, fit_mixtures
-from training.principal import as_linear, batches_of, moments_by_fold, principal_components, project
+from training.principal import Projection, Rows, as_linear, moments_of, principal_components, project, rows_of_tensor
 from training.progress import track
 from training.recipe import HeadSpec
 from training.refit_spec import RefitSpec
@@ -30,23 +30,23 @@ Labels = NDArray[np.int64]
 IMAGES_A_COMPONENT = 5  # at least, where the number of components is chosen
 
 
-def refit(classifier: Classifier, spec: RefitSpec, images: Tensor, labels: Tensor, seed: int) -> Classifier:
+def refit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, labels: Tensor, seed: int) -> Classifier:
     """A classifier that shares the trunk and has a head fitted on the features of `images`.
 
     Args:
         classifier: a trained one; it is not changed.
         spec: which features, which head; it is not `auto` (training/cross_fit.py).
-        images: uint8 (N, channels, H, W), not augmented.
+        images: uint8 (N, channels, H, W), not augmented; or the trunk's features of them.
         labels: int64 (N,).
         seed: of the EM's starts.
 
     Raises:
         ValueError: if a class has fewer images than components, or `spec.dim` exceeds the features or the images.
     """
-    features, projection = _features(classifier, spec, images)
-    before = classifier.architecture
-    pooled = projection.in_features if isinstance(projection, nn.Linear) and spec.dim else None
-    head = fit_head(features, labels.cpu().numpy(), before.classes, spec, seed, pooled)
+    before, rows = classifier.architecture, rows_of(classifier, spec, images)
+    directions = None if spec.dim is None else principal_components(moments_of(rows), dim_of(spec, len(rows), rows.dim))
+    projection = classifier.encoder.projection if directions is None else as_linear(directions)
+    head = fit_classes(project_classes(rows, labels.cpu().numpy(), before.classes, directions), spec, seed, rows.dim)
     kind = "linear" if before.encoder.kind == "none" and spec.dim else before.encoder.kind
     dim = projection.out_features if spec.dim and isinstance(projection, nn.Linear) else before.encoder.dim
     architecture = replace(
@@ -78,27 +78,29 @@ def check_limits(spec: RefitSpec, labels: Tensor, classes: int, pooled: int) -> 
 def fit_head(
     features: FloatArray, labels: Labels, classes: int, spec: RefitSpec, seed: int, pooled: int | None = None
 ) -> DiscriminantHead:
+    """Fit LDA or MDA to features (N, D) with labels (N,); the rest as for `fit_classes`."""
+    by_class = [features[labels == c] for c in range(classes)]
+    return fit_classes(by_class, spec, seed, pooled or features.shape[1])
+
+
+def fit_classes(by_class: list[FloatArray], spec: RefitSpec, seed: int, pooled: int) -> DiscriminantHead:
     """Fit LDA or MDA; priors are the class shares.
 
     Args:
-        features: (N, D).
-        labels: (N,).
-        classes: C.
+        by_class: features (N_c, D) of each class.
         spec: which head; it is not `auto`.
         seed: of the EM's starts.
-        pooled: P, if the features are principal components of so many.
+        pooled: P, if the features are principal components of so many, else D.
     """
-    pooled = pooled or features.shape[1]
-    by_class = split_by_class(features, labels, classes)
     _require_images(spec, min(map(len, by_class)))
     if spec.head == "lda":
         return _fit_lda(by_class, spec, pooled)
     components = choose_components(by_class, spec, seed, pooled) if spec.components == "bic" else spec.components
-    mixtures = fit_mixtures(by_class, components, spec, seed, ridge_of(features, spec), pooled)
+    mixtures = fit_mixtures(by_class, components, spec, seed, ridge_of(by_class, spec), pooled)
     head = build_head(
         HeadSpec(kind="mda", components=components, covariance=spec.covariance, tied=spec.tied),
-        classes,
-        features.shape[1],
+        len(by_class),
+        by_class[0].shape[1],
     )
     return _filled(head, by_class, mixtures)
 
@@ -113,7 +115,7 @@ def choose_components(by_class: list[FloatArray], spec: RefitSpec, seed: int, po
         pooled: P, as for `covariances.of_kind`.
         least: of the numbers that are tried.
     """
-    ridge = ridge_of(np.concatenate(by_class), spec)
+    ridge = ridge_of(by_class, spec)
     candidates = range(least, 1 + most_components(spec, min(map(len, by_class))))
     criteria = {
         k: bic(fit_mixtures(by_class, k, spec, seed, ridge, pooled), by_class) for k in track(candidates, "refit: BIC")
@@ -143,14 +145,17 @@ def dim_of(spec: RefitSpec, images: int, pooled: int) -> int:
     )
 
 
-def split_by_class(features: FloatArray, labels: Labels, classes: int) -> list[FloatArray]:
-    """Features (N, D) with labels (N,) to (N_c, D) of each class."""
-    return [features[labels == c] for c in range(classes)]
+def project_classes(rows: Rows, labels: Labels, classes: int, directions: Projection | None) -> list[FloatArray]:
+    """Rows with labels (N,) to features (N_c, D) of each class."""
+    return [project(rows.at(np.flatnonzero(labels == c)), directions) for c in range(classes)]
 
 
-def ridge_of(features: FloatArray, spec: RefitSpec) -> float:
-    """What is added to every variance of features (N, D)."""
-    return spec.ridge * float(features.var(0).mean())
+def ridge_of(by_class: list[FloatArray], spec: RefitSpec) -> float:
+    """What is added to every variance: a share of the mean variance over all images."""
+    count, dim = sum(map(len, by_class)), by_class[0].shape[1]
+    mean = np.sum([points.sum(0) for points in by_class], axis=0) / count
+    squares = sum(float(np.einsum("nd,nd->", moved, moved)) for moved in (points - mean for points in by_class))
+    return float(spec.ridge * squares / count / dim)
 
 
 def _head_spec(spec: RefitSpec, head: DiscriminantHead) -> HeadSpec:
@@ -162,7 +167,7 @@ def _fit_lda(by_class: list[FloatArray], spec: RefitSpec, pooled: int) -> Discri
     dim = by_class[0].shape[1]
     head = build_head(HeadSpec(kind="lda", covariance=spec.covariance), len(by_class), dim)
     means = np.stack([points.mean(0) for points in by_class])[:, None]
-    covariance = pooled_covariance(by_class, spec, ridge_of(np.concatenate(by_class), spec), pooled)
+    covariance = pooled_covariance(by_class, spec, ridge_of(by_class, spec), pooled)
     return _filled(head, by_class, Mixtures(means, np.ones((len(by_class), 1)), covariance, tied=True))
 
 
@@ -177,27 +182,16 @@ def _filled(head: Any, by_class: list[FloatArray], mixtures: Mixtures) -> Discri
     return filled.float()
 
 
-def _features(classifier: Classifier, spec: RefitSpec, images: Tensor) -> tuple[FloatArray, nn.Module]:
-    """Features (N, D) in float64 and the projection that makes them."""
-    rows = rows_of(classifier, spec, images)
-    if spec.dim is None:
-        return np.concatenate(list(batches_of(rows))), classifier.encoder.projection
-    dim = dim_of(spec, len(rows), rows.shape[1:].numel())
-    moments = moments_by_fold(rows, np.zeros(len(rows), np.int64), 1)[0]
-    projection = principal_components(moments, dim)
-    return project(rows, projection), as_linear(projection)
-
-
 @torch.no_grad()
-def rows_of(classifier: Classifier, spec: RefitSpec, images: Tensor) -> Tensor:
-    """The features (N, P) that the refit begins with; (N, P, 1, 1) where `images` are those features already."""
+def rows_of(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows) -> Rows:
+    """The features that the refit begins with; where `images` are the trunk's features already, those."""
     classifier.eval()
     encoder = classifier.encoder
-    part = encoder if spec.features == "output" else encoder.trunk
-    if images.is_floating_point() and (part is encoder.trunk or isinstance(encoder.projection, nn.Identity)):
+    if isinstance(images, Rows):
         return images
+    part = encoder if spec.features == "output" else encoder.trunk
     batches = track(images.split(512), "refit: features")
-    return torch.cat([part(classifier.normalise(batch)) for batch in batches])
+    return rows_of_tensor(torch.cat([part(classifier.normalise(batch)) for batch in batches]))
 
 
 def _require_images(spec: RefitSpec, fewest: int) -> None:

@@ -1,10 +1,10 @@
 """A recipe carried out: load → split → fit → refit → calibrate → `classifier.pt`."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training import progress
 from training.backbones import backbone_of, normalisation_of, require_backbone
@@ -18,6 +18,7 @@ from training.features import FeatureCache, features_of, head_stage, joined, ope
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
 from training.power import with_power
+from training.principal import Rows
 from training.progress import say, warn
 from training.recipe import Recipe
 from training.refit import check_limits, refit
@@ -130,19 +131,32 @@ def _fine_tune(classifier: Classifier, run: Run, images: LabelledImages) -> None
     classifier.encoder.trunk.requires_grad_(False).eval()
 
 
+class _Features(NamedTuple):
+    """Features of a trunk that learns no more, and labels (N,)."""
+
+    images: Rows
+    labels: Tensor
+
+
 def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages, cache: FeatureCache) -> Classifier:
     """Train what follows a frozen backbone on what that makes of the images."""
-    device = classifier.mean.device
-    features = features_of(cache, images.dataset)
-    images = replace(images, dataset=replace(images.dataset, images=features))
-    training, validation = images.part("train", device), images.part("validation", device)
-    return joined(classifier, _train_stages(head_stage(classifier), run, training, validation))
+    device, features, labels = classifier.mean.device, features_of(cache, images.dataset), images.dataset.labels
+
+    def part(name: str) -> Labelled:
+        positions = images.splits[name]
+        return Labelled(
+            torch.from_numpy(features[positions])[:, :, None, None].to(device), labels[positions].to(device)
+        )
+
+    positions, is_learning = images.splits["train"], run.recipe.fit.epochs and not run.recipe.fine_tunes
+    training = part("train") if is_learning else _Features(Rows(features, positions.numpy()), labels[positions])
+    return joined(classifier, _train_stages(head_stage(classifier), run, training, part("validation")))
 
 
-def _train_stages(classifier: Classifier, run: Run, training: Labelled, validation: Labelled) -> Classifier:
-    """Fit, refit and calibrate, as far as the recipe asks for it."""
+def _train_stages(classifier: Classifier, run: Run, training: Labelled | _Features, validation: Labelled) -> Classifier:
+    """Fit, refit and calibrate, as far as the recipe asks for it and the encoder has not learned yet."""
     recipe = run.recipe
-    if recipe.fit.epochs and not recipe.fine_tunes:
+    if recipe.fit.epochs and isinstance(training, Labelled):
         _fit(classifier, run, training, validation)
     if recipe.refit is not None:
         classifier = _refit(classifier, recipe, training)
@@ -153,7 +167,7 @@ def _train_stages(classifier: Classifier, run: Run, training: Labelled, validati
     return classifier
 
 
-def _refit(classifier: Classifier, recipe: Recipe, training: Labelled) -> Classifier:
+def _refit(classifier: Classifier, recipe: Recipe, training: Labelled | _Features) -> Classifier:
     """Fit the head anew; where the recipe leaves it open, or wants the temperature so, by what folds say of it."""
     spec, seed, calibration = recipe.refit, recipe.seed, recipe.calibration
     assert spec is not None
