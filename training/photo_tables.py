@@ -30,14 +30,14 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def accuracies_of(measured: dict[str, Any], method: str) -> list[float]:
-    """Of every draw; of a method with two scalings of the features the one that is better in the mean.
+    """Of every draw, none if it was not measured; of a method with two scalings the one that is better in the mean.
 
     Args:
         measured: figures of one size, by method.
         method: one of `METHODS`.
     """
     names = SCALINGS.get(method, (method,))
-    found: list[float] = max((measured[name]["accuracy"] for name in names), key=mean)
+    found: list[float] = max((measured[name]["accuracy"] for name in names if name in measured), key=mean, default=[])
     return found
 
 
@@ -55,6 +55,8 @@ def rows_of_photos(figures: dict[str, Any]) -> tuple[Sequence[str], list[Sequenc
 
 
 def _percent(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     found = spread_of(values)
     deviation = f" ± {100 * found.deviation:.1f}" if len(values) > 1 else ""
     return f"{100 * found.mean:.1f}{deviation} %"

@@ -15,7 +15,7 @@ from torch import Tensor
 from serving.bundle import InputSpec
 from training.data import DataError, Dataset, Sources, as_served
 from training.datasets import load_dataset
-from training.features import features_of, open_features
+from training.features import FeatureCache, features_of, open_features
 from training.image_files import in_memory
 from training.images import Labelled
 from training.recipe import DataSpec, Recipe
@@ -104,8 +104,9 @@ def given(photos: PhotoSet, draws: dict[int, list[Tensor]], recipe: Recipe, sett
         setting: where features are kept, and the device.
     """
     drawn = torch.cat([positions for of_size in draws.values() for positions in of_size]).unique()
-    features = _features(_chosen(photos.train, drawn), recipe, setting)
-    test = Labelled(_features(photos.test, recipe, setting), photos.test.labels)
+    cache = _features_of(recipe, setting)
+    features = features_of(cache, _chosen(photos.train, drawn))
+    test = Labelled(features_of(cache, photos.test), photos.test.labels)
     small_test = _pixels(photos.small_test, setting)
     for size, of_size in draws.items():
         for seed, positions in enumerate(of_size):
@@ -114,11 +115,10 @@ def given(photos: PhotoSet, draws: dict[int, list[Tensor]], recipe: Recipe, sett
             yield Given(size, seed, train, test, small_train, small_test)
 
 
-def _features(dataset: Dataset, recipe: Recipe, setting: Setting) -> Tensor:
-    """What the recipe's backbone makes of images, before any square roots, (N, P, 1, 1)."""
+def _features_of(recipe: Recipe, setting: Setting) -> FeatureCache:
+    """What the recipe's backbone makes of images, before any square roots."""
     plain = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"power": False})})
-    backbone = backbone_alone(plain, Sources(), setting.device)
-    return features_of(open_features(backbone, setting.cache), dataset)
+    return open_features(backbone_alone(plain, Sources(), setting.device), setting.cache)
 
 
 def _pixels(dataset: Dataset, setting: Setting) -> Labelled:

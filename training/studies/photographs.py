@@ -80,15 +80,23 @@ def _measure(photos: PhotoSet, sizes: Sequence[int], draws: int, setting: Settin
     """Every method at every draw of a set, by size."""
     recipe, by_size = load_recipe(RECIPE)[1], draws_of(photos.train.labels, sizes, draws)
     methods = _methods(photos, recipe, setting)
-    found: dict[str, Any] = {str(size): {name: {} for name in methods} for size in by_size}
+    found: dict[str, Any] = {str(size): {} for size in by_size}
     with steps(f"photographs: {photos.name}", len(methods) * sum(map(len, by_size.values()))) as bar:
         for drawn in given(photos, by_size, recipe, setting):
             for name, method in methods.items():
-                for key, value in method(drawn).items():
-                    found[str(drawn.size)][name].setdefault(key, []).append(round(value, 6))
+                if name != FROM_SCRATCH or len(drawn.train) >= _fewest():
+                    of_method = found[str(drawn.size)].setdefault(name, {})
+                    for key, value in method(drawn).items():
+                        of_method.setdefault(key, []).append(round(value, 6))
                 bar.advance()
     classes, tested = len(photos.train.classes), len(photos.test.labels)
     return {"classes": classes, "test_images": tested, "by_images_a_class": found}
+
+
+def _fewest() -> int:
+    """The images that `images-small` needs to fit a head to: as many as it has principal components."""
+    refit = load_recipe(FROM_SCRATCH)[1].refit
+    return refit.dim if refit is not None and refit.dim is not None else 1
 
 
 def _methods(photos: PhotoSet, recipe: Recipe, setting: Setting) -> dict[str, Method]:
@@ -142,21 +150,14 @@ def _draw(sets: dict[str, Any]) -> Any:
     """A panel a set: accuracy by images a class, a line a method, its deviation over the draws as bars."""
     figure, axes = new_figure(4.8 * len(sets) + 1, 4.2, 1, len(sets))
     for panel, (name, of_set) in zip(axes[0], sets.items(), strict=True):
-        sizes = [*of_set["by_images_a_class"]]
+        by_size = {int(size): measured for size, measured in of_set["by_images_a_class"].items()}
         for index, method in enumerate(METHODS):
-            spreads = [spread_of(accuracies_of(measured, method)) for measured in of_set["by_images_a_class"].values()]
-            means, deviations = zip(*spreads, strict=True)
-            panel.errorbar(
-                [int(size) for size in sizes],
-                means,
-                deviations,
-                color=COLOURS[index],
-                marker=MARKERS[index],
-                capsize=3,
-                label=method,
-            )
+            spreads = {size: spread_of(of) for size in by_size if (of := accuracies_of(by_size[size], method))}
+            means, deviations = zip(*spreads.values(), strict=True) if spreads else ((), ())
+            look = {"color": COLOURS[index], "marker": MARKERS[index], "capsize": 3, "label": method}
+            panel.errorbar([*spreads], means, deviations, **look)
         panel.set_xscale("log")
-        panel.set_xticks([int(size) for size in sizes], sizes)
+        panel.set_xticks([*by_size], map(str, by_size))
         panel.minorticks_off()
         percent_axis(panel.yaxis)
         tidy(panel, title=f"{name}: {of_set['test_images']:,} test images", x="images a class", y="accuracy")
