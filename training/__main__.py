@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Variant, VariantPrecision
 from serving.errors import ServingError
@@ -44,7 +44,7 @@ app = typer.Typer(
 @app.command("recipes")
 def list_recipes() -> None:
     """List the recipes that come with the project."""
-    table = Table("recipe", "model", "loss", "refit", "epochs", box=None)
+    table = Table(Column("recipe", no_wrap=True), "model", "loss", "refit", "epochs", box=None)
     for name in recipes.recipe_names():
         _, recipe = recipes.load_recipe(name)
         model = f"{recipe.encoder.kind} · {recipe.head.kind}"
