@@ -1,7 +1,6 @@
 """Variants in float16 and int8: what they are worth, when they are refused, and how they are served."""
 
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from training_samples import int8_weights
 
 from serving.bundle import Bundle, InputSpec, VariantPrecision
 from serving.errors import BundleError
@@ -20,7 +20,6 @@ from training.data import Dataset, Sources
 from training.evaluate import measure
 from training.export import export
 from training.images import LabelledImages, images_of
-from training.int8 import safe_scales
 from training.recipe import parse_recipe
 from training.run import Run
 from training.splits import split
@@ -67,15 +66,6 @@ def test_only_convolutions_are_in_8_bits(bundle: Bundle) -> None:
     assert not any(made_by.get(name) == "DequantizeLinear" for node in products for name in node.input[1:])
 
 
-def int8_weights(graph: Path) -> list[np.ndarray]:
-    """The weights (O, I, height, width) of the convolutions in 8 bits."""
-    model = onnx.load(graph).graph
-    constants = {constant.name: constant for constant in model.initializer}
-    of_weights = {node.output[0]: node.input[0] for node in model.node if node.op_type == "DequantizeLinear"}
-    names = [of_weights[node.input[1]] for node in model.node if node.op_type == "Conv"]
-    return [onnx.numpy_helper.to_array(constants[name]) for name in names]
-
-
 def test_no_cpu_can_saturate(bundle: Bundle) -> None:
     """Without VNNI the products of two neighbours with unsigned activations are added in 16 bits and saturate."""
     graphs = [bundle.onnx("int8"), *(Bundle.load(folder).onnx("int8") for folder in COMMITTED)]
@@ -88,37 +78,6 @@ def test_no_cpu_can_saturate(bundle: Bundle) -> None:
             assert (255 * (positive[:, :-1] + positive[:, 1:])).max() <= 32_767
             assert (255 * (negative[:, :-1] + negative[:, 1:])).min() >= -32_768
             assert (255 * (np.abs(flat[:, :-1]) + np.abs(flat[:, 1:]))).max() <= 32_767
-
-
-@pytest.mark.parametrize("shape", [(16, 3, 3, 3), (8, 16, 1, 1), (4, 1, 3, 3), (5, 2, 1, 1), (3, 1, 1, 1)])
-def test_scales_are_the_least_that_are_safe(shape: tuple[int, int, int, int]) -> None:
-    weights = np.random.default_rng(sum(shape)).standard_t(3, shape).astype(np.float32)
-
-    def fits(scales: np.ndarray) -> np.ndarray:
-        """Channel by channel, as the rule reads."""
-        whole = np.abs(np.rint(weights / scales[:, None, None, None])).astype(int)
-        rows = zip(whole.reshape(shape[0], -1), whole.transpose(0, 2, 3, 1).reshape(shape[0], -1), strict=True)
-        return np.array(
-            [
-                max(outer.max(), inner.max()) <= 127
-                and all(255 * (a + b) <= 32_767 for row in (outer, inner) for a, b in pairwise(row))
-                for outer, inner in rows
-            ]
-        )
-
-    scales = safe_scales(weights)
-    assert scales.shape == shape[:1]
-    assert scales.dtype == np.float32
-    assert fits(scales).all()
-    assert not fits(0.98 * scales).any()
-
-
-def test_a_channel_of_zeros_has_a_scale() -> None:
-    weights = np.zeros((2, 3, 3, 3), np.float32)
-    assert (safe_scales(weights) == 1).all()
-
-    weights[0] = 0.5
-    assert safe_scales(weights)[1] == pytest.approx(1e-4 * safe_scales(weights)[0])
 
 
 def sorted_by_class(counts: tuple[int, ...], **shares: float) -> LabelledImages:
@@ -173,6 +132,17 @@ def test_without_one_training_images_judge_that_int8_has_not_seen(counts: tuple[
     assert not calibration & judged
     assert calibration | judged == set(images.splits["train"].tolist())
     assert set(wanted.judged.labels.tolist()) == set(range(len(counts)))
+
+
+def test_large_images_calibrate_by_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "CALIBRATION_PIXELS", 50 * 2 * 2 + 1)
+    images = sorted_by_class((300, 100), validation=0)
+
+    wanted = wanted_variants(["int8"], images)
+
+    assert len(wanted.calibration) == 50
+    assert labels_of(images, wanted.calibration).bincount().tolist() == pytest.approx([37.5, 12.5], abs=1)
+    assert len(wanted.judged) == len(images.splits["train"]) - 50
 
 
 def test_so_many_images_judge_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
 from PIL import Image
 
@@ -96,3 +98,12 @@ def saved(state: TrainingState) -> TrainingState:
 
 def timeless(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key not in ("seconds", "images_per_s")}
+
+
+def int8_weights(graph: Path) -> list[np.ndarray]:
+    """The weights (O, I, height, width) of the convolutions in 8 bits."""
+    model = onnx.load(graph).graph
+    constants = {constant.name: constant for constant in model.initializer}
+    of_weights = {node.output[0]: node.input[0] for node in model.node if node.op_type == "DequantizeLinear"}
+    names = [of_weights[node.input[1]] for node in model.node if node.op_type == "Conv"]
+    return [onnx.numpy_helper.to_array(constants[name]) for name in names]
