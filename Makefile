@@ -12,7 +12,7 @@ COMPILE = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no
 EXTRAS := serve serve-cpu train load dev
 SERVING := $(PY) -m serving
 TRAINING := $(PY) -m training
-DEMO_BUNDLES := model_store/digits-mda/1 model_store/mnist-mda/1
+DEMO_BUNDLES := model_store/digits-mda/1 model_store/mnist-mda/1 model_store/flowers12-mda/1
 SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
@@ -27,12 +27,15 @@ env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
 demo: $(ENV) model_store/digits-mda/1/bundle.json ## train, export, package, serve and classify real images
 	@$(TRAINING) samples digits --count 5 --out $(SAMPLES)/digits >/dev/null
 	@$(TRAINING) samples mnist --count 5 --seed 1 --out $(SAMPLES)/mnist >/dev/null
+	@$(TRAINING) samples photos --out $(SAMPLES)/photos >/dev/null
 	@trap '$(SERVING) stop; exit 130' INT TERM; \
 	if $(SERVING) status >/dev/null 2>&1; then echo "the server is up already"; else \
 	  $(SERVING) package $(DEMO_BUNDLES) && \
-	  $(SERVING) start --models digits-mda,mnist-mda --port $(PORT) || exit 1; fi; \
+	  $(SERVING) start --models digits-mda,mnist-mda,flowers12-mda --port $(PORT) || exit 1; fi; \
 	{ $(SERVING) classify $(SAMPLES)/digits/*.png --model digits-mda && \
 	  $(SERVING) classify $(SAMPLES)/mnist/*.png --model mnist-mda && \
+	  echo && echo "photos of none of the twelve flowers that flowers12-mda knows:" && \
+	  $(SERVING) classify $(SAMPLES)/photos/* --model flowers12-mda && \
 	  echo && echo "one answer as JSON:" && \
 	  $(SERVING) classify $$(ls $(SAMPLES)/mnist/*.png | head -1) --model mnist-mda --json; \
 	} || { $(SERVING) stop; exit 1; }; \
@@ -74,6 +77,8 @@ load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
 
 bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; needs wrk
 	@$(PY) -m load_tests.bench_serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json
+	@$(PY) -m load_tests.bench_serve --bundle model_store/flowers12-mda/1 --image shape --image photo --image camera \
+	  --out load_tests/results/bench-photos.json
 
 bench-batch: $(ENV) ## offline scoring against the bare graph, bare decoding, Ray Data and a DataLoader; most of an hour
 	@$(PY) -m load_tests.bench_batch --out load_tests/results/bench-batch.json

@@ -1,12 +1,14 @@
 """How much of the bare runtime's speed arrives at the other end of HTTP.
 
     python -m load_tests.bench_serve --bundle model_store/fashion-mnist-mda-best/1
+    python -m load_tests.bench_serve --bundle model_store/flowers12-mda/1 --image photo --image camera
 
 One run on one machine, in rounds, so that a machine whose speed wanders slows both: the bundle's graph alone, by ONNX
 Runtime in as many processes and threads as infer at a time in the server; then a server with default settings, asked by
 wrk over 1, 8 and 32 connections (128 too on a GPU), the load generator on the same cores. The ratio is answers a second
 over images a second at a batch as large as there are connections; for one connection the latency counts: its median,
-less the median of the bare graph. Each figure is the median of the rounds.
+less the median of the bare graph. Of a photo the server decodes the JPEG too, which the bare graph never does. Each
+figure is the median of the rounds.
 """
 
 import json
@@ -18,19 +20,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from load_tests.bare import Layout, bare_runtime
+from load_tests.sent_images import Sent, encode_image, shape
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads
 from serving.errors import ServingError
@@ -39,6 +39,7 @@ from serving.torchserve import launch
 from serving.torchserve.archive import package
 from training import results
 from training.files import replace_text
+from training.speed_tables import photo_in_words
 
 Processor = Literal["cpu", "gpu"]
 GraphPrecision = StrEnum("GraphPrecision", {name: name for name in get_args(Precision)})  # one option, several values
@@ -49,7 +50,8 @@ wrk.body = io.open("{image}", "rb"):read("*a")
 done = function(summary, latency, requests)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
-  local found = {{summary.requests, summary.duration, failed, latency:percentile(50), latency:percentile(99)}}
+  local good = summary.requests - e.status
+  local found = {{good, summary.duration, failed, latency:percentile(50), latency:percentile(99)}}
   io.write("\\n[" .. table.concat(found, ", ") .. "]\\n")
 end
 """
@@ -60,7 +62,7 @@ class Load:
     """What wrk measured.
 
     Attributes:
-        per_second: answers a second.
+        per_second: answers a second, without what failed.
         p50: median latency, in milliseconds.
         p99: likewise, of the slowest hundredth.
         failed: requests that got no answer, or another status than 2xx or 3xx.
@@ -72,12 +74,6 @@ class Load:
     failed: int
 
 
-def picture(bundle: Bundle) -> NDArray[np.uint8]:
-    """A drawn shape in the model's size, (channels, height, width)."""
-    shape: NDArray[np.uint8] = bundle.read_golden()[0][2]
-    return shape
-
-
 def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
     """Have wrk post an image over and over."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -85,30 +81,28 @@ def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    requests, microseconds, failed, p50, p99 = json.loads(output.strip().splitlines()[-1])
-    return Load(1e6 * requests / microseconds, p50 / 1000, p99 / 1000, failed)
+    good, microseconds, failed, p50, p99 = json.loads(output.strip().splitlines()[-1])
+    return Load(1e6 * good / microseconds, p50 / 1000, p99 / 1000, failed)
 
 
 def measure_bundle(
     folder: Path,
     precision: Precision,
+    sent: Sent,
     device: Processor,
     connections: Sequence[int],
     seconds: float,
     rounds: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """Both measurements of one bundle; `options` are more of its settings."""
+    """Both measurements of one bundle on one image; `options` are more of its settings."""
     bundle = Bundle.load(folder)
     where = "cuda" if device == "gpu" else "cpu"
     measured: dict[int, list[dict[str, Any]]] = {count: [] for count in connections}
     with tempfile.TemporaryDirectory() as scratch:
-        store, state, image = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "image.png")
-        shape = picture(bundle)
-        pixels = shape.transpose(1, 2, 0)
-        stream = BytesIO()
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
-        image.write_bytes(stream.getvalue())
+        store, state, image = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "image")
+        image.write_bytes(encode_image(sent, bundle))
+        photo = {} if sent is Sent.shape else {"image": sent.value, "image_bytes": image.stat().st_size}
         chosen = WorkerSettings(precision=precision, **options)
         package(folder, model_store=store, settings=chosen)
         of_one = threads(chosen)
@@ -119,9 +113,9 @@ def measure_bundle(
         try:
             url = f"{server.url}/predictions/{bundle.manifest.name}"
             ask(url, image, max(connections), min(5, seconds))  # Java compiles what it runs often
-            for _ in track(range(rounds), f"{bundle.manifest.name} {precision}", console=Console(stderr=True)):
+            for _ in track(range(rounds), f"{bundle.manifest.name} {precision} {sent}", console=Console(stderr=True)):
                 for count in connections:
-                    images = np.repeat(shape[None], count, 0)
+                    images = np.repeat(shape(bundle)[None], count, 0)
                     per_second, milliseconds = bare_runtime(bundle, layout, images, count, seconds, precision, where)
                     measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
         finally:
@@ -134,6 +128,7 @@ def measure_bundle(
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
         "digest": bundle.manifest.sha256[graph_files(precision)[0]],
+        **photo,
         "device": device,
         "inferences": layout.inferences,
         "threads": layout.threads,
@@ -161,6 +156,13 @@ def main(
     precision: Annotated[
         list[GraphPrecision] | None, typer.Option(help="Of the graph; repeatable, float32 if unset.")
     ] = None,
+    image: Annotated[
+        list[Sent] | None,
+        typer.Option(
+            help="What is sent: a drawn shape of the model's size, a photo of that size in 28 kB, one of a camera with "
+            "12 megapixels; repeatable, shape if unset."
+        ),
+    ] = None,
     device: Annotated[Processor, typer.Option(help="Where the workers compute.")] = "cpu",
     connections: Annotated[str, typer.Option(help="How many at once, with commas; 1,8,32, on a GPU also 128.")] = "",
     seconds: Annotated[float, typer.Option(min=1, help="Of each measurement in a round.")] = 4,
@@ -179,22 +181,25 @@ def main(
         name: value for name, value in (("workers", workers), ("threads", inference_threads)) if value is not None
     }
     counts = [int(count) for count in connections.split(",")] if connections else CONNECTIONS[device]
-    chosen = precision or [GraphPrecision("float32")]
+    chosen = [(one.value, sent) for one in precision or [GraphPrecision("float32")] for sent in image or [Sent.shape]]
     try:
-        measured = [measure_bundle(bundle, one.value, device, counts, seconds, rounds, **options) for one in chosen]
+        measured = [
+            measure_bundle(bundle, precise, sent, device, counts, seconds, rounds, **options)
+            for precise, sent in chosen
+        ]
     except ServingError as error:
         raise SystemExit(f"error: {error}") from error
     for result in measured:
-        table = Table(
-            title=f"{result['bundle']} {result['precision']}, {result['inferences']} x {result['threads']} threads"
-        )
+        what = f"{result['bundle']} {result['precision']}" + photo_in_words(result)
+        table = Table(title=f"{what}, {result['inferences']} x {result['threads']} threads")
         for name in ("at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "failed"):
             table.add_column(name, justify="right")
         for row in result["rows"]:
             table.add_row(*map(str, row.values()))
         Console().print(table, f"ready in {result['seconds_to_ready']} s", sep="\n")
         if record:
-            results.record("serving", f"{result['bundle']} {result['precision']} {device}", result)
+            key = (result["bundle"], result["precision"], device, *([result["image"]] if "image" in result else []))
+            results.record("serving", " ".join(key), result)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps({**results.stamp(), "results": measured}, indent=2) + "\n")

@@ -16,18 +16,16 @@ from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.choice import chosen_recipe
-from training.commands import experiments, reports
+from training.commands import experiments, reports, samples
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
-from training.data import DataError, Sources, write_samples
-from training.datasets import PUBLIC, load_dataset
+from training.data import DataError, Sources
 from training.devices import choose_device
 from training.evaluate import eager, measure, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
 from training.images import LabelledImages, load_images, sources_of
-from training.photos import PHOTOS, write_photos
 from training.progress import console, say, warn
-from training.recipe import DataSpec, Recipe, recorded_recipe
+from training.recipe import Recipe, recorded_recipe
 from training.run import Run
 from training.train import train
 from training.variants import renew_variants
@@ -170,29 +168,7 @@ def export_command(
     say(f"exported: {target}; package it with  python -m serving package {target}")
 
 
-@app.command("samples")
-def samples_command(
-    dataset: Annotated[str, typer.Argument(help=f"{', '.join(PUBLIC)} or photos.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 10,
-    seed: Annotated[int, typer.Option(help="Which images.")] = 0,
-    data_root: DataRootOption = Path("data"),
-) -> None:
-    """Write images of a data set as PNG files named <position>-<label>.png, to have something to classify.
-
-    Where the data set has a test split of its own, they are from there. "photos" are the few in scikit-learn and
-    scikit-image, as they are and named after what they show.
-    """
-    if dataset == "photos":
-        files = write_photos(out, list(PHOTOS)[:count])
-    elif dataset in PUBLIC:
-        files = write_samples(load_dataset(DataSpec(name=dataset), Sources(data_root)), out, count, seed)
-    else:
-        raise DataError(f"dataset must be one of {', '.join(PUBLIC)}, photos, got {dataset!r}")
-    for file in files:
-        say(str(file))
-
-
+app.command("samples")(samples.samples)
 app.command("report")(reports.report)
 app.command("sweep")(experiments.sweep)
 app.command("study")(experiments.study)

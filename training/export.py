@@ -124,7 +124,7 @@ def write_graphs(classifier: Classifier, folder: Path) -> None:
     classifier = copy.deepcopy(classifier).cpu().eval()
     golden = golden_images(classifier.architecture.image_shape)
     answers: dict[str, Any] = require_condition(classifier, golden)
-    np.savez(folder / GOLDEN, images=golden.numpy(), **answers)
+    np.savez_compressed(folder / GOLDEN, images=golden.numpy(), **answers)
     graph = ServedGraph(classifier).eval()
     _write_torchscript(graph, golden, folder / TORCHSCRIPT)
     write_onnx(graph, golden, graph.output_names, folder / ONNX)

@@ -1,13 +1,17 @@
 """A graph's convolutions in 8 bits, by ONNX Runtime's static quantisation, so that every CPU answers the same.
 
 Activations are unsigned, each tensor's range the one that all but one in 100,000 of its values take on training images;
-the few beyond would make every step coarser. They are quantised behind a ReLU, not before it and then once more.
-Weights are signed and symmetric, with a scale per output channel.
+the few beyond would make every step coarser. They are quantised behind a ReLU or a ReLU6 (`Clip`), not before it and
+then once more. Weights are signed and symmetric, with a scale per output channel; what their rounding does to the mean
+of a channel on those images goes into its bias.
 
 CPUs without VNNI multiply by `vpmaddubsw`, which adds the products of two neighbours in 16 bits and saturates. So a
 channel's scale is the least for which 255 (|w1| + |w2|) <= 32,767 for all neighbours: no sum can saturate, and the
 kernels' integers are the same with VNNI and without. Neighbours are those in memory, where input channels lie
 innermost or outermost.
+
+Reference: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV, arXiv
+1906.04721 (its empirical correction, of the weights' rounding alone).
 """
 
 import tempfile
@@ -20,13 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serving.runtimes import CPU_PROVIDER, onnxruntime
+
 PERCENTILE = 99.999
 LARGEST = 127  # of a weight
 LARGEST_PAIR = 32_767 // 255  # of the absolute values of two neighbours
 SMALLEST = 1e-4  # of the largest scale: what such a channel adds is less than a step of the outputs, which share one
 COARSER = 1.0005  # how much a scale grows at a time until its rounded weights keep the rule
 CALIBRATION_BATCH = 32
-IN_8_BITS = ("Conv", "Relu", "MaxPool")  # the latter two in the convolutions' own numbers
+MEANS_BATCH = 8  # few, for what every convolution is given is held at once
+IN_8_BITS = ("Conv", "Relu", "Clip", "MaxPool")  # the latter three in the convolutions' own numbers
 
 
 def write_int8(source: Path, target: Path, images: Tensor) -> None:
@@ -44,6 +51,10 @@ def write_int8(source: Path, target: Path, images: Tensor) -> None:
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(None):  # it counts its histograms aloud
         prepared = Path(scratch, source.name)
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        scales = _scales_of(model)
+        keep_means(model, scales, images)
+        onnx.save(model, prepared)
         quantize_static(
             str(prepared),
             str(target),
@@ -54,7 +65,7 @@ def write_int8(source: Path, target: Path, images: Tensor) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": _scales_of(onnx.load(prepared))},
+            extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": _overrides(scales)},
         )
 
 
@@ -87,13 +98,62 @@ def largest_pairs(size: NDArray[np.floating]) -> NDArray[np.floating]:
     return largest
 
 
-def _scales_of(model: Any) -> dict[str, list[dict[str, Any]]]:
-    """The safe scales of every convolution's weights, as `quantize_static` takes them."""
+def keep_means(model: Any, scales: dict[str, NDArray[np.float32]], images: Tensor) -> None:
+    """Add to the biases of an ONNX graph what rounding the weights takes from the mean outputs; borders are neglected.
+
+    Args:
+        model: its convolutions have a bias.
+        scales: of their weights, by name.
+        images: uint8 (N, channels, H, W), as the graph takes them.
+    """
     from onnx import numpy_helper
 
     constants = {constant.name: constant for constant in model.graph.initializer}
-    names = [node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in constants]
-    scales = {name: safe_scales(numpy_helper.to_array(constants[name])) for name in names}
+    means = _mean_inputs(model, images)
+    for node in _convolutions(model):
+        weights, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
+        steps = scales[node.input[1]][:, None, None, None]
+        lost = (weights - steps * np.rint(weights / steps)).sum((2, 3), dtype=np.float64)  # (O, I / groups)
+        seen = means[node.input[0]].reshape(-1, lost.shape[1])  # (groups, I / groups)
+        kept = bias + (lost * seen.repeat(len(lost) // len(seen), 0)).sum(1)
+        constants[node.input[2]].CopyFrom(numpy_helper.from_array(kept.astype(np.float32), node.input[2]))
+
+
+def _mean_inputs(model: Any, images: Tensor) -> dict[str, NDArray[np.float64]]:
+    """What each convolution is given on average, by the name of its input: (I,)."""
+    import onnx
+
+    names = sorted({node.input[0] for node in _convolutions(model)})
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    probed.graph.ClearField("output")
+    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime().InferenceSession(probed.SerializeToString(), providers=[CPU_PROVIDER])
+    totals = dict.fromkeys(names, np.float64(0))
+    for batch in images.split(MEANS_BATCH):
+        for name, values in zip(names, session.run(names, {"images": batch.numpy()}), strict=True):
+            totals[name] = totals[name] + values.mean((2, 3), dtype=np.float64).sum(0)
+    return {name: np.asarray(total / len(images)) for name, total in totals.items()}
+
+
+def _convolutions(model: Any) -> list[Any]:
+    """The convolutions whose weights are constants."""
+    constants = {constant.name for constant in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in constants]
+
+
+def _scales_of(model: Any) -> dict[str, NDArray[np.float32]]:
+    """The safe scales of every convolution's weights, by name."""
+    from onnx import numpy_helper
+
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    return {
+        node.input[1]: safe_scales(numpy_helper.to_array(constants[node.input[1]])) for node in _convolutions(model)
+    }
+
+
+def _overrides(scales: dict[str, NDArray[np.float32]]) -> dict[str, list[dict[str, Any]]]:
+    """Scales as `quantize_static` takes them."""
     zero = np.array(0, np.int8)
     return {
         name: [{"axis": 0, "scale": np.array(scale), "zero_point": zero} for scale in of_channels]

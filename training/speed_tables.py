@@ -10,11 +10,21 @@ def serving_table(results: dict[str, Any]) -> str:
     head = ("model", "precision", "at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "on")
     measured = ("connections", "answers_per_second", "bare_per_second", "ratio", "p50_ms", "p99_ms", "bare_ms")
     rows = [
-        (named("serving", row["bundle"], row), row["precision"], *(f"{at[key]:g}" for key in measured), row["machine"])
+        (
+            named("serving", row["bundle"], row) + photo_in_words(row),
+            row["precision"],
+            *(f"{at[key]:g}" for key in measured),
+            row["machine"],
+        )
         for row in results.get("serving", {}).values()
         for at in row["rows"]
     ]
     return explained(markdown(head, rows), "serving", results)
+
+
+def photo_in_words(row: dict[str, Any]) -> str:
+    """What stands behind a model's name where it was asked about a photo; else it was about a drawn shape."""
+    return f", {row['image']} of {row['image_bytes'] / 1000:,.0f} kB" if "image" in row else ""
 
 
 def batch_table(results: dict[str, Any]) -> str:

@@ -12,18 +12,16 @@ from typing import Any
 
 from training.analysis.ood import SCORE_NAMES
 from training.calibration_error import TRADE, trades_ece_for_nll
+from training.figure_lists import figures_lists
 from training.files import replace_text
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
-from training.stale import ResultsSection, mark_of, meaning_of_marks
-from training.studies import MEASURED_ON
 
 README = Path("README.md")
 RESULTS_PAGE = Path("docs/results.md")
-MOST_NUMBERS = 12  # of a list that stands in a line
 DIFFERS = "\\* Not of the same head, images or epoch: docs/results.md says what differs."
 INTERVALS = (
     "[ ]: 95 % interval over images of the same kind, Wilson's for an accuracy, else a bootstrap. ±: standard "
@@ -107,13 +105,13 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
     """The sections on studies, sweeps and speed."""
     return (
         "## Studies",
-        *_figures_lists("studies", results),
+        *figures_lists("studies", results),
         "## Sweeps",
         "Accuracy of the validation split after a trial's last epoch; no trial sees the test split.",
-        *_figures_lists("sweeps", results),
+        *figures_lists("sweeps", results),
         "## Speed of training",
         "Of training images, or of noise in their shape where real images is false.",
-        *_figures_lists("training_speed", results),
+        *figures_lists("training_speed", results),
         "## Speed of serving",
         "Answers a second through HTTP, with wrk on the same cores, over images a second of the bare ONNX graph at a "
         "batch as large as there are connections; medians of the rounds of one run. Bare ms: of one call of the graph.",
@@ -274,30 +272,3 @@ def _separation(score: dict[str, Any] | None) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def _figures_lists(section: ResultsSection, results: dict[str, Any]) -> Iterable[str]:
-    """The records of a section without a table of its own, and what their marks mean."""
-    for name, figures in results.get(section, {}).items():
-        yield _figures_list(section, name, figures)
-    if meaning := meaning_of_marks(section, results):
-        yield meaning
-
-
-def _figures_list(section: ResultsSection, name: str, figures: dict[str, Any]) -> str:
-    """Numbers, words and short lists of them, one a line."""
-    lines = [f"- {key}: {value}" for key, value in _leaves(figures) if not key.startswith(("versions", "digest"))]
-    if section == "studies":
-        lines.insert(0, f"- measured on: {MEASURED_ON[name]}")
-    return "\n".join([f"### {name}{mark_of(section, name, figures)}", "", *lines])
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{name}, ")
-        elif not isinstance(value, list):
-            yield name, value
-        elif len(value) <= MOST_NUMBERS and all(isinstance(one, int | float) for one in value):
-            yield name, ", ".join(map(str, value))

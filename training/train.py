@@ -41,7 +41,7 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     before = run.start or run
     if before.has_begun:
         before.require_same_weights(sources)
-    backbone = _backbone_of(recipe, sources, device) if backbone_of(recipe.encoder.kind) else None
+    backbone = backbone_alone(recipe, sources, device) if backbone_of(recipe.encoder.kind) else None
     if backbone is not None and not recipe.fine_tunes:
         sources = replace(sources, features=open_features(backbone, sources.cache))
     images = images_of(before, sources) if before.has_begun else load_images(recipe, sources)
@@ -101,7 +101,7 @@ def _tell_duplicates(found: dict[str, Any]) -> None:
         tell(line)
 
 
-def _backbone_of(recipe: Recipe, sources: Sources, device: torch.device) -> Classifier:
+def backbone_alone(recipe: Recipe, sources: Sources, device: torch.device) -> Classifier:
     """A classifier of which the pretrained trunk and its normalisation are meant, and no head of any data set."""
     spec, backbone = recipe.encoder, require_backbone(recipe.encoder.kind)
     side = backbone.side_seen(spec.side)
@@ -159,7 +159,7 @@ def _train_stages(classifier: Classifier, run: Run, training: Labelled | _Featur
     if recipe.fit.epochs and isinstance(training, Labelled):
         _fit(classifier, run, training, validation)
     if recipe.refit is not None:
-        classifier = _refit(classifier, recipe, training)
+        classifier = refitted(classifier, recipe, training)
     if recipe.calibration is not None and recipe.calibration.temperature != "cross-fit":
         _calibrate(classifier, recipe.calibration.temperature, validation, recipe.seed)
     if recipe.calibration is not None:
@@ -167,7 +167,7 @@ def _train_stages(classifier: Classifier, run: Run, training: Labelled | _Featur
     return classifier
 
 
-def _refit(classifier: Classifier, recipe: Recipe, training: Labelled | _Features) -> Classifier:
+def refitted(classifier: Classifier, recipe: Recipe, training: Labelled | _Features) -> Classifier:
     """Fit the head anew; where the recipe leaves it open, or wants the temperature so, by what folds say of it."""
     spec, seed, calibration = recipe.refit, recipe.seed, recipe.calibration
     assert spec is not None

@@ -38,6 +38,9 @@ from training.splits import stratified_order
 from training.variant_costs import cost_of, require_cheap
 
 CALIBRATION_IMAGES = 1024
+CALIBRATION_PIXELS = (
+    32 * 224 * 224
+)  # at most: large images are fewer, for what every layer makes of all of them is held
 JUDGED_IMAGES = 10_000
 
 
@@ -62,7 +65,8 @@ def wanted_variants(precisions: Collection[VariantPrecision], images: LabelledIm
     """Choose the images that variants are made and judged by: a seeded, stratified sample of those of the run."""
     dataset, train, validation = images.dataset, images.splits["train"], images.splits["validation"]
     train = train[stratified_order(dataset.labels[train], seed=0)]
-    count = min(CALIBRATION_IMAGES, len(train) // 2)
+    affordable = max(1, CALIBRATION_PIXELS // (dataset.input.height * dataset.input.width))
+    count = min(CALIBRATION_IMAGES, affordable, len(train) // 2)
     judged_split: Literal["train", "validation"] = "validation" if len(validation) else "train"
     judged = validation if len(validation) else train[count:]
     judged = judged[stratified_order(dataset.labels[judged], seed=0)[:JUDGED_IMAGES]]
@@ -111,7 +115,7 @@ def write_variant(bundle: Bundle, precision: VariantPrecision, calibration: torc
         write_int8(bundle.onnx(), target, as_served(calibration, bundle.manifest.input))
     golden, _ = bundle.read_golden()
     answers: dict[str, Any] = open_onnx(target, bundle.manifest.outputs)(golden)
-    np.savez(golden_file, images=golden, **answers)
+    np.savez_compressed(golden_file, images=golden, **answers)
 
 
 def renew_variants(folder: Path, precisions: Collection[VariantPrecision], images: LabelledImages) -> Bundle:

@@ -26,6 +26,8 @@ class Setting:
         runs: finished runs; without any the newest that suit.
         data_root: folder of torchvision's data sets.
         folder: of runs; where the newest are looked for.
+        data: the user's own photos, for the study that takes some.
+        cache: of a folder's index, of features and of what took long.
     """
 
     out: Path
@@ -33,6 +35,8 @@ class Setting:
     runs: tuple[Path, ...] = ()
     data_root: Path = Path("data")
     folder: Path = RUNS
+    data: Path | None = None
+    cache: Path = Path("cache")
 
     def run(self, position: int, recipe: str, count: int = 1) -> Run:
         """The run at a position of `runs`, or the newest finished one of a recipe.
