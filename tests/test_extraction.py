@@ -58,6 +58,7 @@ def test_features_on_a_cpu_are_those_of_float64(kind: str, power: bool) -> None:
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize(("precision", "relative"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_torch_makes_the_same_features_in_either_precision(precision: str, relative: float) -> None:
     """A CPU stands in for the GPU that this is for, which cannot be had here."""

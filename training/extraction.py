@@ -90,6 +90,9 @@ def engine_of(device: torch.device) -> str:
 
 def _in_onnxruntime(pooled: Pooled, shape: tuple[int, int, int]) -> Call:
     """A session of ONNX Runtime with as many threads as torch has."""
+    for module in pooled.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]  # the same graph, traced in two thirds of the time
     options = onnxruntime().SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
