@@ -316,7 +316,7 @@ def test_command_writes_figures_and_records_them(tmp_path: Path, monkeypatch: py
 
 
 def test_command_knows_its_studies() -> None:
-    names = "box-regression, class-means, parameter-growth, shift-invariance"
+    names = "box-regression, class-means, parameter-growth, photographs, shift-invariance"
 
     result = CliRunner().invoke(app, ["study", "shapes"])
     help_text = CliRunner().invoke(app, ["study", "--help"]).output
