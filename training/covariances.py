@@ -21,7 +21,7 @@ def pooled_covariance(by_class: list[FloatArray], spec: RefitSpec, ridge: float,
 
     Args:
         by_class: features (N_c, D) of each class.
-        spec: covariance and shrinkage.
+        spec: covariance and shrinkage, which is not `cross-fit`.
         ridge: what is added to every variance.
         pooled: P, as for `of_kind`.
 
@@ -49,7 +49,7 @@ def of_kind(
         scatter: that mean, (D, D).
         fourth_moment: the sum of the deviations' lengths to the fourth power.
         count: N, of the deviations.
-        spec: covariance and shrinkage.
+        spec: covariance and shrinkage, which is not `cross-fit`.
         ridge: what is added to every variance.
         pooled: P, the number of features that these are the principal components of; D if they are themselves.
 

@@ -3,7 +3,8 @@
 A head that the refit fits in closed form, or by EM, on features that nobody has learned from these images can be judged
 on all of them: they are cut into folds, and each fold is scored by a head fitted on the others, principal components
 included. That decides between LDA and MDA (`refit.head = "auto"`), by the likelihood of features and label together,
-and gives the log-joints to which a temperature is fitted (`calibration.temperature = "cross-fit"`).
+chooses the shrinkage (`refit.shrinkage = "cross-fit"`), by the NLL of LDA after a temperature, and gives the log-joints
+to which the temperature is fitted (`calibration.temperature = "cross-fit"`).
 
 Reference: Smyth 2000, Model Selection for Probabilistic Clustering Using Cross-Validated Likelihood, Statistics and
 Computing 10.
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.calibrate import cross_fitted_nll
 from training.classifier import Classifier
 from training.covariances import FloatArray
 from training.heads import DiscriminantHead
@@ -30,9 +32,15 @@ from training.refit import (
     project_classes,
     rows_of,
 )
-from training.refit_spec import RefitSpec
+from training.refit_spec import RefitSpec, Shrinkage
 
 FOLDS = 5
+SHRINKAGES: tuple[Shrinkage, ...] = (
+    "ledoit-wolf",
+    0.5,
+    0.8,
+    0.9,
+)  # Ledoit and Wolf's share is often too small for few images
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, la
     rows, truth = rows_of(classifier, spec, images), labels.cpu().numpy()
     classes = classifier.architecture.classes
     folds = _Folds.of(rows, truth, classes, spec, seed)
-    found = [CrossFitted(one, folds.log_joints(one, seed)) for one in _candidates(spec, folds, seed)]
+    if spec.shrinkage == "cross-fit":
+        spec = spec.model_copy(update={"shrinkage": _best_shrinkage(spec, folds, seed)})
+    found = folds.judged(_candidates(spec, folds, seed), seed)
     likelihoods = [one.log_joints[torch.arange(len(truth)), labels.cpu()].mean().item() for one in found]
     best = int(np.argmax(likelihoods))
     if len(found) > 1:
@@ -92,18 +102,20 @@ class _Folds:
         """The features of all rows of each class."""
         return project_classes(self.rows, self.labels, self.classes, self._directions(self.whole))
 
-    def log_joints(self, spec: RefitSpec, seed: int) -> Tensor:
-        """Of every row, by a head fitted on the other folds, float64 (N, C)."""
-        result = torch.empty(len(self.labels), self.classes, dtype=torch.float64)
+    def judged(self, specs: list[RefitSpec], seed: int) -> list[CrossFitted]:
+        """Score every row by heads fitted on the other folds."""
+        results = [torch.empty(len(self.labels), self.classes, dtype=torch.float64) for _ in specs]
         folds = range(1 + int(self.fold.max()))
-        for k in track(folds, f"refit: {spec.head} on {len(folds)} folds"):
+        for k in track(folds, f"refit: {len(folds)} folds"):
             own, others = np.flatnonzero(self.fold == k), np.flatnonzero(self.fold != k)
             held_out = self.rows.at(own)
             directions = self._directions(self.whole and self.whole - moments_of(held_out))
             by_class = project_classes(self.rows.at(others), self.labels[others], self.classes, directions)
-            head = fit_classes(by_class, spec, seed, self.rows.dim)
-            result[torch.from_numpy(own)] = log_joints_under(head, project(held_out, directions))
-        return result
+            features = project(held_out, directions)
+            for spec, result in zip(specs, results, strict=True):
+                head = fit_classes(by_class, spec, seed, self.rows.dim)
+                result[torch.from_numpy(own)] = log_joints_under(head, features)
+        return [CrossFitted(*one) for one in zip(specs, results, strict=True)]
 
     def _directions(self, moments: Moments | None) -> Projection | None:
         if moments is None:
@@ -134,11 +146,27 @@ def log_joints_under(head: DiscriminantHead, features: FloatArray) -> Tensor:
     return torch.cat(parts) + head.log_density_constant
 
 
+def _best_shrinkage(spec: RefitSpec, folds: _Folds, seed: int) -> Shrinkage:
+    """The shrinkage under which LDA's posterior, at a temperature, suits held-out images best."""
+    judged = folds.judged([_lda(spec, shrinkage) for shrinkage in SHRINKAGES], seed)
+    labels = torch.from_numpy(folds.labels)
+    nll = [cross_fitted_nll(one.log_joints, labels, seed)[1] for one in judged]
+    best = int(np.argmin(nll))
+    named = ", ".join(f"{shrinkage} {value:.4f}" for shrinkage, value in zip(SHRINKAGES, nll, strict=True))
+    say(f"held-out NLL by shrinkage: {named} nats; it is {SHRINKAGES[best]}")
+    return SHRINKAGES[best]
+
+
+def _lda(spec: RefitSpec, shrinkage: Shrinkage) -> RefitSpec:
+    changes = {"head": "lda", "components": 1, "tied": False, "shrinkage": shrinkage}
+    return RefitSpec.model_validate(spec.model_dump() | changes)
+
+
 def _candidates(spec: RefitSpec, folds: _Folds, seed: int) -> list[RefitSpec]:
     """The heads that `spec` leaves open, each with a number of components: LDA first."""
     if spec.head == "lda":
         return [spec]
-    lda = RefitSpec.model_validate({**spec.model_dump(), "head": "lda", "components": 1, "tied": False})
+    lda = _lda(spec, spec.shrinkage)
     components = spec.components
     if components == "bic":
         by_class = folds.by_class()

@@ -35,7 +35,7 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, labels
 
     Args:
         classifier: a trained one; it is not changed.
-        spec: which features, which head; it is not `auto` (training/cross_fit.py).
+        spec: which features, which head; nothing of it is left open (training/cross_fit.py).
         images: uint8 (N, channels, H, W), not augmented; or the trunk's features of them.
         labels: int64 (N,).
         seed: of the EM's starts.

@@ -8,6 +8,8 @@ from training.fit_spec import Positive
 from training.gaussians import Covariance
 from training.schema import TomlSection
 
+Shrinkage = Literal["ledoit-wolf", "cross-fit"] | Annotated[float, Field(ge=0, le=1)]
+
 
 class RefitSpec(TomlSection):
     """The head fitted anew on frozen training features; see training/refit.py."""
@@ -19,7 +21,8 @@ class RefitSpec(TomlSection):
     max_components: Annotated[int, Field(ge=1, le=64)] = 5  # tried by bic
     covariance: Covariance = "full"
     tied: bool = False  # mda: one covariance for all components of all classes
-    shrinkage: Literal["ledoit-wolf"] | Annotated[float, Field(ge=0, le=1)] = 0.0  # of a covariance that all share
+    shrinkage: Shrinkage = 0.0
+    """Share of the identity in a covariance that all classes have in common; cross-fit: the one that suits LDA best."""
     restarts: Annotated[int, Field(ge=1)] = 3
     ridge: Positive = Field(
         default=1e-3, validation_alias=AliasChoices("ridge", "variance_floor")

@@ -172,7 +172,7 @@ def refitted(classifier: Classifier, recipe: Recipe, training: Labelled | _Featu
     spec, seed, calibration = recipe.refit, recipe.seed, recipe.calibration
     assert spec is not None
     is_cross_fitted = calibration is not None and calibration.temperature == "cross-fit"
-    if spec.head != "auto" and not is_cross_fitted:
+    if spec.head != "auto" and spec.shrinkage != "cross-fit" and not is_cross_fitted:
         return refit(classifier, spec, training.images, training.labels, seed)
     judged = cross_fit(classifier, spec, training.images, training.labels, seed)
     classifier = refit(classifier, judged.spec, training.images, training.labels, seed)

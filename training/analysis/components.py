@@ -100,7 +100,8 @@ def refit_spec(head: DiscriminantHead, spec: RefitSpec | None) -> RefitSpec:
     """How to refit `head` on its own features: as its recipe says, or by EM with its own covariance."""
     own = {"components": head.components, "features": "output", "dim": None}
     if spec is not None:
-        return spec.model_copy(update=own)
+        shrinkage = "ledoit-wolf" if spec.shrinkage == "cross-fit" else spec.shrinkage
+        return spec.model_copy(update={**own, "head": "mda", "shrinkage": shrinkage})
     return RefitSpec(features="output", covariance=head.gaussians.covariance, components=head.components)
 
 

@@ -22,10 +22,10 @@ from typing import Any
 
 from training.fit import DivergedError, fit, validation_metrics
 from training.recipe import Recipe, dump_recipe
-from training.refit import refit
 from training.run import RUNS, RunError
 from training.sweeps.prepared import Images, Prepared, fresh_classifier
 from training.sweeps.space import Parameter, Point, check, grid, recipe_at
+from training.train import refitted
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _accuracy(recipe: Recipe, images: Prepared, is_poor: Callable[[int, float], 
         if is_poor(epoch.metrics["epoch"], accuracy):
             return accuracy, "pruned"
     if recipe.refit is not None:
-        classifier = refit(classifier, recipe.refit, images.train.images, images.train.labels, recipe.seed)
+        classifier = refitted(classifier, recipe, images.train)
         accuracy = validation_metrics(classifier, images.validation)["validation_accuracy"]
     return accuracy, "finished"
 
