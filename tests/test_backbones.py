@@ -534,7 +534,7 @@ def test_vit_and_its_head_become_both_graphs(tmp_path: Path, monkeypatch: pytest
         ("lda", "loss.kind=fisher", "loss.kind fisher must go with an encoder that learns, got resnet18"),
         (
             "lda",
-            "data.name=folder",
+            "data.name=folder data.size=32",
             "data.size and data.channels must be 224 and 3 for the encoder resnet18, got 32 and 3",
         ),
     ],

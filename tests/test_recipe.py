@@ -394,3 +394,18 @@ def test_ridge_under_both_names_is_refused() -> None:
 def test_ridge_that_breaks_its_rule_is_named() -> None:
     with pytest.raises(RecipeError, match=r"^refit\.ridge must be greater than 0, got 0$"):
         parse_recipe(refit_of(ridge=0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "side"),
+    [
+        ([], 224),
+        (["encoder.kind=efficientnet-lite2"], 260),
+        (["encoder.kind=timm:resnet10t"], 176),
+        (["encoder.side=128"], 128),
+    ],
+)
+def test_photos_are_read_in_the_size_that_the_backbone_takes(settings: list[str], side: int) -> None:
+    _, recipe = load_recipe("images", settings)
+
+    assert (recipe.data.size, recipe.data.channels) == (side, 3)

@@ -85,6 +85,18 @@ class Recipe(TomlSection):
     refit: RefitSpec | None = None
     calibration: CalibrationSpec | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_is_read_in_the_backbones_size(cls, tree: Any) -> Any:
+        """A folder's images have the size that the backbone takes, unless the recipe says which."""
+        data, encoder = (tree.get(name) if isinstance(tree, dict) else None for name in ("data", "encoder"))
+        if not isinstance(data, dict) or not isinstance(encoder, dict) or data.get("name") != "folder":
+            return tree
+        backbone, side = backbone_of(str(encoder.get("kind"))), encoder.get("side")
+        if backbone is None or not (side is None or isinstance(side, int)):
+            return tree
+        return {**tree, "data": {"size": backbone.side_seen(side), **data}}
+
     @model_validator(mode="after")
     def _sections_fit_together(self) -> "Recipe":
         self._require_loss_of_head()
