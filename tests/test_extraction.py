@@ -9,7 +9,7 @@ from torch import nn
 
 from serving.runtimes import onnxruntime
 from training.classifier import Architecture, Classifier, build_classifier
-from training.extraction import Pooled, _in_torch, open_extractor
+from training.extraction import Pooled, _in_torch, engine_of, open_extractor
 from training.recipe import EncoderSpec, HeadSpec
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_features_on_a_cpu_are_those_of_float64(kind: str, power: bool) -> None:
         assert found.dtype == np.float32
         assert found.flags["C_CONTIGUOUS"]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * float(np.sqrt(np.square(expected).mean())))
-    assert extract.engine == f"ONNX Runtime {onnxruntime().__version__}"
+    assert engine_of(CPU) == f"ONNX Runtime {onnxruntime().__version__}"
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
 
 

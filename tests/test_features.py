@@ -50,7 +50,7 @@ def counted_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def extractor(classifier: Classifier, device: torch.device) -> Extractor:
         if not isinstance(network := classifier.encoder.trunk, Counting):
             return open_extractor(classifier, device)
-        return Extractor("torch", lambda images: network(classifier.normalise(images)).numpy())
+        return lambda images: network(classifier.normalise(images)).numpy()
 
     monkeypatch.setattr(features_module, "open_extractor", extractor)
 

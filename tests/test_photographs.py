@@ -191,7 +191,7 @@ def outcome(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Of three classes of six photos each, with features by torch, which begins sooner; read only."""
 
     def by_torch(classifier: Classifier, device: torch.device) -> Extractor:
-        return Extractor("torch", _in_torch(Pooled(classifier).eval(), device, "float32"))
+        return _in_torch(Pooled(classifier).eval(), device, "float32")
 
     setting = Setting(tmp_path_factory.mktemp("out"), data=folder, cache=tmp_path_factory.mktemp("cache"))
     with pytest.MonkeyPatch.context() as patch:

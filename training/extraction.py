@@ -12,7 +12,6 @@ three digits, and most CPUs emulate it. A GPU runs torch, in bfloat16 where it h
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +25,8 @@ from training.devices import TrainingPrecision, choose_precision, describe_devic
 from training.onnx_graph import write_onnx
 from training.power import split_power
 
-Call = Callable[[Tensor], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Images to pooled features.
-
-    Attributes:
-        engine: what computes them, in words: what decides how they are rounded.
-    """
-
-    engine: str
-    call: Call
-
-    def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        """Uint8 (N, 3, H, W) on the CPU, as a server hands them to the graph, to float32 (N, P)."""
-        return self.call(images)
+Extractor = Callable[[Tensor], NDArray[np.float32]]
+"""Uint8 (N, 3, H, W) on the CPU, as a server hands them to the graph, to float32 (N, P)."""
 
 
 class Pooled(nn.Module):
@@ -77,18 +61,18 @@ def open_extractor(classifier: Classifier, device: torch.device) -> Extractor:
     """
     pooled = copy.deepcopy(Pooled(classifier)).requires_grad_(False).eval()
     if device.type == "cpu":
-        return Extractor(engine_of(device), _in_onnxruntime(pooled.cpu(), classifier.architecture.image_shape))
-    return Extractor(engine_of(device), _in_torch(pooled, device, choose_precision("auto", device).precision))
+        return _in_onnxruntime(pooled.cpu(), classifier.architecture.image_shape)
+    return _in_torch(pooled, device, choose_precision("auto", device).precision)
 
 
 def engine_of(device: torch.device) -> str:
-    """What computes features on a device, in words."""
+    """What computes features on a device, in words: what decides how they are rounded."""
     if device.type == "cpu":
         return f"ONNX Runtime {onnxruntime().__version__}"
     return f"torch {torch.__version__} in {choose_precision('auto', device).precision} on {describe_device(device)}"
 
 
-def _in_onnxruntime(pooled: Pooled, shape: tuple[int, int, int]) -> Call:
+def _in_onnxruntime(pooled: Pooled, shape: tuple[int, int, int]) -> Extractor:
     """A session of ONNX Runtime with as many threads as torch has."""
     for module in pooled.modules():
         if hasattr(module, "inplace"):
@@ -108,7 +92,7 @@ def _in_onnxruntime(pooled: Pooled, shape: tuple[int, int, int]) -> Call:
     return call
 
 
-def _in_torch(pooled: Pooled, device: torch.device, precision: TrainingPrecision) -> Call:
+def _in_torch(pooled: Pooled, device: torch.device, precision: TrainingPrecision) -> Extractor:
     """The network in `precision`, channels last; what follows the pooling in float32."""
     pooled = pooled.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

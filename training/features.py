@@ -136,6 +136,11 @@ def _joined(cache: FeatureCache, shards: Sequence[NDArray[np.uint8]], spec: Inpu
         return np.memmap(file, np.float32, "r", shape=(count, dim))
 
 
+def as_images(features: Features) -> Tensor:
+    """Features (N, P), read into memory, as images (N, P, 1, 1) of a `head_stage`."""
+    return torch.from_numpy(np.array(features))[:, :, None, None]
+
+
 def head_stage(classifier: Classifier) -> Classifier:
     """The same projection and head as a classifier of features (N, P, 1, 1): what is left to train."""
     whole = classifier.architecture

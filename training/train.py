@@ -14,7 +14,7 @@ from training.cross_fit import cross_fit
 from training.data import Dataset, Sources, as_served, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
-from training.features import FeatureCache, features_of, head_stage, joined, open_features
+from training.features import FeatureCache, as_images, features_of, head_stage, joined, open_features
 from training.fit import fit
 from training.images import Labelled, LabelledImages, images_of, load_images
 from training.power import with_power
@@ -147,9 +147,7 @@ def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages,
 
     def part(name: str) -> Labelled:
         positions = images.splits[name]
-        return Labelled(
-            torch.from_numpy(features[positions])[:, :, None, None].to(device), labels[positions].to(device)
-        )
+        return Labelled(as_images(features[positions]).to(device), labels[positions].to(device))
 
     positions, is_learning = images.splits["train"], run.recipe.fit.epochs and not run.recipe.fine_tunes
     training = part("train") if is_learning else _Features(Rows(features, positions.numpy()), labels[positions])

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.bundle import InputSpec
 from training.data import DataError, Dataset, Sources, as_served
 from training.datasets import load_dataset
-from training.features import FeatureCache, features_of, open_features
+from training.features import FeatureCache, as_images, features_of, open_features
 from training.image_files import in_memory
 from training.images import Labelled
 from training.recipe import DataSpec, Recipe
@@ -107,8 +105,8 @@ def given(photos: PhotoSet, draws: dict[int, list[Tensor]], recipe: Recipe, sett
     """
     drawn = torch.cat([positions for of_size in draws.values() for positions in of_size]).unique()
     cache = _features_of(recipe, setting)
-    features = _in_memory(features_of(cache, _chosen(photos.train, drawn)))
-    test = Labelled(_in_memory(features_of(cache, photos.test)), photos.test.labels)
+    features = as_images(features_of(cache, _chosen(photos.train, drawn)))
+    test = Labelled(as_images(features_of(cache, photos.test)), photos.test.labels)
     small_test = _pixels(photos.small_test, setting)
     for size, of_size in draws.items():
         for seed, positions in enumerate(of_size):
@@ -121,11 +119,6 @@ def _features_of(recipe: Recipe, setting: Setting) -> FeatureCache:
     """What the recipe's backbone makes of images, before any square roots."""
     plain = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"power": False})})
     return open_features(backbone_alone(plain, Sources(), setting.device), setting.cache)
-
-
-def _in_memory(features: NDArray[np.float32]) -> Tensor:
-    """Features (N, P) as images (N, P, 1, 1)."""
-    return torch.from_numpy(np.array(features))[:, :, None, None]
 
 
 def _pixels(dataset: Dataset, setting: Setting) -> Labelled:
