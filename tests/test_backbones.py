@@ -36,7 +36,7 @@ from training.analysis.evidence import gather
 from training.backbones import normalisation_of
 from training.classifier import Architecture, build_classifier
 from training.data import Sources, as_served
-from training.evaluate import eager, measure, run_graph
+from training.evaluate import eager, measure, quickly, run_graph
 from training.export import export, golden_images, write_graphs
 from training.images import load_images, sources_of
 from training.recipe import EncoderSpec, HeadSpec, Recipe, RecipeError, load_recipe
@@ -370,6 +370,19 @@ def test_bundle_takes_the_backbones_size_and_is_measured_on_the_small_images(
     assert bundle.manifest.metrics["images"] == TEST
     assert bundle.manifest.metrics["accuracy"] == own["accuracy"]
     assert bundle.manifest.metrics["nll"] == pytest.approx(own["nll"], abs=1e-4)
+
+
+def test_what_is_quick_answers_as_torch_does(lda: Run, sources: Sources) -> None:
+    classifier, images = lda.load_classifier(), load_images(lda.recipe, sources)
+    classifier.temperature = 3.0
+    some = images.dataset.images[:5]
+
+    made = run_graph(quickly(classifier, CPU), some, images.dataset.input)
+
+    expected = run_graph(eager(classifier, CPU), some, images.dataset.input)
+    assert list(made) == list(expected)
+    for name, values in made.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_mixture_on_principal_components_is_a_projection_after_the_backbone(sources: Sources, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from training.commands import experiments, reports, samples
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.data import DataError, Sources
 from training.devices import choose_device
-from training.evaluate import eager, measure, run_graph
+from training.evaluate import measure, quickly, run_graph
 from training.export import ParityError, export
 from training.fit import DivergedError
 from training.images import LabelledImages, load_images, sources_of
@@ -119,7 +119,7 @@ def evaluate_command(
         call, images = open_runtime(bundle, "onnx", str(chosen), None), _images_of_bundle(bundle, data_root, data)
     else:
         run = Run.open(target)
-        call, images = eager(run.load_classifier(), chosen), _images_of_run(run, data_root, data)
+        call, images = quickly(run.load_classifier(), chosen), _images_of_run(run, data_root, data)
     part = images.streamed(split)
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from serving.bundle import InputSpec
 from serving.runtimes import Outputs
+from training.backbones import backbone_of
 from training.calibration_error import calibration_error, confidences, equal_mass_bins, equal_width_bins
 from training.classifier import Classifier, ServedGraph
 from training.data import as_served
+from training.extraction import open_extractor
+from training.features import head_stage
 from training.image_files import Images, images_at_once
 from training.progress import track
 
@@ -55,6 +58,14 @@ def eager(classifier: Classifier, device: torch.device) -> Callable[[NDArray[np.
         return {name: out.cpu().numpy() for name, out in answers.items()}
 
     return call
+
+
+def quickly(classifier: Classifier, device: torch.device) -> Callable[[NDArray[np.uint8]], Outputs]:
+    """The same as `eager`, but on a CPU a pretrained trunk runs as for the training of its head, which is quicker."""
+    if device.type != "cpu" or backbone_of(classifier.architecture.encoder.kind) is None:
+        return eager(classifier, device)
+    extract, rest = open_extractor(classifier, device), eager(head_stage(classifier), device)
+    return lambda images: rest(extract(torch.from_numpy(images))[:, :, None, None])
 
 
 def nll_of_images(outputs: Outputs, labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from serving.bundle import InputSpec
 from serving.runtimes import Outputs
 from training.classifier import Classifier
 from training.data import Dataset, Sources
-from training.evaluate import eager, measure, run_graph
+from training.evaluate import measure, quickly, run_graph
 from training.image_files import Images
 from training.images import images_of
 from training.run import Run
@@ -97,14 +97,14 @@ def measure_run(run: Run, sources: Sources, device: torch.device) -> dict[str, A
     """
     classifier, images = run.load_classifier(), images_of(run, sources)
     test = images.streamed("test")
-    return measure(run_graph(eager(classifier, device), test.images, images.dataset.input), test.labels)
+    return measure(run_graph(quickly(classifier, device), test.images, images.dataset.input), test.labels)
 
 
 def answers_of(
     classifier: Classifier, images: Images, labels: Tensor, spec: InputSpec, device: torch.device
 ) -> Answers:
     """A network's outputs for images, made into what it takes (`spec`) and computed on `device`; it ends on the CPU."""
-    outputs = run_graph(eager(classifier, device), images, spec)
+    outputs = run_graph(quickly(classifier, device), images, spec)
     classifier.cpu()
     return Answers(images, labels.numpy(), outputs)
 
