@@ -12,9 +12,14 @@ and, for each of the manifest's variants, `int8` (convolutions in 8 bits) and `f
     model.<variant>.onnx   the same graph in this precision
     golden.<variant>.npz   what it answered for the same images when it was exported
 
+and, if images were held out from the training, for each of these graphs,
+
+    held_out.npz, held_out.<variant>.npz   what it answered for them (serving/held_out.py)
+
 All graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
-`Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `features` (N, D).
-Not every head has responsibilities and a log-density; a server goes by the outputs, not by the kind of the head.
+`Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `typicality_score` (N,),
+`features` (N, D). Not every head has responsibilities and a log-density; a server goes by the outputs, not by the kind
+of the head. Bundles of schema 1 are of before there were held-out images, and have no typicality score.
 """
 
 import hashlib
@@ -37,17 +42,19 @@ MANIFEST = "bundle.json"
 TORCHSCRIPT = "model.pt"
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
+HELD_OUT = "held_out.npz"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
 
 VariantPrecision = Literal["float16", "int8"]
 Precision = Literal["float32", VariantPrecision]
-OutputName = Literal["posterior", "responsibilities", "log_density", "features"]
+OutputName = Literal["posterior", "responsibilities", "log_density", "typicality_score", "features"]
 OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
-OPTIONAL_OUTPUTS: tuple[OutputName, ...] = ("responsibilities", "log_density")
+OPTIONAL_OUTPUTS: tuple[OutputName, ...] = ("responsibilities", "log_density", "typicality_score")
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ComponentName = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 class _Strict(BaseModel):
@@ -105,6 +112,19 @@ class BackboneInfo(_Strict):
     licence: str | None = None
 
 
+class HeldOutInfo(_Strict):
+    """The images that make answers comparable: neither the weights nor the temperature have seen them.
+
+    Attributes:
+        images: how many.
+        by: `split`, a split of their own; or `cross-fit`, training images of a head in closed form on features that
+            nobody has learned, each judged by a head that was fitted without it.
+    """
+
+    images: int = Field(ge=1)
+    by: Literal["split", "cross-fit"]
+
+
 class VariantCost(_Strict):
     """What a graph of another precision changes on some images. Pairs are of the float32 graph and of the variant.
 
@@ -148,9 +168,15 @@ class Variant(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything about a bundle that is not weights; `bundle.json`."""
+    """Everything about a bundle that is not weights; `bundle.json`.
 
-    schema_version: Literal[1] = 1
+    Attributes:
+        held_out: which images answers are compared with; None if the recipe held none out, or in a bundle of schema 1.
+        priors: each class's share of the training images; None in a bundle of schema 1.
+        component_names: what people call components, by label and component; those that nobody has named are missing.
+    """
+
+    schema_version: Literal[1, 2] = 2
     name: str = Field(pattern=NAME_PATTERN, max_length=100)
     version: int = Field(ge=1)
     labels: tuple[str, ...] = Field(min_length=2)
@@ -160,6 +186,9 @@ class Manifest(_Strict):
     recipe: dict[str, Any]
     dataset: DatasetInfo
     backbone: BackboneInfo | None = None
+    held_out: HeldOutInfo | None = None
+    priors: tuple[float, ...] | None = None
+    component_names: dict[str, dict[int, ComponentName]] = Field(default_factory=dict)
     metrics: dict[str, Any]
     variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
@@ -177,6 +206,13 @@ class Manifest(_Strict):
                 f"outputs must be {', '.join(OUTPUTS)} in this order, of which only {' and '.join(OPTIONAL_OUTPUTS)} "
                 f"may lack, got {', '.join(self.outputs)}"
             )
+        if self.priors is not None and len(self.priors) != self.head.classes:
+            raise ValueError(f"priors must be one per class ({self.head.classes}), got {len(self.priors)}")
+        for label, names in self.component_names.items():
+            if label not in self.labels or not all(0 <= component < self.head.components for component in names):
+                raise ValueError(f"component_names must be of the model's labels and components, got {label}: {names}")
+        if ("typicality_score" in self.outputs) != (self.held_out is not None):
+            raise ValueError("typicality_score must be among the outputs if and only if there are held-out images")
         if foreign := sorted(set(self.sha256) - set(self.files)):  # a worker would find code among them, and run it
             raise ValueError(f"sha256 must list the bundle's own files alone, got {', '.join(foreign)} too")
         return self
@@ -184,7 +220,9 @@ class Manifest(_Strict):
     @property
     def files(self) -> tuple[str, ...]:
         """Names of the bundle's files, all but `bundle.json`."""
-        return *REQUIRED_FILES, *(name for precision in self.variants for name in graph_files(precision))
+        precisions: tuple[Precision, ...] = ("float32", *self.variants)
+        held_out = () if self.held_out is None else (held_out_file(precision) for precision in precisions)
+        return *REQUIRED_FILES, *(name for precision in self.variants for name in graph_files(precision)), *held_out
 
     @property
     def atypical_below(self) -> float | None:
@@ -244,6 +282,10 @@ class Bundle:
         _, answers = self._files(precision)
         return answers
 
+    def held_out(self, precision: Precision = "float32") -> Path | None:
+        """The file of what held-out images were answered; None if the bundle has none."""
+        return None if self.manifest.held_out is None else self.path / held_out_file(precision)
+
     def _files(self, precision: Precision) -> tuple[Path, Path]:
         if precision != "float32" and precision not in self.manifest.variants:
             raise BundleError(
@@ -267,6 +309,11 @@ def graph_files(precision: Precision) -> tuple[str, str]:
     if precision == "float32":
         return ONNX, GOLDEN
     return f"model.{precision}.onnx", f"golden.{precision}.npz"
+
+
+def held_out_file(precision: Precision) -> str:
+    """Name of the file of a graph's answers for held-out images."""
+    return HELD_OUT if precision == "float32" else f"held_out.{precision}.npz"
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:
