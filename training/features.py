@@ -161,4 +161,5 @@ def joined(classifier: Classifier, trained: Classifier) -> Classifier:
     result.mean.copy_(classifier.mean)
     result.std.copy_(classifier.std)
     result.temperature, result.calibration = trained.temperature, trained.calibration
+    result.typicality = trained.typicality
     return result.to(classifier.mean.device)

@@ -105,8 +105,14 @@ class Recipe(TomlSection):
             raise ValueError(f"head.components must be 1 for the head {head}, got {self.head.components}")
         if loss == "fisher" and self.refit is None:
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
-        if self.calibration and self.calibration.temperature == "fit" and self.data.validation == 0:
-            raise ValueError("calibration.temperature fit must have a validation split, got data.validation = 0")
+        if (
+            self.calibration
+            and self.calibration.temperature == "fit"
+            and self.data.validation == 0
+            and self.calibration.share == 0
+        ):
+            rule = "calibration.temperature fit must have calibration.share or a validation split"
+            raise ValueError(f"{rule}, got data.validation = 0")
         if (
             self.calibration
             and self.calibration.temperature == "cross-fit"
@@ -132,6 +138,11 @@ class Recipe(TomlSection):
         else:
             return
         raise ValueError(f"loss.kind {loss} must go with the head {' or '.join(fitting)}, got {self.head.kind}")
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the images outside the test split that neither weights nor validation see."""
+        return self.calibration.share if self.calibration is not None else 0.0
 
     @property
     def fine_tunes(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from training.fit_spec import Positive
+from training.fit_spec import Positive, Share
 from training.gaussians import Covariance
 from training.schema import TomlSection
 
@@ -47,12 +47,25 @@ class RefitSpec(TomlSection):
 
 
 class CalibrationSpec(TomlSection):
-    """The temperature of the posterior: fitted on the validation split, or a number that another run has found.
+    """What is learned of images that the weights have not seen: the temperature, and what answers are compared with.
 
-    `cross-fit` fits it on the training images, each judged by a head that the refit has fitted without it; the features
-    must not have been learned from them. `found_for` is the digest of the recipe that the number is of
-    (training/digests.py); no other trains with it.
+    The temperature is fitted on images that are held out, or a number that another run has found. `cross-fit` fits it
+    on the training images, each judged by a head that the refit has fitted without it; the features must not have been
+    learned from them. `found_for` is the digest of the recipe that the number is of (training/digests.py); no other
+    trains with it.
+
+    `share` of the images outside the test split is held out. A fitted temperature gets one half of them, and answers
+    are compared with the others (serving/held_out.py). Without a share the temperature is fitted on the validation
+    split, and answers are compared with none; with `cross-fit` with all training images.
     """
 
     temperature: Positive | Literal["fit", "cross-fit"] = "fit"
     found_for: str | None = None
+    share: Share = 0.0
+
+    @model_validator(mode="after")
+    def _cross_fit_holds_out_none(self) -> "CalibrationSpec":
+        if self.temperature == "cross-fit" and self.share:
+            rule = "calibration.share must be 0 for the temperature cross-fit, which judges all training images"
+            raise ValueError(f"{rule}, got {self.share}")
+        return self

@@ -146,7 +146,7 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
 
 
 def _write_float16(source: Path, target: Path) -> None:
-    """All before the features in float16.
+    """All before the pooled features in float16.
 
     The graph is cut there, for the converter would round what passes among nodes that it is told to leave alone.
     """
@@ -154,11 +154,18 @@ def _write_float16(source: Path, target: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(source)
-    outputs = [output.name for output in model.graph.output]
+    outputs, pooled = [output.name for output in model.graph.output], _pooled_features(model)
     parts = onnx.utils.Extractor(model)
-    encoder = parts.extract_model(["images"], ["features"])
-    head = parts.extract_model(["features"], [name for name in outputs if name != "features"])
-    encoder = convert_float_to_float16(encoder, keep_io_types=True)
-    for part in (encoder, head):
-        part.graph.ClearField("value_info")  # both name the features there
-    onnx.save(onnx.compose.merge_models(encoder, head, [("features", "features")], outputs=outputs), target)
+    trunk = parts.extract_model(["images"], [pooled])
+    head = parts.extract_model([pooled], [name for name in outputs if name != pooled])
+    trunk = convert_float_to_float16(trunk, keep_io_types=True)
+    for part in (trunk, head):
+        part.graph.ClearField("value_info")  # both name the pooled features there
+    onnx.save(onnx.compose.merge_models(trunk, head, [(pooled, pooled)], outputs=outputs), target)
+
+
+def _pooled_features(model: Any) -> str:
+    """The name of the tensor that is projected to features; the features' own where there is no projection."""
+    (last,) = (node for node in model.graph.node if "features" in node.output)
+    name: str = last.input[0] if last.op_type == "Gemm" else "features"
+    return name
