@@ -65,7 +65,12 @@ def quickly(classifier: Classifier, device: torch.device) -> Callable[[NDArray[n
     if device.type != "cpu" or backbone_of(classifier.architecture.encoder.kind) is None:
         return eager(classifier, device)
     extract, rest = open_extractor(classifier, device), eager(head_stage(classifier), device)
-    return lambda images: rest(extract(torch.from_numpy(images))[:, :, None, None])
+
+    def call(images: NDArray[np.uint8]) -> Outputs:
+        features: NDArray[Any] = extract(torch.from_numpy(images))[:, :, None, None]
+        return rest(features)
+
+    return call
 
 
 def nll_of_images(outputs: Outputs, labels: NDArray[np.int64]) -> NDArray[np.float64]:
