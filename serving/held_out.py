@@ -35,7 +35,7 @@ class HeldOut:
     """A model's answers for n images that it has not seen.
 
     Attributes:
-        typicality_scores: what the graph answers, ascending, float32 (n,).
+        typicality_scores: what the graph answers, float32 (n,).
         label_probabilities: the posterior of each image's own label, float32 (n,).
         labels: of the same images, int64 (n,).
         groups: the group of each class, from 0, int64 (C,). The coverage holds within each group of classes: they are
@@ -75,7 +75,7 @@ class HeldOut:
 
     def typicality(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """The share of images of the model's kind that are no more typical: p-values (N,) of scores (N,)."""
-        no_more = np.searchsorted(self.typicality_scores, scores.astype(np.float32), side="right")
+        no_more = np.searchsorted(self._ascending_scores, scores.astype(np.float32), side="right")
         p_values: NDArray[np.float64] = (1 + no_more) / (len(self) + 1)
         return p_values
 
@@ -126,6 +126,10 @@ class HeldOut:
     @property
     def _fewest(self) -> int:
         return min(map(len, self._by_group.values()))
+
+    @cached_property
+    def _ascending_scores(self) -> NDArray[np.float32]:
+        return np.sort(self.typicality_scores)
 
     @cached_property
     def _by_group(self) -> Mapping[int, NDArray[np.float32]]:

@@ -34,18 +34,21 @@ TOLERANCES: dict[Precision, dict[str, tuple[float, float]]] = {
         "posterior": (1e-4, 0.0),
         "responsibilities": (1e-3, 0.0),
         "log_density": (1e-2, 1e-3),
+        "typicality_score": (1e-2, 1e-3),
         "features": (1e-2, 1e-3),
     },
     "float16": {
         "posterior": (0.02, 0.0),
         "responsibilities": (0.1, 0.0),
         "log_density": (0.5, 0.02),
+        "typicality_score": (0.1, 0.02),
         "features": (0.02, 0.01),
     },
     "int8": {
         "posterior": (0.05, 0.0),
         "responsibilities": (0.2, 0.0),
         "log_density": (1.0, 0.05),
+        "typicality_score": (0.3, 0.05),
         "features": (0.2, 0.05),
     },
 }

@@ -97,7 +97,8 @@ def fit_biases(scaled: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
         return float(_nll(moved, labels).sum() + 0.5 * np.square(biases / WIDTH).sum()), gradient
 
     found: FloatArray = minimize(cost, np.zeros(classes), jac=True, method="L-BFGS-B").x
-    return found - found.mean()
+    found -= found.mean()
+    return found
 
 
 def _nll(scaled: FloatArray, labels: NDArray[np.int64]) -> FloatArray:

@@ -4,8 +4,8 @@ A head that the refit fits in closed form, or by EM, on features that nobody has
 on all of them: they are cut into folds, and each fold is scored by a head fitted on the others, principal components
 included. That decides between LDA and MDA (`refit.head = "auto"`), by the likelihood of features and label together,
 chooses the shrinkage (`refit.shrinkage = "cross-fit"`), by the NLL of LDA after a temperature, and gives the log-joints
-to which the temperature is fitted (`calibration.temperature = "cross-fit"`), and how typical each image is to those that
-were fitted without it (`judge`).
+to which the temperature is fitted (`calibration.temperature = "cross-fit"`), and how typical each image is of what was
+fitted without it (`judge`).
 
 Reference: Smyth 2000, Model Selection for Probabilistic Clustering Using Cross-Validated Likelihood, Statistics and
 Computing 10.

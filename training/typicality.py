@@ -114,20 +114,22 @@ def fit_typicality(
     inside = (1 - found.shrinkage) * seen @ found.covariance @ seen.T
     inside += found.shrinkage * variance * np.eye(len(seen))
     whitening = np.linalg.inv(np.linalg.cholesky(inside))
-    others = rows.dim - len(seen)
+    outside = rows.dim - len(seen)
     rest = (1 - found.shrinkage) * (np.trace(found.covariance) - np.trace(seen @ found.covariance @ seen.T))
-    beyond = others / (rest + found.shrinkage * variance * others) if others else 0.0
+    beyond = outside / (rest + found.shrinkage * variance * outside) if outside else 0.0
     class_means = found.class_means @ seen.T @ whitening.T
-    own = seen if directions is None else None
-    parts = (found.mean, own, whitening, class_means, np.float64(beyond))
-    return Typicality(*(None if part is None else torch.tensor(part, dtype=torch.float32) for part in parts))
+    mean, seen_in, *others = (
+        torch.tensor(part, dtype=torch.float32) for part in (found.mean, seen, whitening, class_means, beyond)
+    )
+    return Typicality(mean, seen_in if directions is None else None, *others)
 
 
 def _statistics(rows: Rows, labels: NDArray[np.int64], classes: int) -> _Statistics:
-    counts, totals, products = np.bincount(labels, minlength=classes), np.zeros((classes, rows.dim)), 0.0
+    counts = np.bincount(labels, minlength=classes)
+    totals, products = np.zeros((classes, rows.dim)), np.zeros((rows.dim, rows.dim))
     for unit, truth in _batches(rows, labels):
         np.add.at(totals, truth, unit)
-        products = products + unit.T @ unit
+        products += unit.T @ unit
     means = totals / counts[:, None]
     covariance = (products - means.T @ totals) / len(rows)
     fourth = sum(
