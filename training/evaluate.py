@@ -78,7 +78,12 @@ def quickly(
     if device.type != "cpu" or backbone_of(classifier.architecture.encoder.kind) is None:
         return eager(classifier, device, pooled=pooled)
     extract, rest = open_extractor(classifier, device), eager(head_stage(classifier), device, pooled=pooled)
-    return lambda images: rest(extract(torch.from_numpy(images))[:, :, None, None])
+
+    def call(images: NDArray[np.uint8]) -> Outputs:
+        features: NDArray[Any] = extract(torch.from_numpy(images))
+        return rest(features[:, :, None, None])
+
+    return call
 
 
 def nll_of_images(outputs: Outputs, labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -156,4 +156,5 @@ def _dark_and_light(spec: InputSpec, generator: np.random.Generator) -> tuple[ND
 
 def _between(share: NDArray[Any], first: NDArray[np.int64], second: NDArray[np.int64]) -> Pixels:
     """Pixels of two colours (channels, 1, 1): the first where the share (height, width) is 0, the second where 1."""
-    return np.rint(first + (second - first) * share).astype(np.uint8)
+    pixels: Pixels = np.rint(first + (second - first) * share).astype(np.uint8)
+    return pixels

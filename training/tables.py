@@ -205,18 +205,23 @@ def components_table(results: dict[str, Any]) -> str:
 
 
 def ood_table(results: dict[str, Any]) -> str:
-    """How well each score of a network tells strangers."""
-    rows = []
-    for name, row in results.get("models", {}).items():
-        if of := row.get("ood"):
-            for strangers, scores in _scores_by_strangers(of):
-                cells = [_separation(scores.get(score)) for score in SCORE_NAMES]
-                rows.append((named("models", name, row), strangers, *cells))
-    return explained(markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows), "models", results)
+    """How well each score of a network tells strangers; scores that no record has are left out."""
+    found = [
+        (named("models", name, row), strangers, scores)
+        for name, row in results.get("models", {}).items()
+        for strangers, scores in _scores_by_strangers(row.get("ood"))
+    ]
+    shown = {name: title for name, title in SCORE_NAMES.items() if any(name in scores for _, _, scores in found)}
+    rows = [
+        (name, strangers, *(_separation(scores.get(score)) for score in shown)) for name, strangers, scores in found
+    ]
+    return explained(markdown(("recipe", "strangers", *shown.values()), rows), "models", results)
 
 
-def _scores_by_strangers(of: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+def _scores_by_strangers(of: dict[str, Any] | None) -> Iterable[tuple[str, dict[str, Any]]]:
     """What strangers a record is of, in words, and their scores; one of before is of a single data set."""
+    if of is None:
+        return
     if "scores" in of:
         yield of["strangers"], of["scores"]
         return
