@@ -16,7 +16,7 @@ from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.choice import chosen_recipe
-from training.commands import experiments, reports, samples
+from training.commands import abstention, experiments, reports, samples
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.data import DataError, Sources
 from training.devices import choose_device
@@ -109,7 +109,7 @@ def evaluate_command(
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a run's classifier, or a bundle's ONNX graph, on a split: accuracy, NLL, Brier score, ECE.
+    """Measure a run's classifier, or a bundle's ONNX graph, on a split: accuracy, NLL, Brier score, ECE, AURC.
 
     Example: python -m training evaluate model_store/mnist-mda/1
     """
@@ -170,6 +170,7 @@ def export_command(
 
 app.command("samples")(samples.samples)
 app.command("report")(reports.report)
+app.command("thresholds")(abstention.thresholds)
 app.command("sweep")(experiments.sweep)
 app.command("study")(experiments.study)
 app.command("benchmark")(experiments.benchmark)
@@ -217,12 +218,14 @@ def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool
     if as_json:
         print(json.dumps(metrics))
         return
-    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "mean log-density", box=None)
+    table = Table(
+        "split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "AURC", "mean log-density", box=None
+    )
     density = metrics.get("log_density")
     table.add_row(
         metrics["split"], f"{metrics['images']:,}", f"{metrics['accuracy']:.2%}", f"{metrics['nll']:.4f}",
         f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}",
-        "" if density is None else f"{density:.2f}",
+        f"{metrics['aurc']:.4f}", "" if density is None else f"{density:.2f}",
     )  # fmt: skip
     console.print(table)
     if occupancy := metrics.get("occupancy"):

@@ -142,13 +142,13 @@ def as_images(features: Features) -> Tensor:
 
 
 def head_stage(classifier: Classifier) -> Classifier:
-    """The same projection, head and temperature as a classifier of features (N, P, 1, 1): what is left to train."""
+    """The same projection, head, temperature and typicality as a classifier of features (N, P, 1, 1): what is left to train."""
     whole = classifier.architecture
     pooled = require_backbone(whole.encoder.kind).dim
     spec = whole.encoder.model_copy(update={"kind": "linear"})
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)
-    stage.temperature = classifier.temperature
+    stage.temperature, stage.typicality = classifier.temperature, classifier.typicality
     return stage.to(classifier.mean.device)
 
 
