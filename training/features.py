@@ -142,7 +142,7 @@ def as_images(features: Features) -> Tensor:
 
 
 def head_stage(classifier: Classifier) -> Classifier:
-    """The same projection, head, temperature and typicality as a classifier of features (N, P, 1, 1): what is left to train."""
+    """All that follows the trunk as a classifier of features (N, P, 1, 1): what is left to train."""
     whole = classifier.architecture
     pooled = require_backbone(whole.encoder.kind).dim
     spec = whole.encoder.model_copy(update={"kind": "linear"})
