@@ -108,7 +108,7 @@ class HeldOut:
                 f"images to tell by, got {coverage}"
             )
         of_groups = [
-            probabilities[-math.ceil((len(probabilities) + 1) * coverage - ROUNDING)]
+            probabilities[-max(1, math.ceil((len(probabilities) + 1) * coverage - ROUNDING))]
             for probabilities in self._by_group.values()
         ]
         return np.array(of_groups, np.float32)[self.groups]
