@@ -29,13 +29,14 @@ def print_answers(images: Sequence[Path], answers: Sequence[Answer], archives: P
         archives: folder of those that the server serves. Models without held-out images say there below which
             log-density an image is atypical; None if they are elsewhere, and then nothing of theirs is marked.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    is_judged = any("typicality" in answer for answer in answers)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=is_judged)
     table.add_column("image", overflow="fold", min_width=12)
     table.add_column("label", overflow="fold")
-    for name in ("probability", "component", "p(component)", _last_number(answers)):
+    for name in ("probability", "component", *(["typicality"] if is_judged else ["p(component)", "log-density"])):
         table.add_column(name, no_wrap=True, justify="right")
     if (coverage := _coverage(answers)) is not None:
-        table.add_column(f"possible at {100 * coverage:g} %", overflow="fold")
+        table.add_column(f"possible at {100 * coverage:g} %", overflow="fold", min_width=12)
     shown = [image.name for image in images]
     if len(set(shown)) < len(shown):
         shown = [str(image) for image in images]
@@ -45,10 +46,6 @@ def print_answers(images: Sequence[Path], answers: Sequence[Answer], archives: P
             table.add_row("" if index else escape(name), *cells)
     Console().print(table)
     _print_notes(images, answers, bounds)
-
-
-def _last_number(answers: Sequence[Answer]) -> str:
-    return "typicality" if any("typicality" in answer for answer in answers) else "log-density"
 
 
 def _coverage(answers: Sequence[Answer]) -> float | None:
@@ -76,26 +73,39 @@ def _rows(answer: Answer, bounds: Mapping[Archive, float]) -> Iterator[list[str]
     if "error" in answer:
         yield ["[red]error[/red]"]
         return
-    is_marked = "atypical" in answer.get("flags", ()) or _is_too_thin(answer, bounds)
-    of_image = [f"{MARK} {_typicality(answer)}" if is_marked else _typicality(answer)]
-    if "labels_at" in answer:
-        of_image.append(escape(_set(answer["labels_at"]["set"])))
+    of_component, of_image = (
+        (_named, _judged(answer)) if "typicality" in answer else (_numbered, _density(answer, bounds))
+    )
     for index, candidate in enumerate(answer["top_k"]):
-        share = candidate.get("component_probability")
-        component = f"{candidate.get('component', '-')} {candidate.get('component_name', '')}".rstrip()
-        yield [
-            escape(candidate["label"]),
-            f"{candidate['probability']:.4f}",
-            escape(component),
-            "-" if share is None else f"{share:.4f}",
-            *([] if index else of_image),
-        ]
+        cells = [escape(candidate["label"]), f"{candidate['probability']:.4f}", *of_component(candidate)]
+        yield cells if index else [*cells, *of_image]
 
 
-def _typicality(answer: Answer) -> str:
-    if "typicality" in answer:
-        return f"{answer['typicality']:.4f}"
-    return f"{answer['log_density']:.2f}" if "log_density" in answer else "-"
+def _named(candidate: Answer) -> list[str]:
+    """A class's component by number and name, and its probability."""
+    if "component" not in candidate:
+        return ["-"]
+    name = escape(f"{candidate['component_name']} ") if "component_name" in candidate else ""
+    return [f"{candidate['component']} {name}{candidate['component_probability']:.2f}"]
+
+
+def _numbered(candidate: Answer) -> list[str]:
+    if "component" not in candidate:
+        return ["-", "-"]
+    name = escape(f" {candidate['component_name']}") if "component_name" in candidate else ""
+    return [f"{candidate['component']}{name}", f"{candidate['component_probability']:.4f}"]
+
+
+def _judged(answer: Answer) -> list[str]:
+    """How typical an image is, and which labels are possible."""
+    mark = f"{MARK} " if "atypical" in answer["flags"] else ""
+    possible = [escape(_set(answer["labels_at"]["set"]))] if "labels_at" in answer else []
+    return [f"{mark}{answer['typicality']:.4f}", *possible]
+
+
+def _density(answer: Answer, bounds: Mapping[Archive, float]) -> list[str]:
+    mark = f"{MARK} " if _is_too_thin(answer, bounds) else ""
+    return [f"{mark}{answer['log_density']:.2f}" if "log_density" in answer else "-"]
 
 
 def _set(labels: Sequence[str]) -> str:
