@@ -13,7 +13,6 @@ from typing import Any
 from serving.errors import BadParameter, shown
 
 RETURNABLE = ("probabilities", "components", "features")
-PARAMETERS = ("top_k", "return", "coverage", "atypical_below", "accept", "priors")
 SUM_TOLERANCE = 1e-6  # of priors
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -74,22 +73,10 @@ def read_options(parameters: Any) -> Options:
     for name in parameters:
         if name not in PARAMETERS:
             raise BadParameter(f"parameter must be one of {', '.join(PARAMETERS)}, got {shown(name)}")
-    top_k = parameters.get("top_k", DEFAULT_OPTIONS.top_k)
-    if type(top_k) is not int or top_k < 1:
-        raise BadParameter(f"top_k must be an integer of at least 1, got {shown(top_k)}")
-    returns = parameters.get("return", sorted(DEFAULT_OPTIONS.returns))
-    if not isinstance(returns, list) or not all(item in RETURNABLE for item in returns):
-        raise BadParameter(f"return must be a list of {', '.join(RETURNABLE)}, got {shown(returns)}")
-    return Options(
-        top_k,
-        frozenset(returns),
-        coverage=read_coverage(parameters["coverage"]) if "coverage" in parameters else None,
-        atypical_below=_number("atypical_below", parameters["atypical_below"], BELOW)
-        if "atypical_below" in parameters
-        else None,
-        accept=_accept(parameters["accept"]) if "accept" in parameters else None,
-        priors=_priors(parameters["priors"]) if "priors" in parameters else None,
-    )
+    read = {name: PARAMETERS[name](value) for name, value in parameters.items()}
+    if "return" in read:
+        read["returns"] = read.pop("return")
+    return Options(**read)
 
 
 def read_coverage(value: Any) -> float:
@@ -99,6 +86,22 @@ def read_coverage(value: Any) -> float:
         BadParameter: if it is no such share.
     """
     return _number("coverage", value, WITHIN)
+
+
+def _top_k(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise BadParameter(f"top_k must be an integer of at least 1, got {shown(value)}")
+    return value
+
+
+def _returns(value: Any) -> frozenset[str]:
+    if not isinstance(value, list) or not all(item in RETURNABLE for item in value):
+        raise BadParameter(f"return must be a list of {', '.join(RETURNABLE)}, got {shown(value)}")
+    return frozenset(value)
+
+
+def _atypical_below(value: Any) -> float:
+    return _number("atypical_below", value, BELOW)
 
 
 def _number(name: str, value: Any, rule: Rule) -> float:
@@ -123,3 +126,13 @@ def _priors(value: Any) -> tuple[tuple[str, float], ...]:
     if abs(total - 1) > SUM_TOLERANCE:
         raise BadParameter(f"priors must sum to 1 within {SUM_TOLERANCE}, got {total:.7g}")
     return priors
+
+
+PARAMETERS: dict[str, Callable[[Any], Any]] = {
+    "top_k": _top_k,
+    "return": _returns,
+    "coverage": read_coverage,
+    "atypical_below": _atypical_below,
+    "accept": _accept,
+    "priors": _priors,
+}

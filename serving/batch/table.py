@@ -69,21 +69,7 @@ class Table:
         self._top_k = min(options.top_k, manifest.head.classes)
         self._returns = options.returns
         self._candidate = _candidate(manifest)
-        self.schema = pa.schema(
-            [
-                pa.field("key", pa.string(), nullable=False),
-                *self._candidate,
-                pa.field("log_density", NUMBER),
-                *self._judged_fields(),
-                *([pa.field("top_k", pa.list_(pa.struct(self._candidate)))] if options.top_k > 1 else []),
-                *(pa.field(name, kind) for name, kind in RETURNED.items() if name in options.returns),
-                pa.field("error_code", pa.string()),
-                pa.field("error_message", pa.string()),
-                pa.field("model", pa.string(), nullable=False),
-                pa.field("version", pa.int32(), nullable=False),
-                pa.field("bundle_digest", pa.string(), nullable=False),
-            ]
-        )
+        self.schema = pa.schema(self._fields(options))
 
     def rows(self, keys: Sequence[str], found: Sequence[int | ServingError], outputs: Outputs | None) -> pa.RecordBatch:
         """The rows of some images.
@@ -139,6 +125,21 @@ class Table:
                 columns["component_name"] = pa.array(self._names[classes, weights.argmax(1)].tolist(), pa.string())
             columns["component_probability"] = pa.array(weights.max(1), NUMBER)
         return columns
+
+    def _fields(self, options: ScoreOptions) -> list[pa.Field]:
+        return [
+            pa.field("key", pa.string(), nullable=False),
+            *self._candidate,
+            pa.field("log_density", NUMBER),
+            *self._judged_fields(),
+            *([pa.field("top_k", pa.list_(pa.struct(self._candidate)))] if options.top_k > 1 else []),
+            *(pa.field(name, kind) for name, kind in RETURNED.items() if name in options.returns),
+            pa.field("error_code", pa.string()),
+            pa.field("error_message", pa.string()),
+            pa.field("model", pa.string(), nullable=False),
+            pa.field("version", pa.int32(), nullable=False),
+            pa.field("bundle_digest", pa.string(), nullable=False),
+        ]
 
     def _judged_fields(self) -> list[pa.Field]:
         if self._held_out is None:
