@@ -60,8 +60,8 @@ def with_likeliest(sets: NDArray[Any], posterior: NDArray[np.float32]) -> NDArra
 def test_typicality_is_the_share_that_is_no_more_typical() -> None:
     four = table([1, 2, 2, 5], [0.5] * 4, [0] * 4, [0, 0])
 
-    found = four.typicality(np.array([0.0, 1.0, 1.5, 2.0, 5.0, 9.0], np.float32))
-    assert found == pytest.approx([1 / 5, 2 / 5, 2 / 5, 4 / 5, 1, 1])
+    found = four.typicality(np.array([0.0, 1.0, 1.5, 2.0, 5.0, 9.0, np.nan], np.float32))
+    assert found == pytest.approx([1 / 5, 2 / 5, 2 / 5, 4 / 5, 1, 1, 1 / 5])
     assert (four.least_typicality, len(four)) == (1 / 5, 4)
 
 
