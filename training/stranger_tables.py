@@ -39,6 +39,6 @@ def _scores_by_strangers(of: dict[str, Any] | None) -> Iterable[tuple[str, dict[
 def _separation(score: dict[str, Any] | None) -> str:
     if score is None:
         return ""
-    low, high = score.get("auroc_interval") or (None, None)
-    interval = "" if low is None else f" [{100 * low:.2f}, {100 * high:.2f}]"
+    ends = score.get("auroc_interval")
+    interval = "" if ends is None else f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
     return f"{100 * score['auroc']:.1f}{interval} ({100 * score['fpr_at_95_tpr']:.0f})"
