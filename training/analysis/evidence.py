@@ -19,6 +19,7 @@ from serving.runtimes import Outputs
 from training.classifier import Classifier
 from training.data import Dataset, Sources
 from training.evaluate import measure, quickly, run_graph
+from training.held_out import Tables, held_out_images
 from training.image_files import Images
 from training.images import images_of
 from training.run import Run
@@ -87,12 +88,18 @@ def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPL
     classifier, images = run.load_classifier(), images_of(run, sources)
     training, test = (images.streamed(name) for name in ("train", "test"))
     chosen = torch.from_numpy(stratified(training.labels.numpy(), sample, run.recipe.seed))
+    spec, held_out = images.dataset.input, held_out_images(images, run.load_judged())
+    table = None
+    if classifier.typicality is not None and held_out is not None:
+        tables = Tables.of(held_out, quickly(classifier, device), spec)
+        table = tables.table(tables.plain)
     return Evidence(
         run,
         classifier,
         images.dataset,
-        answers_of(classifier, training.images[chosen], training.labels[chosen], images.dataset.input, device),
-        answers_of(classifier, test.images, test.labels, images.dataset.input, device),
+        answers_of(classifier, training.images[chosen], training.labels[chosen], spec, device),
+        answers_of(classifier, test.images, test.labels, spec, device),
+        table,
     )
 
 
