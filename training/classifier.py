@@ -43,6 +43,9 @@ class Classifier(nn.Module):
         temperature: what the log-joints are divided by before they become a posterior; see training/calibrate.py.
         calibration: how it was come by, as plain values: why, in words, and held_out, the figures; empty if it is 1
             because nobody asked for another.
+        component_temperature: what component log-joints are divided by before they become responsibilities; see
+            training/component_calibration.py.
+        component_calibration: how that was come by, likewise.
     """
 
     mean: Tensor
@@ -58,6 +61,8 @@ class Classifier(nn.Module):
         self.head = head
         self.temperature = 1.0
         self.calibration: dict[str, Any] = {}
+        self.component_temperature = 1.0
+        self.component_calibration: dict[str, Any] = {}
 
     @torch.no_grad()
     def learn_normalisation(self, images: Tensor) -> None:
@@ -109,7 +114,7 @@ class ServedGraph(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.output_names = classifier.head.outputs
-        self.served_head = classifier.head.served(classifier.temperature)
+        self.served_head = classifier.head.served(classifier.temperature, classifier.component_temperature)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Answer images."""

@@ -21,13 +21,25 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from serving.bundle import GOLDEN, MANIFEST, ONNX, TORCHSCRIPT, Bundle, VariantPrecision, staged, write_manifest
+from serving.bundle import (
+    EXAMPLES,
+    GOLDEN,
+    MANIFEST,
+    ONNX,
+    TORCHSCRIPT,
+    Bundle,
+    VariantPrecision,
+    staged,
+    write_manifest,
+)
 from serving.predictor import TOLERANCES
 from serving.runtimes import Outputs, onnxruntime, open_runtime
 from training.classifier import Architecture, Classifier, ServedGraph
+from training.component_names import ComponentNames
 from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
+from training.examples import ComponentExamples, WhichExamples, find_examples, write_examples
 from training.images import Streamed, images_of
 from training.onnx_graph import write_onnx
 from training.run import Run
@@ -41,7 +53,14 @@ class ParityError(RuntimeError):
 
 
 def export(
-    run: Run, sources: Sources, target: Path, *, replace: bool = False, variants: Collection[VariantPrecision] = ()
+    run: Run,
+    sources: Sources,
+    target: Path,
+    *,
+    replace: bool = False,
+    variants: Collection[VariantPrecision] = (),
+    names: ComponentNames | None = None,
+    examples: WhichExamples | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run to `target`, a folder <name>/<version>.
 
@@ -53,12 +72,15 @@ def export(
         target: the bundle's folder.
         replace: whether a bundle that is there may be replaced.
         variants: graphs of other precisions to add.
+        names: what people call its components.
+        examples: which of them to add, if any; they show training images.
 
     Raises:
         ParityError: if float32 cannot hold the classifier, or a graph differs from it; nothing is left behind.
         VariantError: if one of them costs too much; nothing is left behind.
         RunError: if the run is not finished or the images are not those that it was trained on.
         BundleError: if `target` is there and may not be replaced.
+        ValueError: if examples are wanted of a head without densities, or take too much room.
     """
     classifier = run.load_classifier()
     images = images_of(run, sources)
@@ -67,12 +89,14 @@ def export(
         classifier,
         images.streamed("test"),
         variants=wanted_variants(variants, images) if variants else None,
+        examples=find_examples(classifier, images, examples, torch.device("cpu")) if examples else None,
         replace=replace,
         labels=images.dataset.classes,
         input=images.dataset.input,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         dataset=run.description()["dataset"],
         backbone=run.description().get("backbone"),
+        component_names=names or {},
     )
 
 
@@ -82,6 +106,7 @@ def write_bundle(
     test: Streamed,
     *,
     variants: WantedVariants | None = None,
+    examples: list[ComponentExamples] | None = None,
     replace: bool = False,
     **fields: Any,
 ) -> Bundle:
@@ -92,19 +117,21 @@ def write_bundle(
         classifier: what to export.
         test: the images that the metrics are measured on.
         variants: graphs of other precisions to add.
+        examples: what there is to see of the components, if anything.
         replace: whether a bundle that is there may be replaced.
-        fields: the manifest's labels, input, recipe, dataset and backbone.
+        fields: the manifest's labels, input, recipe, dataset, backbone and component names.
     """
     fields |= {
         "name": target.parent.name,
         "version": target.name,
         "head": _head_spec(classifier.architecture),
         "outputs": ServedGraph(classifier).output_names,
-        "calibration": {"temperature": classifier.temperature, **classifier.calibration},
+        "calibration": _calibration(classifier),
         "versions": _versions(),
     }
     with staged(target, replace=replace) as stage:
         write_graphs(classifier, stage)
+        fields["examples"] = None if examples is None else write_examples(examples, stage / EXAMPLES)
         write_manifest(stage, metrics={}, **fields)
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
@@ -223,6 +250,13 @@ def _head_spec(architecture: Architecture) -> dict[str, Any]:
         "dim": architecture.dim,
         "components": head.components,
     }
+
+
+def _calibration(classifier: Classifier) -> dict[str, Any]:
+    """The temperature of the posterior and how it was come by; under `components` the same of responsibilities."""
+    of_components = classifier.component_calibration
+    known = {"components": {"temperature": classifier.component_temperature, **of_components}} if of_components else {}
+    return {"temperature": classifier.temperature, **classifier.calibration, **known}
 
 
 def _versions() -> dict[str, str]:

@@ -142,18 +142,18 @@ def as_images(features: Features) -> Tensor:
 
 
 def head_stage(classifier: Classifier) -> Classifier:
-    """The same projection, head and temperature as a classifier of features (N, P, 1, 1): what is left to train."""
+    """The same projection, head and temperatures as a classifier of features (N, P, 1, 1): what is left to train."""
     whole = classifier.architecture
     pooled = require_backbone(whole.encoder.kind).dim
     spec = whole.encoder.model_copy(update={"kind": "linear"})
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)
-    stage.temperature = classifier.temperature
+    stage.temperature, stage.component_temperature = classifier.temperature, classifier.component_temperature
     return stage.to(classifier.mean.device)
 
 
 def joined(classifier: Classifier, trained: Classifier) -> Classifier:
-    """The backbone of `classifier` with the projection, head and temperature of a trained `head_stage`."""
+    """The backbone of `classifier` with the projection, head and temperatures of a trained `head_stage`."""
     whole, stage = classifier.architecture, trained.architecture
     spec = whole.encoder.model_copy(update={"dim": stage.encoder.dim})
     architecture = replace(whole, encoder=spec, head=stage.head)
@@ -161,4 +161,6 @@ def joined(classifier: Classifier, trained: Classifier) -> Classifier:
     result.mean.copy_(classifier.mean)
     result.std.copy_(classifier.std)
     result.temperature, result.calibration = trained.temperature, trained.calibration
+    result.component_temperature = trained.component_temperature
+    result.component_calibration = trained.component_calibration
     return result.to(classifier.mean.device)

@@ -50,9 +50,26 @@ class CalibrationSpec(TomlSection):
     """The temperature of the posterior: fitted on the validation split, or a number that another run has found.
 
     `cross-fit` fits it on the training images, each judged by a head that the refit has fitted without it; the features
-    must not have been learned from them. `found_for` is the digest of the recipe that the number is of
-    (training/digests.py); no other trains with it.
+    must not have been learned from them. `components` is the temperature of responsibilities, which refits of bootstrap
+    samples give (training/component_calibration.py), or a number; it concerns only heads with several components.
+    `found_for` is the digest of the recipe that numbers are of (training/digests.py); no other trains with them.
     """
 
     temperature: Positive | Literal["fit", "cross-fit"] = "fit"
+    components: Positive | Literal["bootstrap", "none"] = "none"
     found_for: str | None = None
+
+    def require_suitable(self, refit: RefitSpec | None, validation: float, *, learns_features: bool) -> None:
+        """Refuse what does not go with the refit, the share of validation images and the encoder.
+
+        Raises:
+            ValueError: naming the key, the rule and the value.
+        """
+        if self.temperature == "fit" and validation == 0:
+            raise ValueError("calibration.temperature fit must have a validation split, got data.validation = 0")
+        if self.temperature == "cross-fit" and (learns_features or refit is None):
+            raise ValueError(
+                "calibration.temperature cross-fit must go with a [refit] on features that are not learned"
+            )
+        if self.components != "none" and refit is None:
+            raise ValueError(f"calibration.components {self.components} must go with a [refit], got none")

@@ -212,6 +212,8 @@ class Run:
             "architecture": architecture,
             "temperature": classifier.temperature,
             "calibration": classifier.calibration,
+            "component_temperature": classifier.component_temperature,
+            "component_calibration": classifier.component_calibration,
             "state": classifier.state_dict(),
         }
         replace_file(self.path / "classifier.pt", lambda out: torch.save(state, out))
@@ -236,6 +238,8 @@ class Run:
         classifier.load_state_dict(saved["state"])
         classifier.temperature = saved["temperature"]
         classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
+        classifier.component_temperature = saved.get("component_temperature", 1.0)
+        classifier.component_calibration = saved.get("component_calibration", {})
         return classifier.eval()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from serving.bundle import (
+    EXAMPLES,
     MANIFEST,
     REQUIRED_FILES,
     Bundle,
@@ -133,7 +134,7 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
     wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images)
     test = images.streamed("test")
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
-    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES)
+    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, (EXAMPLES,))
     with staged(folder, replace=True) as stage:
         shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(*made_anew), dirs_exist_ok=True)
         write_manifest(stage, **fields)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from serving.bundle import staged
-from training.analysis.components import component_figures, read_component_names
+from training.analysis.components import component_figures
 from training.analysis.diagnostics import (
     calibration_figures,
     class_accuracy,
@@ -22,6 +22,7 @@ from training.analysis.diagnostics import (
 )
 from training.analysis.evidence import SAMPLE, Evidence, gather
 from training.analysis.ood import ood_of
+from training.component_names import names_for_run
 from training.data import DataError, Sources
 from training.progress import say
 from training.report.facts import run_facts
@@ -52,7 +53,7 @@ def write_report(
         images: whether to show images of the data set; without them the page may be published.
         device: where the network runs; the CPU if left out.
         sample: about how many training images the statistics of features and components are from.
-        names: a file of names for the components (see `read_component_names`).
+        names: a file of names for the components, or a bundle that has them (see `read_component_names`).
 
     Returns:
         The page.
@@ -65,7 +66,7 @@ def write_report(
     out = out or run.path / "report"
     _require_report(out)
     device = device or torch.device("cpu")
-    named = read_component_names(names, run) if names else {}
+    named = names_for_run(names, run) if names else {}
     say("reading the images and running the network over them")
     evidence = gather(run, sources, device, sample)
     figures = {**report_figures(evidence, sources, device), "component_names": named}
