@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import softmax
 from training_samples import FOLDER_DATA, small_recipe, write_digit_folder
 
 from serving.bundle import Bundle
@@ -16,10 +16,11 @@ from training.component_calibration import (
     Judged,
     as_first,
     calibrate_components,
+    fit_component_temperature,
     judged_by_refits,
     reliability_at,
 )
-from training.components import matching, of_own_class
+from training.components import assignments, matching, of_own_class
 from training.condition import condition
 from training.data import Sources
 from training.export import export, golden_images
@@ -108,43 +109,48 @@ def test_clouds_far_apart_are_shared_out_alike_by_every_refit() -> None:
     assert torch.equal(judged.log_joints.argmax(1), judged.labels)
 
 
-def test_temperature_is_the_likeliest_one_under_the_prior() -> None:
+def test_temperature_has_the_least_brier_score_under_the_prior() -> None:
     features, labels = blobs(2.0)
     classifier, images = taking_features(features, labels), as_images(features.astype(np.float32))
 
     calibrate_components(classifier, SPEC, images, torch.from_numpy(labels), seed=0)
 
     judged = judged_by_refits(classifier(images).features.detach().double().numpy(), labels, SPEC, seed=0)
-    rows, joints = np.arange(len(judged.labels)), judged.log_joints.numpy()
+    joints, truth = judged.log_joints.numpy(), np.eye(2)[judged.labels.numpy()]
 
     def cost(log_t: float) -> float:
-        of_labels = log_softmax(joints / np.exp(log_t), axis=1)[rows, judged.labels.numpy()]
-        return -of_labels.sum() + 10 * abs(log_t)
+        return np.square(softmax(joints / np.exp(log_t), axis=1) - truth).sum() + abs(log_t)
 
-    likeliest = np.exp(minimize_scalar(cost, bounds=(-3, 6), method="bounded").x)
-    assert classifier.component_temperature == pytest.approx(likeliest, rel=1e-3)
+    least = np.exp(minimize_scalar(cost, bounds=(-3, 6), method="bounded").x)
+    assert classifier.component_temperature == pytest.approx(least, rel=1e-3)
+    brier = np.square(softmax(joints / classifier.component_temperature, axis=1) - truth).sum(1).mean()
+    assert classifier.component_calibration["after"]["brier"] == pytest.approx(brier, abs=1e-6)
+
+
+def test_temperature_stays_one_without_images_and_where_refits_never_differ() -> None:
+    none = Judged(torch.empty(0, 3, dtype=torch.float64), torch.empty(0, dtype=torch.int64), 0)
+    sure = Judged(torch.tensor([[50.0, 0.0]] * 900, dtype=torch.float64), torch.zeros(900, dtype=torch.int64), 900)
+
+    assert fit_component_temperature(none) == fit_component_temperature(sure) == 1
 
 
 def test_responsibilities_hold_better_in_refits_on_images_that_are_really_others() -> None:
-    """Sixty refits, each on fresh images, say how often fresh images are grouped as the model groups them."""
-    features, labels = blobs(2.2, count=150)
-    spec = RefitSpec(features="output", components=2, covariance="full", restarts=1)
+    """Twenty refits, each on fresh images, say how often fresh images are grouped as the model groups them."""
+    features, labels = blobs(1.6)
+    spec = SPEC.model_copy(update={"restarts": 1})
     classifier = taking_features(features, labels, spec)
     calibrate_components(classifier, spec, as_images(features.astype(np.float32)), torch.from_numpy(labels), seed=0)
-    fresh, of_fresh = blobs(2.2, count=300, seed=100)
+    fresh, of_fresh = blobs(1.6, count=300, seed=100)
     joints = of_own_class(classifier.head, fresh, of_fresh)
 
-    rows, components = [], []
-    for seed in range(60):
-        other = fit_head(*blobs(2.2, count=150, seed=200 + seed), 2, spec, 0)
-        theirs = of_own_class(other, fresh, of_fresh).argmax(1)
-        rows.append(joints)
-        components.append(as_first(joints.argmax(1), theirs, of_fresh))
-    judged = Judged(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(components)), len(fresh))
+    others = [fit_head(*blobs(1.6, seed=200 + seed), 2, spec, 0) for seed in range(20)]
+
+    found = [as_first(joints.argmax(1), assignments(other, fresh, of_fresh), of_fresh) for other in others]
+    judged = Judged(torch.from_numpy(np.tile(joints, (20, 1))), torch.from_numpy(np.concatenate(found)), len(fresh))
     before, after = (reliability_at(judged, at) for at in (1.0, classifier.component_temperature))
-    assert classifier.component_temperature != 1
-    assert after["nll"] < before["nll"]
-    assert after["ece"] < before["ece"]
+    assert classifier.component_temperature > 1
+    assert after["brier"] < before["brier"] - 0.01
+    assert after["ece"] < before["ece"] / 2
 
 
 def test_reliability_is_that_worked_by_hand() -> None:
@@ -258,7 +264,7 @@ def test_training_finds_it_and_run_and_bundle_hold_it(run: Run, tmp_path: Path) 
 
     assert classifier.component_temperature > 0
     assert known["refits"] == 5
-    assert known["after"]["nll"] <= known["before"]["nll"]
+    assert known["after"]["brier"] <= known["before"]["brier"]
     assert known["why"].startswith(f"fitted on {known['images']} images that pairs of 5 bootstrap refits have not seen")
     manifest = Bundle.load(bundle.path).manifest
     assert manifest.calibration is not None
@@ -292,11 +298,18 @@ def test_it_must_go_with_a_refit() -> None:
         small_recipe(head={"kind": "mda", "components": 2}, calibration={"components": "bootstrap"})
 
 
-def test_one_component_needs_none(tmp_path: Path) -> None:
-    recipe = small_recipe(fit={"epochs": 1}, refit={"head": "lda", "dim": 3}, calibration={"components": "bootstrap"})
-    run = Run.create("small", recipe, "lda", tmp_path)
+def test_one_component_needs_none(run: Run) -> None:
+    refitting = {"head": "lda", "dim": 3}
+    recipe = small_recipe(
+        data=FOLDER_DATA,
+        encoder={"kind": "linear"},
+        fit={"epochs": 1},
+        refit=refitting,
+        calibration={"components": "bootstrap"},
+    )
+    other = Run.create("small", recipe, "lda", run.path.parents[1])
 
-    classifier = train(run, Sources(), torch.device("cpu"))
+    classifier = train(other, Sources(folder=run.path.parents[2] / "digits"), torch.device("cpu"))
 
     assert (classifier.component_temperature, classifier.component_calibration) == (1.0, {})
 

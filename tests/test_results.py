@@ -124,10 +124,10 @@ def test_components_row_of_before_shows_no_stability_and_what_its_recipe_tries()
 
 
 def test_responsibilities_are_shown_before_and_after_where_they_were_calibrated() -> None:
-    quality = {"nll": 0.5, "ece": 0.08, "ece_equal_mass": 0.07, "sure": 0.6}
+    quality = {"nll": 0.5, "brier": 0.2, "ece": 0.08, "ece_equal_mass": 0.07, "sure": 0.6}
     calibration = {
         "temperature": 3.21, "why": "…", "images": 12_345, "agreement": 0.876,
-        "before": quality, "after": {"nll": 0.3, "ece": 0.01, "ece_equal_mass": 0.02, "sure": 0.1},
+        "before": quality, "after": {"nll": 0.3, "brier": 0.1, "ece": 0.01, "ece_equal_mass": 0.02, "sure": 0.1},
     }  # fmt: skip
     report = REPORT | {"components": COMPONENTS | {"calibration": calibration}}
     row = model_figures(report, load_recipe("digits-mda")[1], recipe_epochs=25)
@@ -135,7 +135,8 @@ def test_responsibilities_are_shown_before_and_after_where_they_were_calibrated(
     table = responsibilities_table({"models": {"digits-mda": row}}).splitlines()
 
     assert table[-1] == (
-        "| `digits-mda` | 3.21 | 12,345 | 87.6 % | 0.5000 → 0.3000 | 8.00 → 1.00 % | 7.00 → 2.00 % | 60.00 → 10.00 % |"
+        "| `digits-mda` | 3.21 | 12,345 | 87.6 % | 0.5000 → 0.3000 | 0.2000 → 0.1000 | 8.00 → 1.00 % | 7.00 → 2.00 % | "
+        "60.00 → 10.00 % |"
     )
     assert "\n".join(table) in results_page({"models": {"digits-mda": row}})
     named = REPORT | {"components": COMPONENTS | {"calibration": {"temperature": 2.0, "why": "named by the recipe"}}}

@@ -8,11 +8,17 @@ change which component an image belongs to, and neither posterior nor log-densit
 Bootstrap samples stand for other images. Of each ordered pair of refits the first plays the model, the second the refit
 on other images; images that are in neither sample play those that are yet to come, for of an image that it was fitted
 to a mixture is too sure, most of all where images are few and features many. Components of the second are matched with
-those of the first by the images of the class that they share. T has the least negative log-likelihood, as for the
-posterior (training/calibrate.py). Principal components and everything before them stay as they are.
+those of the first by the images of the class that they share. Principal components and everything before them stay as
+they are.
+
+T has the least Brier score, plus `PRIOR_ERRORS` |log T|, which keeps it at 1 where refits never differ. Likelihood, to
+which the temperature of the posterior is fitted, would not do: now and then a refit shares out a whole class in another
+way, however sure the first one was, and for the sake of these images likelihood makes all others too unsure. The Brier
+score is proper too, and counts no image for more than two.
 
 References: Efron & Tibshirani 1993, An Introduction to the Bootstrap; Hennig 2007, Cluster-Wise Assessment of Cluster
-Stability, Comput. Stat. Data Anal. 52; Guo et al. 2017, On Calibration of Modern Neural Networks, ICML.
+Stability, Comput. Stat. Data Anal. 52; Guo et al. 2017, On Calibration of Modern Neural Networks, ICML; Gneiting &
+Raftery 2007, Strictly Proper Scoring Rules, Prediction, and Estimation, JASA 102.
 """
 
 from itertools import permutations
@@ -22,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.calibrate import fit_temperature
 from training.calibration_error import calibration_error, confidences, equal_mass_bins, equal_width_bins
 from training.classifier import Classifier
 from training.components import Labels, Positions, bootstrap, matching, of_own_class
@@ -37,6 +42,9 @@ REFITS = 5
 MOST_IMAGES = 20_000  # of more, a sample in which every class has its share
 FEWEST_A_COMPONENT = 5  # images of every class; of fewer, a bootstrap sample may hold too few different ones
 SURE = 0.999
+PRIOR_ERRORS = 1.0  # squared errors, summed, that a factor of e must bring
+SEARCHED = np.linspace(-4.0, 8.0, 25)  # of log T; the score may have several minima
+DIGITS = 6  # significant ones of T
 
 Figures = dict[str, Any]
 
@@ -79,7 +87,7 @@ def calibrate_components(
     pooled = projection.in_features if spec.dim is not None and isinstance(projection, nn.Linear) else None
     known = spec.model_copy(update={"head": "mda", "components": head.components})
     judged = judged_by_refits(features, truth.numpy()[chosen], known, seed, pooled)
-    classifier.component_temperature = fit_temperature(judged.log_joints, judged.labels)
+    classifier.component_temperature = fit_component_temperature(judged)
     classifier.component_calibration = _figures(judged, classifier.component_temperature)
 
 
@@ -128,17 +136,33 @@ def as_first(first: Positions, second: Positions, labels: Labels) -> Positions:
     return renamed
 
 
+def fit_component_temperature(judged: Judged) -> float:
+    """The temperature with the least Brier score under the prior, from e^-4.5 to e^8.5; 1 for no images."""
+    from scipy.optimize import minimize_scalar
+
+    def cost(log_temperature: float) -> float:
+        return float(_squared_errors(judged, float(np.exp(log_temperature))).sum()) + PRIOR_ERRORS * abs(
+            log_temperature
+        )
+
+    nearest, width = min(SEARCHED, key=cost), SEARCHED[1] - SEARCHED[0]
+    bounds = (nearest - width, nearest + width)
+    found = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x
+    return float(f"{np.exp(min(0.0, found, key=cost)):.{DIGITS}g}")
+
+
 def reliability_at(judged: Judged, temperature: float) -> Figures:
     """How well the probability of the likeliest component is the share of refits that agree.
 
     Returns:
-        nll in nats; ece over 15 bins of equal width, ece_equal_mass over 15 of equal mass; sure, the share of images
-        whose likeliest component has a probability above 0.999.
+        nll in nats; brier, the squared error summed over components; ece over 15 bins of equal width, ece_equal_mass
+        over 15 of equal mass; sure, the share of images whose likeliest component has a probability above 0.999.
     """
     log_shares = (judged.log_joints / temperature).log_softmax(1)
     confidence, right = confidences(log_shares.exp().numpy(), judged.labels.numpy())
     return {
         "nll": round(-log_shares.gather(1, judged.labels[:, None]).mean().item(), 6),
+        "brier": round(_squared_errors(judged, temperature).mean().item(), 6),
         "ece": round(calibration_error(confidence, right, equal_width_bins(confidence)), 6),
         "ece_equal_mass": round(calibration_error(confidence, right, equal_mass_bins(confidence)), 6),
         "sure": round(float((confidence > SURE).mean()), 6),
@@ -159,6 +183,13 @@ def features_of(classifier: Classifier, images: Tensor | Rows, chosen: Positions
         ]
     features: FloatArray = torch.cat(parts).double().cpu().numpy()
     return features
+
+
+def _squared_errors(judged: Judged, temperature: float) -> Tensor:
+    """Squared error of each image's component probabilities, summed over the components, (M,)."""
+    shares = (judged.log_joints / temperature).softmax(1)
+    right = shares.gather(1, judged.labels[:, None])[:, 0]
+    return shares.square().sum(1) - 2 * right + 1
 
 
 def _figures(judged: Judged, temperature: float) -> Figures:

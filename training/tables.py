@@ -189,13 +189,17 @@ def components_table(results: dict[str, Any]) -> str:
 
 def responsibilities_table(results: dict[str, Any]) -> str:
     """How the probability of a component holds in refits, before and after its temperature; nothing without records."""
-    head = ("recipe", "T", "images", "agree", "NLL", "ECE, equal width", "ECE, equal mass", "above 0.999")
+    head = ("recipe", "T", "images", "agree", "NLL", "Brier", "ECE, equal width", "ECE, equal mass", "above 0.999")
     rows = []
     for name, row in results.get("models", {}).items():
         of = (row.get("components") or {}).get("calibration", {})
         if "before" in of:
             figures = (f"{of['temperature']:.3g}", f"{of['images']:,}", f"{100 * of['agreement']:.1f} %")
-            pairs = (_pair(of, "nll"), *(_percent_pair(of, key) for key in ("ece", "ece_equal_mass", "sure")))
+            pairs = (
+                _pair(of, "nll"),
+                _pair(of, "brier"),
+                *(_percent_pair(of, key) for key in ("ece", "ece_equal_mass", "sure")),
+            )
             rows.append((named("models", name, row), *figures, *pairs))
     if not rows:
         return ""
