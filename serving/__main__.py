@@ -189,6 +189,15 @@ def classify(
     images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
     model: Annotated[str | None, typer.Option(help="Not needed if one model is served.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Likeliest classes to show of each image.")] = 1,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Show labels among which this share of images has its own.",
+            show_default=f"{client.COVERAGE:g}, if the model can tell",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the raw answers, one a line.")] = False,
     url: Annotated[str | None, typer.Option(help="A server elsewhere.", show_default="the one started here")] = None,
     key_file: Annotated[
@@ -198,7 +207,8 @@ def classify(
 ) -> None:
     """Classify images by the running server; exit code 1 if one of them got no answer.
 
-    A log-density that is lower than those of 99 % of the model's test images is marked, if the server was started here.
+    An image that is less typical than all but 1 % of the model's held-out images is marked; of a model without those,
+    one that is less dense than 99 % of its test images, if the server was started here.
     The key of a server elsewhere may also stand in the variable DISCRIMINANT_INFERENCE_KEY.
     """
     server = None if url else load(state)
@@ -206,7 +216,7 @@ def classify(
     name = model or _only_model(server)
     address, trusted = (server.url, server.trusted) if server else (url or client.DEFAULT_URL, True)
     with client.connect(address, key, trusted) as connection:
-        answers = [client.classify(connection, name, _read(image), top_k) for image in images]
+        answers = list(client.classify_all(connection, name, map(_read, images), top_k, coverage))
     if json:
         for answer in answers:
             print(orjson.dumps(answer).decode())

@@ -7,6 +7,7 @@ TorchServe ends a worker whose answer to one request is longer than it expects. 
 give is made by the encoder itself, of the longest labels and numbers, and what it takes as JSON is what an image takes.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 
 from serving.bundle import Manifest
 from serving.errors import AnswerTooLarge, ServingError
+from serving.judgement import FLAGS
 from serving.limits import Limits
+from serving.parameters import Accept, Options
 from serving.request import Request
-from serving.respond import ALONE, EACH, Answer, Form, Options, encode
+from serving.respond import ALONE, EACH, Answer, Form, encode
 
 LONGEST_SHARE = 1.234567e-05  # of 0 to 1, with seven digits: 13 characters
 LONGEST_NUMBER = -1.234567e15  # 19 characters
+LONGEST_COVERAGE = 2.2250738585072014e-308  # a share that comes back as it was sent: 23 characters
 ERROR_BYTES = 1024  # what stands in the place of an answer is no longer
 KEPT = 16  # of the longest answers, by what is asked for
 
@@ -58,10 +62,20 @@ class AnswerSizes:
 
     def of(self, request: Request) -> tuple[int, int]:
         """The most bytes of a reply: those that do not grow with its images, and those of each image."""
-        options = Options(min(request.options.top_k, self._classes), request.options.returns)
+        options = _kind_of(request.options, self._classes)
         if request.form is ALONE or request.form is EACH:
             return self._of_form(request.form, options)
         return _sizes(request.form, self._longest(options))
+
+
+def _kind_of(options: Options, classes: int) -> Options:
+    """The same for all options whose answers have the same keys."""
+    return Options(
+        min(options.top_k, classes),
+        options.returns,
+        coverage=None if options.coverage is None else LONGEST_COVERAGE,
+        accept=None if options.accept is None else Accept(),
+    )
 
 
 def _sizes(form: Form, longest: Answer) -> tuple[int, int]:
@@ -77,6 +91,7 @@ def longest_answer(manifest: Manifest, options: Options) -> Answer:
         "posterior": (1, head.classes),
         "responsibilities": (1, head.classes, head.components),
         "log_density": (1,),
+        "typicality_score": (1,),
         "features": (1, head.dim),
     }
     shares = ("posterior", "responsibilities")
@@ -86,4 +101,21 @@ def longest_answer(manifest: Manifest, options: Options) -> Answer:
     if "responsibilities" in outputs:
         outputs["responsibilities"][:, :, -1] *= 2  # the number of the last component is the longest
     labels = sorted(manifest.labels, key=lambda label: -len(orjson.dumps(label)))  # of equals the first ones come first
-    return encode(outputs, manifest.model_copy(update={"labels": tuple(labels)}), [options])[0]
+    longest = manifest.model_copy(update={"labels": tuple(labels), "component_names": _longest_names(manifest)})
+    answer = encode(outputs, longest, [replace(options, coverage=None)])[0]
+    if manifest.held_out is not None:
+        answer["typicality"] = LONGEST_SHARE
+    if options.coverage is not None:  # no label is among them: all of the tensor is false, which is longer than true
+        answer["labels_at"] = {"coverage": options.coverage, "set": [f"{label} " for label in labels]}
+    if manifest.held_out is not None or options.accept is not None:
+        answer["flags"] = list(FLAGS)
+    return answer
+
+
+def _longest_names(manifest: Manifest) -> dict[str, dict[int, str]]:
+    """The longest name of a component, for all of them; none if none has a name."""
+    names = [name for of_label in manifest.component_names.values() for name in of_label.values()]
+    if not names:
+        return {}
+    longest = max(names, key=lambda name: len(orjson.dumps(name)))
+    return {label: dict.fromkeys(range(manifest.head.components), longest) for label in manifest.labels}

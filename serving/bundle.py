@@ -205,7 +205,7 @@ class Manifest(_Strict):
     dataset: DatasetInfo
     backbone: BackboneInfo | None = None
     held_out: HeldOutInfo | None = None
-    priors: tuple[float, ...] | None = None
+    priors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     component_names: dict[str, dict[int, ComponentName]] = Field(default_factory=dict)
     examples: ExamplesInfo | None = None
     metrics: dict[str, Any]
@@ -304,8 +304,13 @@ class Bundle:
         return answers
 
     def held_out(self, precision: Precision = "float32") -> Path | None:
-        """The file of what held-out images were answered; None if the bundle has none."""
-        return None if self.manifest.held_out is None else self.path / held_out_file(precision)
+        """The file of what held-out images were answered; None if the bundle has none.
+
+        Raises:
+            BundleError: if the bundle has no graph in this precision.
+        """
+        graph, _ = self._files(precision)
+        return None if self.manifest.held_out is None else graph.with_name(held_out_file(precision))
 
     def _files(self, precision: Precision) -> tuple[Path, Path]:
         if precision != "float32" and precision not in self.manifest.variants:

@@ -2,14 +2,16 @@
 
 import json
 import ssl
+from collections.abc import Iterable, Iterator
 
 import httpx
 
-from serving.errors import ServerError
+from serving.errors import BadParameter, ServerError
 from serving.respond import Answer
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
+COVERAGE = 0.9  # that is asked for where the model can tell which labels are possible
 
 
 def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = True) -> httpx.Client:
@@ -24,7 +26,31 @@ def connect(url: str, key: str | None = None, trusted: ssl.SSLContext | bool = T
     return httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, verify=trusted, trust_env=False)
 
 
-def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answer:
+def classify_all(
+    client: httpx.Client, model: str, images: Iterable[bytes], top_k: int, coverage: float | None
+) -> Iterator[Answer]:
+    """Send images one after the other.
+
+    Args:
+        client: see `connect`.
+        model: its name.
+        images: encoded ones.
+        top_k: classes in each answer.
+        coverage: the share of images whose right label is to be possible; None asks for COVERAGE if the model can tell.
+
+    Returns:
+        What `classify` does, for each.
+    """
+    asked: float | None = COVERAGE if coverage is None else coverage
+    for image in images:
+        answer = classify(client, model, image, top_k, asked)
+        if coverage is None and answer.get("error", {}).get("code") == BadParameter.code:
+            asked = None
+            answer = classify(client, model, image, top_k)
+        yield answer
+
+
+def classify(client: httpx.Client, model: str, image: bytes, top_k: int, coverage: float | None = None) -> Answer:
     """Send one image.
 
     Returns:
@@ -33,7 +59,8 @@ def classify(client: httpx.Client, model: str, image: bytes, top_k: int) -> Answ
     Raises:
         ServerError: if there is no server, it has no such model, or it cannot answer at all.
     """
-    form = {"parameters": json.dumps({"top_k": top_k})}
+    parameters = {"top_k": top_k} | ({} if coverage is None else {"coverage": coverage})
+    form = {"parameters": json.dumps(parameters)}
     try:
         response = client.post(f"/predictions/{model}", files={"data": image}, data=form)
     except httpx.ConnectError as exc:

@@ -35,7 +35,7 @@ class HeldOut:
     """A model's answers for n images that it has not seen.
 
     Attributes:
-        typicality_scores: what the graph answers, ascending, float32 (n,).
+        typicality_scores: what the graph answers, float32 (n,).
         label_probabilities: the posterior of each image's own label, float32 (n,).
         labels: of the same images, int64 (n,).
         groups: the group of each class, from 0, int64 (C,). The coverage holds within each group of classes: they are
@@ -74,8 +74,12 @@ class HeldOut:
         return 1 / (len(self) + 1)
 
     def typicality(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The share of images of the model's kind that are no more typical: p-values (N,) of scores (N,)."""
-        no_more = np.searchsorted(self.typicality_scores, scores.astype(np.float32), side="right")
+        """The share of images of the model's kind that are no more typical: p-values (N,) of scores (N,).
+
+        A score that is no number is less typical than all.
+        """
+        numbers = np.where(np.isnan(scores), -np.inf, scores).astype(np.float32)
+        no_more = np.searchsorted(self._ascending_scores, numbers, side="right")
         p_values: NDArray[np.float64] = (1 + no_more) / (len(self) + 1)
         return p_values
 
@@ -108,7 +112,7 @@ class HeldOut:
                 f"images to tell by, got {coverage}"
             )
         of_groups = [
-            probabilities[-math.ceil((len(probabilities) + 1) * coverage - ROUNDING)]
+            probabilities[-max(1, math.ceil((len(probabilities) + 1) * coverage - ROUNDING))]
             for probabilities in self._by_group.values()
         ]
         return np.array(of_groups, np.float32)[self.groups]
@@ -126,6 +130,10 @@ class HeldOut:
     @property
     def _fewest(self) -> int:
         return min(map(len, self._by_group.values()))
+
+    @cached_property
+    def _ascending_scores(self) -> NDArray[np.float32]:
+        return np.sort(self.typicality_scores)
 
     @cached_property
     def _by_group(self) -> Mapping[int, NDArray[np.float32]]:

@@ -6,9 +6,11 @@
 
 The one tensor, `images`, holds encoded images: as base64 in JSON, or in binary behind the JSON, each after its length
 in four bytes, where the header Inference-Header-Content-Length says how long the JSON is. The answer's tensors are
-`label` (N), `posterior` (N, C), `component` (N), `responsibilities` (N, C, K), `log_density` (N) and, only if it is
-named among `outputs`, `features` (N, D). The protocol knows no error per image: the first one is the request's. The
-answer is JSON, whatever `binary_data` and `binary_data_output` wish; any other parameter is refused.
+`label` (N), `posterior` (N, C), `component` (N), `component_name` (N, empty where nobody has named it),
+`responsibilities` (N, C, K), `log_density` (N), `typicality` (N) and, only if it is named among `outputs`, `features`
+(N, D). With `"parameters": {"coverage": 0.9}` there is `possible` (N, C) too: which labels are in the prediction set,
+in the order of the posterior. The protocol knows no error per image: the first one is the request's. The answer is
+JSON, whatever `binary_data` and `binary_data_output` wish; any other parameter is refused.
 
 It is there by HTTP alone. TorchServe can speak it by gRPC, but under a name of its own that no public client calls, and
 a worker dies of every error that it answers there.
@@ -21,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from serving.errors import BadRequest, ServingError, shown
-from serving.respond import Answer, Options, Result, StatusAndBody
+from serving.parameters import Options, read_coverage
+from serving.respond import Answer, Result, StatusAndBody
 
 INPUT = "images"
 KEYS = ("id", "inputs", "model_name", "outputs", "parameters")
@@ -34,17 +37,29 @@ LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class _Output:
+    """A tensor of answers.
+
+    Attributes:
+        datatype: of its elements.
+        key: of an answer; there is such a tensor if an answer has it.
+        of_answer: its part for one answer.
+    """
+
     datatype: str
+    key: str
     of_answer: Callable[[Answer], Any]
 
 
 _OUTPUTS = {
-    "label": _Output("BYTES", lambda answer: answer["label"]),
-    "posterior": _Output("FP32", lambda answer: list(answer["probabilities"].values())),
-    "component": _Output("INT64", lambda answer: answer["component"]),
-    "responsibilities": _Output("FP32", lambda answer: list(answer["components"].values())),
-    "log_density": _Output("FP32", lambda answer: answer["log_density"]),
-    "features": _Output("FP32", lambda answer: answer["features"]),
+    "label": _Output("BYTES", "label", lambda answer: answer["label"]),
+    "posterior": _Output("FP32", "probabilities", lambda answer: list(answer["probabilities"].values())),
+    "component": _Output("INT64", "component", lambda answer: answer["component"]),
+    "component_name": _Output("BYTES", "component_name", lambda answer: _component_name(answer)),
+    "responsibilities": _Output("FP32", "components", lambda answer: list(answer["components"].values())),
+    "log_density": _Output("FP32", "log_density", lambda answer: answer["log_density"]),
+    "typicality": _Output("FP32", "typicality", lambda answer: answer["typicality"]),
+    "possible": _Output("BOOL", "labels_at", lambda answer: _possible(answer)),
+    "features": _Output("FP32", "features", lambda answer: answer["features"]),
 }
 
 
@@ -56,17 +71,20 @@ class TensorRequest:
         images: base64 text, or encoded images.
         id: the client's name of the request.
         outputs: names of the tensors that it wants; None for all but the features.
+        coverage: the share of images whose right label is to be possible; None asks for no such tensor.
     """
 
     images: Sequence[str] | Sequence[bytes]
     id: str | None
     outputs: tuple[str, ...] | None
+    coverage: float | None = None
 
     @property
     def options(self) -> Options:
         """What the answers must hold."""
         wanted = {"probabilities", "components"}
-        return Options(1, frozenset(wanted | {"features"} if "features" in (self.outputs or ()) else wanted))
+        returns = wanted | {"features"} if "features" in (self.outputs or ()) else wanted
+        return Options(1, frozenset(returns), coverage=self.coverage)
 
     def respond(self, results: Sequence[Result]) -> StatusAndBody:
         """The HTTP status and body for what the images got."""
@@ -75,7 +93,7 @@ class TensorRequest:
                 return refuse_tensors(result, f"images[{position}]: ")
         answers = [result for result in results if not isinstance(result, ServingError)]
         try:
-            outputs = [_tensor(name, answers) for name in self.outputs or _names_of(answers[0])]
+            outputs = [_tensor(name, answers) for name in self.outputs or _names_of(answers)]
         except KeyError as exc:
             return refuse_tensors(BadRequest(f"outputs must be tensors that this model has, got {exc.args[0]!r}"))
         model = answers[0]["model"]
@@ -97,9 +115,10 @@ def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
 
     Raises:
         BadRequest: if it breaks the protocol, or asks for a part of it that is not supported.
+        BadParameter: if the coverage breaks its rule.
     """
     _check_keys("request", body, KEYS)
-    _check_parameters("request", body, {"binary_data_output": bool})
+    parameters = _check_parameters("request", body, {"binary_data_output": bool, "coverage": float})
     inputs = body["inputs"]
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise BadRequest(f"inputs must be a list of one tensor, {INPUT}, got {shown(inputs)}")
@@ -111,7 +130,8 @@ def read_tensors(body: dict[str, Any], binary: bytes) -> TensorRequest:
     request_id = _text("id", body.get("id"))
     if request_id is not None and len(request_id) > MAX_ID:  # it comes back in the answer
         raise BadRequest(f"id must be text of at most {MAX_ID} characters, got {len(request_id)}")
-    return TensorRequest(images, request_id, _wanted(body.get("outputs")))
+    coverage = read_coverage(parameters["coverage"]) if "coverage" in parameters else None
+    return TensorRequest(images, request_id, _wanted(body.get("outputs"), coverage), coverage)
 
 
 def _check_keys(what: str, found: dict[str, Any], allowed: Sequence[str]) -> None:
@@ -177,7 +197,7 @@ def _text(what: str, value: Any) -> str | None:
     raise BadRequest(f"{what} must be text, got {shown(value)}")
 
 
-def _wanted(outputs: Any) -> tuple[str, ...] | None:
+def _wanted(outputs: Any, coverage: float | None) -> tuple[str, ...] | None:
     if outputs is None or outputs == []:
         return None
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
@@ -190,13 +210,26 @@ def _wanted(outputs: Any) -> tuple[str, ...] | None:
         if not isinstance(name, str) or name not in _OUTPUTS or name in names:
             raise BadRequest(f"outputs must name tensors of {', '.join(_OUTPUTS)}, each once, got {shown(name)}")
         names.append(name)
+    if "possible" in names and coverage is None:
+        raise BadRequest("outputs must name possible only where parameters of the request give a coverage, got none")
     return tuple(names)
 
 
-def _names_of(answer: Answer) -> list[str]:
-    """The tensors that a model has, less the features."""
-    of_components = ["component", "responsibilities"] if "component" in answer else []
-    return ["label", "posterior", *of_components, *(["log_density"] if "log_density" in answer else [])]
+def _names_of(answers: Sequence[Answer]) -> list[str]:
+    """The tensors that there are of some answers."""
+    keys = {key for answer in answers for key in answer}
+    return [name for name, output in _OUTPUTS.items() if output.key in keys]
+
+
+def _component_name(answer: Answer) -> str:
+    if "component" not in answer:
+        raise KeyError("component")
+    return str(answer.get("component_name", ""))
+
+
+def _possible(answer: Answer) -> list[bool]:
+    possible = set(answer["labels_at"]["set"])
+    return [label in possible for label in answer["probabilities"]]
 
 
 def _tensor(name: str, answers: Sequence[Answer]) -> dict[str, Any]:

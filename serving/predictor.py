@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from serving.budget import NUMBER_S, UNLIMITED, Allowance, Pace, PaceMeter
 from serving.bundle import Bundle, Precision
-from serving.errors import BundleError, ServingError
+from serving.errors import BadParameter, BundleError, ServingError
+from serving.held_out import HeldOut
 from serving.intake import Decoded, Images, Intake
+from serving.judgement import check_options
 from serving.limits import DEFAULT_LIMITS, Limits
+from serving.parameters import DEFAULT_OPTIONS, Options
 from serving.preprocess import read_image
-from serving.respond import DEFAULT_OPTIONS, Answer, Options, Result, answer_numbers, encode
+from serving.respond import Answer, Result, answer_numbers, encode
 from serving.runtimes import Outputs, RuntimeName, open_runtime
 
 # How far a runtime may be from the golden outputs: absolute, and relative to the value. One step of rounding, which
@@ -34,18 +37,21 @@ TOLERANCES: dict[Precision, dict[str, tuple[float, float]]] = {
         "posterior": (1e-4, 0.0),
         "responsibilities": (1e-3, 0.0),
         "log_density": (1e-2, 1e-3),
+        "typicality_score": (1e-2, 1e-3),
         "features": (1e-2, 1e-3),
     },
     "float16": {
         "posterior": (0.02, 0.0),
         "responsibilities": (0.1, 0.0),
         "log_density": (0.5, 0.02),
+        "typicality_score": (0.1, 0.02),
         "features": (0.02, 0.01),
     },
     "int8": {
         "posterior": (0.05, 0.0),
         "responsibilities": (0.2, 0.0),
         "log_density": (1.0, 0.05),
+        "typicality_score": (0.3, 0.05),
         "features": (0.2, 0.05),
     },
 }
@@ -59,7 +65,13 @@ Work = tuple[Images, Options]
 
 
 class Predictor:
-    """Answers images with one bundle on one device. Decoding may be called from several threads at once."""
+    """Answers images with one bundle on one device. Decoding may be called from several threads at once.
+
+    Attributes:
+        bundle: whose graph it runs.
+        held_out: what this graph has answered for held-out images, if the bundle has any.
+        limits: what one request may ask for.
+    """
 
     def __init__(
         self,
@@ -85,13 +97,15 @@ class Predictor:
 
         Raises:
             DeviceUnavailable: if the device is not there.
-            BundleError: if the runtime cannot read the graph.
+            BundleError: if the runtime cannot read the graph, or the file of the held-out images holds something else.
         """
         self.bundle = bundle
         self.limits = limits
         self._max_batch = max_batch
         self._precision: Precision = precision
         self._run = open_runtime(bundle, runtime, device, threads, precision)
+        held_out = bundle.held_out(precision)
+        self.held_out = None if held_out is None else HeldOut.read(held_out)
         self._intake = Intake(bundle.manifest.input, limits, threads)
         self._meter = PaceMeter()
 
@@ -125,7 +139,7 @@ class Predictor:
 
     def encode(self, outputs: Outputs, options: Sequence[Options]) -> list[Answer]:
         """The graph's outputs for N images → N answers, each by its options."""
-        return encode(outputs, self.bundle.manifest, options)
+        return encode(outputs, self.bundle.manifest, options, self.held_out)
 
     def predict(self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS) -> list[Result]:
         """Answer the images of one request in order; one that cannot be answered gets its error in its place.
@@ -133,6 +147,7 @@ class Predictor:
         An error among `images` is passed through, so that a reader can put it where an image should have been.
 
         Raises:
+            BadParameter: if the options ask for what the model cannot tell.
             ImageTooLarge: if the images have more pixels together than a request may.
         """
         outcome = self.predict_together([(images, options)])[0]
@@ -152,11 +167,11 @@ class Predictor:
 
         Returns:
             What the images of each request got; or, for a request that asks for too much or that there is no time
-            for, its error. None of its images has been decoded then.
+            for, or for what the model cannot tell, its error. None of its images has been decoded then.
         """
         with timer("decode"):
             paces = [self._pace(options) for _, options in work]
-            taken = self._intake.decode([images for images, _ in work], paces, allowance)
+            taken = self._intake.decode([self._checked(*one) for one in work], paces, allowance)
         decoded = [image for images in taken if isinstance(images, list) for image in images]
         chosen = [one for images, (_, one) in zip(taken, work, strict=True) if isinstance(images, list) for _ in images]
         results = iter(self._answer(decoded, chosen, timer))
@@ -174,6 +189,14 @@ class Predictor:
             _check_golden(name, outputs[name], expected[name], TOLERANCES[self._precision][name], file)
         for _ in range(TIMED_RUNS):
             self.infer(images)
+
+    def _checked(self, images: Images, options: Options) -> Images:
+        """The images of a request, or the error of one that asks for what the model cannot tell."""
+        try:
+            check_options(options, self.bundle.manifest, self.held_out)
+        except BadParameter as error:
+            return error
+        return images
 
     def _pace(self, options: Options) -> Pace:
         """What an image takes once it is decoded: the graph, and the answer."""

@@ -21,20 +21,10 @@ import orjson
 from serving.errors import BadParameter, BadRequest, ImageError, ImageTooLarge, ServingError, shown
 from serving.limits import DEFAULT_LIMITS, Limits
 from serving.open_inference import read_tensors, refuse_tensors
-from serving.respond import (
-    ALONE,
-    DEFAULT_OPTIONS,
-    EACH,
-    RETURNABLE,
-    Form,
-    Options,
-    Result,
-    StatusAndBody,
-    respond_each,
-)
+from serving.parameters import DEFAULT_OPTIONS, Options, read_options
+from serving.respond import ALONE, EACH, Form, Result, StatusAndBody, respond_each
 
 FORMS = 'an image as body, a form field "data", or JSON {"instances": [{"b64": "..."}]}'
-PARAMETERS = ("top_k", "return")
 VALUE_STARTS = (b",", b"[", b"{")  # base64 holds none of them
 MAX_VALUES = 100_000
 
@@ -116,7 +106,7 @@ def _read_form(parts: Mapping[str, Buffer], limits: Limits) -> Request:
         )
     payload, parameters = bytes(parts["data"]), parts.get("parameters")
     if not _is_json(payload):
-        return Request([payload], _read_options(_loads("parameters", bytes(parameters or b"{}"), BadParameter)))
+        return Request([payload], read_options(_loads("parameters", bytes(parameters or b"{}"), BadParameter)))
     if parameters is not None:
         raise BadRequest("parameters of JSON must be a key of it, got a form field")
     return _read_json(payload, limits)
@@ -164,7 +154,7 @@ def _read_json(payload: bytes, limits: Limits) -> Request:
     if not isinstance(instances, list):
         raise BadRequest(f"instances must be a list, got {shown(instances)}")
     _check_count("instances", instances, limits)
-    options = _read_options(body.get("parameters", {}))
+    options = read_options(body.get("parameters", {}))
     return Request([_read_instance(item) for item in instances], options, EACH)
 
 
@@ -181,21 +171,6 @@ def _decoded(what: str, text: Any) -> bytes | ServingError:
         return binascii.a2b_base64(text, strict_mode=True)
     except ValueError as exc:
         return ImageError(f"{what} must be base64 without line breaks, got {shown(text)} ({exc})")
-
-
-def _read_options(parameters: Any) -> Options:
-    if not isinstance(parameters, dict):
-        raise BadParameter(f"parameters must be an object, got {shown(parameters)}")
-    for name in parameters:
-        if name not in PARAMETERS:
-            raise BadParameter(f"parameter must be one of {', '.join(PARAMETERS)}, got {shown(name)}")
-    top_k = parameters.get("top_k", DEFAULT_OPTIONS.top_k)
-    if type(top_k) is not int or top_k < 1:
-        raise BadParameter(f"top_k must be an integer of at least 1, got {shown(top_k)}")
-    returns = parameters.get("return", sorted(DEFAULT_OPTIONS.returns))
-    if not isinstance(returns, list) or not all(item in RETURNABLE for item in returns):
-        raise BadParameter(f"return must be a list of {', '.join(RETURNABLE)}, got {shown(returns)}")
-    return Options(top_k, frozenset(returns))
 
 
 def _loads(what: str, text: bytes, error: type[BadRequest]) -> Any:

@@ -1,11 +1,13 @@
 """Answering: the graph's outputs → the answer schema.
 
-    {"label": "7", "probability": 0.981, "component": 1, "component_probability": 0.93,
-     "top_k": [{"label": "7", "probability": 0.981, "component": 1, "component_probability": 0.93}, ...],
+    {"label": "7", "probability": 0.981, "component": 1, "component_name": "crossed", "component_probability": 0.93,
+     "top_k": [{"label": "7", "probability": 0.981, "component": 1, ...}, ...],
      "probabilities": {"0": ..., "9": ...}, "components": {"7": [0.07, 0.93], ...},
-     "log_density": -1.93, "model": {"name": "mnist-mda", "version": "1"}}
+     "log_density": -1.93, "typicality": 0.41, "labels_at": {"coverage": 0.9, "set": ["7"]}, "flags": [],
+     "model": {"name": "mnist-mda", "version": "1"}}
 
-Softmax and SVM models have no components and no log-density, so their answers leave those keys out. Numbers are plain
+What a model cannot tell is left out: softmax and SVM models have no components and no log-density, bundles without
+held-out images no typicality and no flags. `labels_at` is there if a request names a coverage. Numbers are plain
 floats with 7 significant digits: all that float32 holds, and short as JSON.
 """
 
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 
 from serving.bundle import Manifest
 from serving.errors import ServingError
+from serving.held_out import HeldOut
+from serving.judgement import flags, prediction_sets, under_priors
+from serving.parameters import Options
 
 DIGITS = 7
 FEW = 200  # numbers that are rounded faster one by one
 EXACT_POWER = 22  # the greatest power of ten that is a float64
-RETURNABLE = ("probabilities", "components", "features")
 
 Answer = dict[str, Any]
 Result = Answer | ServingError
@@ -30,54 +34,77 @@ Arrays = Mapping[str, NDArray[Any]]
 StatusAndBody = tuple[int, Answer]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a client may choose about its answers.
-
-    Attributes:
-        top_k: classes in `top_k`, at least 1; more than the model has means all of them.
-        returns: which of RETURNABLE to include.
-    """
-
-    top_k: int = 3
-    returns: frozenset[str] = frozenset({"probabilities", "components"})
-
-
-DEFAULT_OPTIONS = Options()
-
-
-def encode(outputs: Arrays, manifest: Manifest, options: Sequence[Options]) -> list[Answer]:
+def encode(
+    outputs: Arrays, manifest: Manifest, options: Sequence[Options], held_out: HeldOut | None = None
+) -> list[Answer]:
     """Turn the outputs for N images into N answers.
 
     Args:
         outputs: arrays by the names of `manifest.outputs`, each (N, ...).
         manifest: of the bundle that computed them.
-        options: the client's choices for each image.
+        options: the client's choices for each image, which the model can do.
+        held_out: of the same bundle and precision, if it has any.
     """
-    wanted = [name for name in outputs if name != "features" or any("features" in one.returns for one in options)]
-    rounded = _significant_lists({name: outputs[name] for name in wanted})
-    ranked = np.argsort(-outputs["posterior"], axis=1, kind="stable")[:, : max(one.top_k for one in options)].tolist()
-    posterior = rounded["posterior"]
-    responsibilities = rounded.get("responsibilities")
-    log_density = rounded.get("log_density")
+    posterior = under_priors(outputs["posterior"], manifest, options)
+    ranked = np.argsort(-posterior, axis=1, kind="stable")[:, : max(one.top_k for one in options)].tolist()
+    sets = prediction_sets(outputs["posterior"], posterior, manifest.labels, options, held_out)
+    rounded = _significant_lists(_numbers(outputs, posterior, options, held_out))
     model = {"name": manifest.name, "version": str(manifest.version)}
 
     answers = []
     for n, one in enumerate(options):
-        weights = responsibilities[n] if responsibilities is not None else None
-        top = [_candidate(manifest.labels, posterior[n], weights, c) for c in ranked[n][: one.top_k]]
-        answer: Answer = {**top[0], "top_k": top}
-        if "probabilities" in one.returns:
-            answer["probabilities"] = dict(zip(manifest.labels, posterior[n], strict=True))
-        if weights is not None and "components" in one.returns:
-            answer["components"] = dict(zip(manifest.labels, weights, strict=True))
-        if log_density is not None:
-            answer["log_density"] = log_density[n]
+        values = {name: column[n] for name, column in rounded.items()}
+        answer = _answer(values, ranked[n], manifest, one)
+        if n in sets:
+            answer["labels_at"] = {"coverage": one.coverage, "set": sets[n]}
+        if held_out is not None or one.accept is not None:
+            answer["flags"] = flags(answer["probability"], answer.get("typicality"), one, held_out)
         if "features" in one.returns:
-            answer["features"] = rounded["features"][n]
+            answer["features"] = values["features"]
         answer["model"] = model
         answers.append(answer)
     return answers
+
+
+def _numbers(
+    outputs: Arrays, posterior: NDArray[Any], options: Sequence[Options], held_out: HeldOut | None
+) -> dict[str, NDArray[Any]]:
+    """What the answers hold of numbers, by its names; the features only if anybody wants them."""
+    numbers = {name: outputs[name] for name in ("responsibilities", "log_density") if name in outputs}
+    numbers["posterior"] = posterior
+    if held_out is not None:
+        numbers["typicality"] = held_out.typicality(outputs["typicality_score"])
+    if any("features" in one.returns for one in options):
+        numbers["features"] = outputs["features"]
+    return numbers
+
+
+def _answer(values: Mapping[str, Any], ranked: Sequence[int], manifest: Manifest, options: Options) -> Answer:
+    """What the graph says of one image: `values` by the names of its outputs, rounded; the classes, likeliest first."""
+    top = [_candidate(values, c, manifest) for c in ranked[: options.top_k]]
+    answer: Answer = {**top[0], "top_k": top}
+    if "probabilities" in options.returns:
+        answer["probabilities"] = dict(zip(manifest.labels, values["posterior"], strict=True))
+    if "responsibilities" in values and "components" in options.returns:
+        answer["components"] = dict(zip(manifest.labels, values["responsibilities"], strict=True))
+    for name in ("log_density", "typicality"):
+        if name in values:
+            answer[name] = values[name]
+    return answer
+
+
+def _candidate(values: Mapping[str, Any], index: int, manifest: Manifest) -> Answer:
+    """One class with its probability and, if the head has components, the likeliest of them."""
+    label = manifest.labels[index]
+    candidate: Answer = {"label": label, "probability": values["posterior"][index]}
+    if "responsibilities" in values:
+        weights = values["responsibilities"][index]
+        component = max(range(len(weights)), key=weights.__getitem__)
+        candidate["component"] = component
+        if (name := manifest.component_names.get(label, {}).get(component)) is not None:
+            candidate["component_name"] = name
+        candidate["component_probability"] = max(weights)
+    return candidate
 
 
 def answer_numbers(manifest: Manifest, options: Options) -> int:
@@ -85,7 +112,8 @@ def answer_numbers(manifest: Manifest, options: Options) -> int:
     head = manifest.head
     each_class = 1 + (head.components if "responsibilities" in manifest.outputs else 0)
     features = head.dim if "features" in options.returns else 0
-    return head.classes * each_class + features + 3 * min(options.top_k, head.classes)
+    ranked = 0 if options.coverage is None else head.classes
+    return head.classes * each_class + features + ranked + 3 * min(options.top_k, head.classes)
 
 
 def _significant_lists(outputs: Arrays) -> dict[str, Any]:
@@ -156,15 +184,3 @@ def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float6
         at = tuple(index)
         rounded[at] = float(f"{whole[at]:.0f}e{-places[at]}")
     return rounded
-
-
-def _candidate(
-    labels: Sequence[str], posterior: Sequence[float], responsibilities: Sequence[Sequence[float]] | None, index: int
-) -> Answer:
-    """One class with its probability and, if the head has components, the likeliest of them."""
-    candidate: Answer = {"label": labels[index], "probability": posterior[index]}
-    if responsibilities is not None:
-        weights = responsibilities[index]
-        candidate["component"] = max(range(len(weights)), key=weights.__getitem__)
-        candidate["component_probability"] = max(weights)
-    return candidate

@@ -1,7 +1,8 @@
 """Shared fixtures: small real bundles, images, and one real TorchServe for the whole suite.
 
 The bundles are written from the formulas here, not by the project's exporter: a Gaussian-mixture model (4 classes of 2
-components over 3 features of an 8 x 8 gray image) and a softmax model. Their golden answers are numpy in float64.
+components over 3 features of an 8 x 8 gray image), the same with held-out images, and a softmax model. Their golden
+answers are numpy in float64.
 """
 
 import io
@@ -26,7 +27,8 @@ import yaml
 from openapi_schema_validator import OAS31Validator
 from PIL import Image
 
-from serving.bundle import Bundle, graph_files, staged, write_manifest
+from serving.bundle import HELD_OUT, Bundle, graph_files, staged, write_manifest
+from serving.held_out import HeldOut
 from serving.settings import WorkerSettings
 from serving.torchserve import launch, process
 from serving.torchserve.archive import package
@@ -35,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("circle", "cross", "empty", "noise")
 CLASSES, COMPONENTS, DIM, SIZE = 4, 2, 3, 8
 ATYPICAL_BELOW = -8.5  # nats; the first of the images is below, the others are above
+HELD_OUT_IMAGES = 399  # the least typicality is 1 in 400
+COMPONENT_NAMES = {"cross": {0: "upright", 1: "tilted"}, "noise": {1: "fine"}}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,6 +87,27 @@ def softmax_answers(images: np.ndarray) -> dict[str, np.ndarray]:
     return {"posterior": scores / scores.sum(1, keepdims=True), "features": z}
 
 
+def typical_answers(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The mixture's outputs, and as typicality score a third of the log-density."""
+    answers = gmm_answers(images)
+    features = answers.pop("features")
+    return answers | {"typicality_score": answers["log_density"] / 3, "features": features}
+
+
+def held_out() -> HeldOut:
+    """What the mixture answers for patterns, as if they were of all classes and right as often as it happens."""
+    rng = np.random.default_rng(13)
+    patterns = (
+        rng.integers(0, 256, (HELD_OUT_IMAGES, 1, 2, 2), dtype=np.uint8).repeat(SIZE // 2, 2).repeat(SIZE // 2, 3)
+    )
+    return HeldOut(
+        np.sort(typical_answers(patterns)["typicality_score"]).astype(np.float32),
+        rng.random(HELD_OUT_IMAGES, np.float32),
+        np.arange(HELD_OUT_IMAGES) % CLASSES,
+        np.arange(CLASSES),
+    )
+
+
 def golden_images() -> np.ndarray:
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (4, 1, SIZE, SIZE), dtype=np.uint8)
@@ -118,13 +143,16 @@ def images() -> list[bytes]:
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Write a bundle of its own: `make_bundle(name="tiny-mda", kind="mda", version=1)`; fields of its manifest too."""
-    graphs = {kind: export_graphs(kind, tmp_path_factory.mktemp(kind)) for kind in ("mda", "softmax")}
+    answering = {"mda": gmm_answers, "softmax": softmax_answers, "typical": typical_answers}
+    graphs = cache(lambda kind: export_graphs(kind, tmp_path_factory.mktemp(kind)))
 
     def make(name: str = "tiny-mda", kind: str = "mda", version: int = 1, **fields: Any) -> Path:
         target = tmp_path_factory.mktemp("bundles") / name / str(version)
-        answers = (gmm_answers if kind == "mda" else softmax_answers)(golden_images())
+        answers = answering[kind](golden_images())
         with staged(target) as stage:
-            shutil.copytree(graphs[kind], stage, dirs_exist_ok=True)
+            shutil.copytree(graphs(kind), stage, dirs_exist_ok=True)
+            if kind == "typical":
+                held_out().write(stage / HELD_OUT)
             np.savez(stage / "golden.npz", images=golden_images(), **answers)
             write_manifest(stage, **manifest_fields(name, kind, version, tuple(answers)) | fields)
         return target
@@ -145,10 +173,26 @@ def softmax_dir(make_bundle: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def typical_dir(make_bundle: Callable[..., Path]) -> Path:
+    """A mixture bundle with held-out images, priors and names of components; read only."""
+    return make_bundle(
+        "tiny-typical",
+        "typical",
+        held_out={"images": HELD_OUT_IMAGES, "by": "split"},
+        priors=tuple(gmm_parameters()["priors"]),
+        component_names=COMPONENT_NAMES,
+    )
+
+
+@pytest.fixture(scope="session")
 def model_store(
-    bundle_dir: Path, softmax_dir: Path, make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    bundle_dir: Path,
+    softmax_dir: Path,
+    typical_dir: Path,
+    make_bundle: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, which knows a bound, `tiny-softmax`."""
+    """Archives: `tiny-mda` by ONNX Runtime, `tiny-mda-ts` by TorchScript, which knows a bound, one of each other."""
     store = tmp_path_factory.mktemp("store")
     package(bundle_dir, model_store=store, settings=WorkerSettings(batch_size=8, workers=1, threads=1))
     package(
@@ -156,7 +200,8 @@ def model_store(
         model_store=store,
         settings=WorkerSettings(runtime="torchscript", workers=1, threads=1),
     )
-    package(softmax_dir, model_store=store, settings=WorkerSettings(workers=1, threads=1))
+    for folder in (softmax_dir, typical_dir):
+        package(folder, model_store=store, settings=WorkerSettings(workers=1, threads=1))
     return store
 
 
@@ -298,7 +343,7 @@ def manifest_fields(name: str, kind: str, version: int, outputs: tuple[str, ...]
         "version": version,
         "labels": LABELS,
         "input": {"channels": 1, "height": SIZE, "width": SIZE},
-        "head": {"kind": kind, "classes": CLASSES, "dim": DIM, "components": COMPONENTS if kind == "mda" else 1},
+        "head": {"kind": kind, "classes": CLASSES, "dim": DIM, "components": 1 if kind == "softmax" else COMPONENTS},
         "outputs": outputs,
         "recipe": {},
         "dataset": {"name": "made-up", "splits": {"train": 1}, "fingerprint": "0" * 64},
@@ -309,10 +354,12 @@ def manifest_fields(name: str, kind: str, version: int, outputs: tuple[str, ...]
 
 def export_graphs(kind: str, folder: Path) -> Path:
     """Write model.pt and model.onnx."""
-    outputs = (
-        ["posterior", "responsibilities", "log_density", "features"] if kind == "mda" else ["posterior", "features"]
-    )
-    return export_module(torch_module(kind).eval(), outputs, folder)
+    outputs = {
+        "mda": ["posterior", "responsibilities", "log_density", "features"],
+        "softmax": ["posterior", "features"],
+        "typical": ["posterior", "responsibilities", "log_density", "typicality_score", "features"],
+    }
+    return export_module(torch_module(kind).eval(), outputs[kind], folder)
 
 
 def export_module(module: Any, outputs: list[str], folder: Path) -> Path:
@@ -357,4 +404,9 @@ def torch_module(kind: str) -> Any:
             total = per_class.logsumexp(1)
             return (per_class - total[:, None]).exp(), torch.softmax(joint, 2), total, z
 
-    return {"mda": Mixture, "softmax": Softmax}[kind]()
+    class Typical(Mixture):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            *others, log_density, z = super().forward(images)
+            return *others, log_density, log_density / 3, z
+
+    return {"mda": Mixture, "softmax": Softmax, "typical": Typical}[kind]()

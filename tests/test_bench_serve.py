@@ -1,5 +1,9 @@
 """The benchmark of serving: the images that it sends, and how its table tells them apart."""
 
+import shutil
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from load_tests.bench_serve import ask
 from load_tests.sent_images import CAMERA, PHOTO_BYTES, Sent, encode_image, shape
 from serving.bundle import Bundle
 from serving.preprocess import read_image
@@ -46,6 +51,36 @@ def test_camera_photo_has_twelve_megapixels_and_is_taken(bundle: Bundle) -> None
         assert photo.size[0] * photo.size[1] == 12_000_000
     assert 2_000_000 < len(file) < 6_000_000
     assert read_image(file, bundle.manifest.input).shape == (3, 32, 32)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_refused_requests_are_no_answers(tmp_path: Path) -> None:
+    sent: Counter[int] = Counter()
+
+    class EverySecond(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status = 413 if sent[200] > sent[413] else 200
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            sent[status] += 1
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "image").write_bytes(b"some")
+    with HTTPServer(("127.0.0.1", 0), EverySecond) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        load = ask(f"http://127.0.0.1:{server.server_port}/", tmp_path / "image", connections=1, seconds=1)
+
+        server.shutdown()
+    assert sent[200] > 10
+    assert abs(load.failed - sent[413]) <= 1  # the last one may come after the end
+    assert abs(load.per_second - sent[200]) < 0.1 * sent[200]
 
 
 def test_table_says_which_photo_was_sent() -> None:

@@ -27,8 +27,8 @@ from serving.bundle import Bundle, InputSpec
 from serving.errors import ImageTooLarge, Overloaded, ServingError
 from serving.intake import Intake
 from serving.limits import DEFAULT_LIMITS, Limits
+from serving.parameters import DEFAULT_OPTIONS
 from serving.predictor import Predictor
-from serving.respond import DEFAULT_OPTIONS
 from serving.settings import LEAST_TIMEOUT_S
 
 SPEC = InputSpec(channels=1, height=8, width=8)

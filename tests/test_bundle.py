@@ -80,7 +80,7 @@ def test_a_file_without_a_digest_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema_version": 2}, "schema_version: "),
+        ({"schema_version": 3}, "schema_version: "),
         ({"surprise": 1}, "surprise: "),
         ({"name": "../x"}, "name: "),
         ({"version": 0}, "version: "),
@@ -89,10 +89,21 @@ def test_a_file_without_a_digest_is_named(copy: Path) -> None:
         ({"labels": ["a", "a", "b", "c"]}, r"labels must be unique, got \['a', 'a', 'b', 'c'\]"),
         (
             {"outputs": ["posterior", "log_density"]},
-            "outputs must be posterior, responsibilities, log_density, features",
+            "outputs must be posterior, responsibilities, log_density, typicality_score, features",
         ),
-        ({"outputs": ["features", "posterior"]}, "in this order, of which only responsibilities and log_density may"),
+        ({"outputs": ["features", "posterior"]}, "in this order, of which only responsibilities and "),
         ({"outputs": ["features"]}, "got features"),
+        (
+            {"outputs": ["posterior", "responsibilities", "log_density", "typicality_score", "features"]},
+            "typicality_score must be among the outputs if and only if there are held-out images",
+        ),
+        ({"held_out": {"images": 9, "by": "split"}}, "typicality_score must be among the outputs if and only if "),
+        ({"held_out": {"images": 0, "by": "split"}}, "held_out.images: "),
+        ({"priors": [0.5, 0.5]}, r"priors must be one per class \(4\), got 2"),
+        ({"priors": [0.5, 0.5, 0, 0]}, "priors.2: Input should be greater than 0"),
+        ({"component_names": {"dog": {"0": "x"}}}, "component_names must be of the model's labels and "),
+        ({"component_names": {"cross": {"2": "x"}}}, "component_names must be of the model's labels and "),
+        ({"component_names": {"cross": {"0": ""}}}, "component_names.cross.0: "),
         (
             {"head": {"kind": "no name", "classes": 4, "dim": 3, "components": 2}},
             "head.kind: String should match pattern",
@@ -106,6 +117,26 @@ def test_a_manifest_that_breaks_the_schema(copy: Path, changes: dict[str, Any], 
 
     with pytest.raises(BundleError, match=rf"bundle\.json must follow the schema of a bundle, got .*{problem}"):
         Bundle.load(copy)
+
+
+def test_a_bundle_of_schema_1_loads_and_knows_of_no_held_out_images(copy: Path) -> None:
+    manifest = json.loads((copy / "bundle.json").read_text())
+    for name in ("held_out", "priors", "component_names"):
+        del manifest[name]
+    (copy / "bundle.json").write_text(json.dumps(manifest | {"schema_version": 1}))
+
+    bundle = Bundle.load(copy)
+    assert (bundle.manifest.held_out, bundle.manifest.priors, bundle.manifest.component_names) == (None, None, {})
+    assert bundle.held_out() is None
+
+
+def test_held_out_images_have_a_file_for_each_graph(typical_dir: Path) -> None:
+    bundle = Bundle.load(typical_dir)
+
+    assert bundle.held_out() == typical_dir / "held_out.npz"
+    assert "held_out.npz" in bundle.manifest.sha256
+    with pytest.raises(BundleError, match=r"^precision of .* must be float32, got int8: export the bundle with "):
+        bundle.held_out("int8")
 
 
 def test_a_head_of_any_name_may_have_a_density_without_responsibilities(copy: Path) -> None:

@@ -18,7 +18,7 @@ from training.calibrate import cross_fitted_nll, fit_temperature
 from training.classifier import Architecture, Classifier
 from training.covariances import ledoit_wolf as shrinkage_of
 from training.covariances import of_kind, pooled_covariance
-from training.cross_fit import cross_fit, folds_of_classes
+from training.cross_fit import cross_fit, folds_of_classes, judge
 from training.encoders import Encoder
 from training.heads import build_head
 from training.mixtures import bic, fit_mixtures, log_densities
@@ -26,6 +26,7 @@ from training.principal import Rows, moments_of, principal_components, project
 from training.recipe import EncoderSpec, HeadSpec, Recipe, parse_recipe
 from training.refit import fit_head, most_components, refit
 from training.refit_spec import RefitSpec
+from training.typicality import fit_typicality
 
 FloatArray = NDArray[np.float64]
 
@@ -305,3 +306,27 @@ class _Known:
 
     def fit(self, _: FloatArray) -> "_Known":
         return self
+
+
+# What is judged for the tables of held-out images
+
+
+@pytest.mark.parametrize("dim", [None, 6])
+def test_typicality_of_every_image_is_by_what_was_fitted_without_it(dim: int | None) -> None:
+    features, labels = blobs(20)
+    truth, images = torch.from_numpy(labels), as_images(features)
+    spec = RefitSpec(head="lda", dim=dim, features="output" if dim is None else "pooled", shrinkage="ledoit-wolf")
+    classifier = stage(12, 3)
+    classifier.temperature = 2.0
+    found = cross_fit(classifier, spec, images, truth, seed=3)
+
+    judged = judge(classifier, found, images, truth, seed=3)
+
+    fold = folds_of_classes(labels, 3, seed=3)
+    for k in range(5):
+        own, others = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+        typicality = fit_typicality(Rows(features.astype(np.float32), others), labels[others], 3)
+        expected = typicality(torch.from_numpy(features[own]).float(), torch.zeros(0), torch.zeros(0))
+        np.testing.assert_allclose(judged.typicality_scores[own], expected.numpy(), rtol=1e-3)
+    posterior = (found.log_joints / 2.0).softmax(1).numpy()
+    np.testing.assert_allclose(judged.label_probabilities, posterior[np.arange(60), labels], rtol=1e-5)

@@ -72,11 +72,14 @@ def test_table_says_what_the_images_are(name: str, request: pytest.FixtureReques
     assert DATASETS[name].classes == len(dataset.classes)
 
 
-def test_strangers_have_images_of_the_same_shape() -> None:
-    pairs = [(entry, DATASETS[entry.strangers]) for entry in DATASETS.values() if entry.strangers]
+def test_near_strangers_have_images_of_the_same_shape_and_far_ones_are_others() -> None:
+    entries = [(name, entry) for name, entry in DATASETS.items() if entry.near or entry.far]
 
-    assert len(pairs) == 4
-    assert all(known.shape == strangers.shape for known, strangers in pairs)
+    assert [name for name, _ in entries] == ["mnist", "fashion-mnist", "cifar10", "cifar100"]
+    for name, entry in entries:
+        assert all(DATASETS[near].shape == entry.shape for near in entry.near)
+        assert not {name, *entry.near} & set(entry.far)
+        assert {*entry.near, *entry.far} <= set(DATASETS)
 
 
 def test_new_row_is_all_that_a_data_set_needs(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,9 @@ def test_metrics_of_four_images_by_hand() -> None:
         "brier": pytest.approx(sum(squared) / 4, abs=2e-6),
         "ece": pytest.approx(sum(gaps) / 4, abs=2e-6),
         "ece_equal_mass": pytest.approx(sum(gaps) / 4, abs=2e-6),
+        # From the most confident on: right, right, wrong, wrong.
+        "aurc": pytest.approx((0 + 0 + 1 / 3 + 2 / 4) / 4, abs=2e-6),
+        "e_aurc": pytest.approx((0 + 0 + 1 / 3 + 2 / 4) / 4 - (0.5 + 0.5 * math.log(0.5)), abs=2e-6),
     }
 
 
@@ -97,8 +100,8 @@ def test_nll_is_of_the_log_posterior_where_no_float_holds_the_posterior() -> Non
 def test_certain_and_right_is_a_perfect_score() -> None:
     metrics = measure({"posterior": np.eye(3, dtype=np.float32)}, torch.tensor([0, 1, 2]))
 
-    perfect = {"images": 3, "accuracy": 1.0, "nll": 0.0, "brier": 0.0, "ece": 0.0, "ece_equal_mass": 0.0}
-    assert metrics == perfect
+    nothing = ("nll", "brier", "ece", "ece_equal_mass", "aurc", "e_aurc")
+    assert metrics == {"images": 3, "accuracy": 1.0} | dict.fromkeys(nothing, 0.0)
 
 
 def test_certain_and_wrong_is_a_finite_score() -> None:
@@ -106,6 +109,7 @@ def test_certain_and_wrong_is_a_finite_score() -> None:
 
     assert (metrics["accuracy"], metrics["brier"], metrics["ece"], metrics["ece_equal_mass"]) == (0.0, 2.0, 1.0, 1.0)
     assert metrics["nll"] == pytest.approx(-math.log(np.finfo(np.float32).tiny))
+    assert (metrics["aurc"], metrics["e_aurc"]) == (1.0, 0.0)  # no order helps
 
 
 def test_posterior_that_rounding_lifted_above_one_is_one() -> None:
@@ -180,3 +184,19 @@ def test_eager_classifier_answers_what_it_scores() -> None:
     constant = -1.5 * math.log(2 * math.pi)
     expected = scores.component_log_joints.detach().flatten(1).logsumexp(1) + constant
     np.testing.assert_allclose(outputs["log_density"], expected, rtol=1e-5)
+
+
+def test_pooled_features_are_what_is_projected() -> None:
+    torch.manual_seed(0)
+    architecture = Architecture((1, 8, 8), 10, EncoderSpec(dim=3, width=4), HeadSpec(kind="lda"))
+    classifier = build_classifier(architecture).eval()
+    classifier.learn_normalisation(digits().images)
+    images = digits().images[:7]
+
+    outputs = run_graph(eager(classifier, torch.device("cpu"), pooled=True), images, batch_size=4)
+
+    assert outputs["pooled"].shape == (7, 16)
+    features = classifier.encoder.projection(torch.from_numpy(outputs["pooled"])).detach()
+    np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-6)
+    assert "pooled" not in run_graph(eager(classifier, torch.device("cpu")), images)
+    assert not classifier.encoder.trunk._forward_hooks

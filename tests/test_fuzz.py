@@ -71,6 +71,8 @@ def test_damaged_images_are_answered_or_refused() -> None:
 
 BODIES = [
     b'{"instances": [{"b64": "aGVsbG8="}], "parameters": {"top_k": 2, "return": ["features"]}}',
+    b'{"instances": [{"b64": "aGVsbG8="}], "parameters": {"coverage": 0.9, "atypical_below": 0.01, "accept": '
+    b'{"probability": 0.9, "typicality": 0.05}, "priors": {"cat": 0.25, "dog": 0.75}}}',
     b'{"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": ["aGVsbG8="]}], "id": "7"}',
     b'{"inputs": [{"name": "images", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 9}}]}'
     b"\x05\x00\x00\x00hello",

@@ -12,8 +12,8 @@ import pytest
 
 from serving.bundle import Bundle, write_manifest
 from serving.errors import BundleError
+from serving.parameters import Options
 from serving.predictor import Predictor
-from serving.respond import Options
 from serving.settings import WorkerSettings
 from serving.torchserve.archive import model_config
 from serving.torchserve.handler import ImageHandler

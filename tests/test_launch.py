@@ -244,6 +244,7 @@ def test_status_counts_the_workers(server: Server, state: Path) -> None:
         ("tiny-mda", "1", 1, 1),
         ("tiny-mda-ts", "1", 1, 1),
         ("tiny-softmax", "1", 1, 1),
+        ("tiny-typical", "1", 1, 1),
     ]
     assert all(one.is_ready and not one.on_gpu for one in statuses)
 

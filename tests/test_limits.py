@@ -17,8 +17,8 @@ from serving.decode import decode, open_image
 from serving.errors import ImageTooLarge, ServingError, UnsupportedImage
 from serving.essentials import essentials
 from serving.limits import DEFAULT_LIMITS, Limits
+from serving.parameters import DEFAULT_OPTIONS
 from serving.predictor import Predictor
-from serving.respond import DEFAULT_OPTIONS
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, RGBA = 0, 2, 6  # colour types of a PNG

@@ -45,6 +45,30 @@ def test_a_bundle_that_does_not_know_its_quantiles(manifest: Manifest) -> None:
     assert registry.get_sample_value("discriminant_log_density_nats_bucket", {**LABELS, "le": "-1000.0"}) == 1
 
 
+def test_typicality_has_ten_equal_buckets_and_says_what_is_atypical(typical_dir: Path) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(Bundle.load(typical_dir).manifest, registry)
+    shares = [n / 400 for n in range(1, 401)]  # every value that a typicality among 399 images can have
+    metrics.count_request(200, [answer(-1e9) | {"typicality": share, "component_name": "tilted"} for share in shares])
+    labels = {"model": "tiny-typical", "version": "1"}
+
+    bounds = ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0"]
+    counts = [registry.get_sample_value("discriminant_typicality_bucket", {**labels, "le": le}) for le in bounds]
+    assert counts == [40 * n for n in range(1, 11)]
+    assert registry.get_sample_value("discriminant_atypical_images_total", labels) == 3  # 1, 2 and 3 in 400
+    of_component = {**labels, "label": "cross", "component": "1", "component_name": "tilted"}
+    assert registry.get_sample_value("discriminant_components_total", of_component) == 400
+
+
+def test_without_held_out_images_there_is_no_typicality(manifest: Manifest) -> None:
+    registry = CollectorRegistry()
+    Metrics(manifest, registry).count_request(200, [answer(0.0)])
+
+    assert registry.get_sample_value("discriminant_typicality_count", LABELS) is None
+    of_component = {**LABELS, "label": "cross", "component": "1", "component_name": ""}
+    assert registry.get_sample_value("discriminant_components_total", of_component) == 1
+
+
 def test_a_head_without_density(softmax_dir: Path) -> None:
     registry = CollectorRegistry()
     metrics = Metrics(Bundle.load(softmax_dir).manifest, registry)

@@ -166,7 +166,7 @@ def test_the_wait_in_the_queue_is_known_of_each_model(prometheus: Prometheus) ->
     wait_out(lambda: not prometheus.value(expression))
 
     models = {series["metric"]["model_name"] for series in prometheus.value(expression)}
-    assert models == {"tiny-mda", "tiny-mda-ts", "tiny-softmax"}
+    assert models == {"tiny-mda", "tiny-mda-ts", "tiny-softmax", "tiny-typical"}
 
 
 @needs_prometheus

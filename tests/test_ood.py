@@ -1,4 +1,4 @@
-"""Out-of-distribution scores, judged by cases worked by hand, torch.distributions and scikit-learn."""
+"""Out-of-distribution detection, judged by cases worked by hand and by scikit-learn."""
 
 import re
 from dataclasses import replace
@@ -7,54 +7,62 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import EmpiricalCovariance
 from training_samples import digits, small_recipe
 
-from serving.bundle import InputSpec
+from serving.held_out import HeldOut
+from serving.preprocess import read_array
 from training.analysis import ood
 from training.analysis.evidence import Evidence, gather
 from training.analysis.linear import linear_readout, pixel_templates
-from training.analysis.ood import (
-    energy,
-    false_positive_rate,
-    fit_relative_mahalanobis,
-    ood_figures,
-    ood_of,
-    relative_mahalanobis,
-    separation,
-)
+from training.analysis.ood import DRAWN_SETS, false_positive_rate, ood_of, separation, stranger_sets
 from training.classifier import Architecture, build_classifier
 from training.data import DataError, Dataset, Sources
+from training.datasets import DATASETS
 from training.heads import LinearHead, lda_head, mda_head
-from training.recipe import EncoderSpec, HeadSpec
+from training.recipe import DataSpec, EncoderSpec, HeadSpec
 from training.run import Run
 from training.train import train
 
 CPU = torch.device("cpu")
+SCORES = ["log_density", "max_probability", "energy", "relative_mahalanobis", "vim", "knn"]
 
 
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    """A tiny run on digits; its data set is then called mnist, so that it has strangers."""
+    """A tiny run on digits."""
     run = Run.create("small", small_recipe(), "a", tmp_path_factory.mktemp("runs"))
     train(run, Sources(), CPU)
-    gathered = gather(run, Sources(), CPU, sample=1500)
-    return replace(gathered, dataset=replace(gathered.dataset, name="mnist"))
+    return gather(run, Sources(), CPU, sample=1500)
 
 
-def inverted(spec: object, sources: Sources) -> Dataset:
-    """Digits white on black become black on white; the last 100 are the test split."""
-    return replace(digits(), images=255 - digits().images, name="fashion-mnist", test_start=len(digits().labels) - 100)
+def made_up(spec: DataSpec, sources: Sources) -> Dataset:
+    """`mnist`: digits black on white. `cifar10`: larger ones in colours, black on white too; 100 test images each."""
+    images, first = 255 - digits().images, len(digits().labels) - 100
+    if spec.name == "cifar10":
+        images = images.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat(1, 3, 1, 1)
+        images[:, 0] //= 2
+    return replace(digits(), images=images, name=spec.name, test_start=first)
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits have strangers, which are made of digits."""
+    monkeypatch.setattr(ood, "load_dataset", made_up)
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(near=("mnist",), far=("cifar10",)))
 
 
 # Separation
 
 
 def test_separation_of_five_scores_by_hand() -> None:
-    """Of six pairs, strangers' 2.5 is above the known 2 and 0.5 below all: AUROC 5/6."""
+    """Of six pairs, strangers' 2.5 is above the known 2 and 0.5 below all: AUROC 5/6.
+
+    From above, the known are found with precision 1, 1 and 3/4; from below, the strangers with 1 and 2/3.
+    """
     figures = separation(np.array([2.0, 3.0, 4.0]), np.array([2.5, 0.5]))
 
     assert (figures["auroc"], figures["fpr_at_95_tpr"]) == (round(5 / 6, 6), 0.5)  # all three known are accepted at 2
+    assert (figures["aupr_known"], figures["aupr_strangers"]) == (round(2.75 / 3, 6), round((1 + 2 / 3) / 2, 6))
     assert figures["auroc_interval"][0] < 5 / 6 < figures["auroc_interval"][1]
 
 
@@ -66,49 +74,13 @@ def test_threshold_accepts_95_of_100() -> None:
 def test_scores_that_tell_nothing_are_chance() -> None:
     figures = separation(np.zeros(10), np.zeros(7))
 
-    assert figures == {"auroc": 0.5, "auroc_interval": (0.5, 0.5), "fpr_at_95_tpr": 1.0}
+    shares = {"aupr_known": round(10 / 17, 6), "aupr_strangers": round(7 / 17, 6)}
+    assert figures == {"auroc": 0.5, "auroc_interval": (0.5, 0.5), **shares, "fpr_at_95_tpr": 1.0}
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^scores must be finite, got nan$"):
         separation(np.array([1.0, np.nan]), np.array([0.0]))
-
-
-# Scores
-
-
-def test_energy_is_the_logsumexp_of_the_logits() -> None:
-    logits = np.array([[0.0, 0.0], [1.0, 3.0], [700.0, 710.0]])
-
-    np.testing.assert_allclose(energy(logits), torch.from_numpy(logits).logsumexp(1))
-
-
-def test_relative_mahalanobis_by_hand() -> None:
-    """Classes at -2 and 2 with variance 1 in common; everything has mean 0 and variance 1 + 4.
-
-    At z = 3 the nearest class is at distance 1 and the background at 9 / 5.
-    """
-    features = np.array([[-3.0], [-1.0], [1.0], [3.0]])
-    fitted = fit_relative_mahalanobis(features, np.array([0, 0, 1, 1]))
-
-    scores = relative_mahalanobis(np.array([[3.0], [0.0]]), fitted)
-
-    np.testing.assert_allclose(scores, [9 / 5 - 1, 0 - 4], rtol=1e-4)
-
-
-def test_relative_mahalanobis_is_the_ratio_of_gaussians_that_scikit_learn_fits() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 2], [50, 80, 120])
-    features = rng.normal(size=(250, 3)) @ rng.normal(size=(3, 3)) + 2 * rng.normal(size=(3, 3))[labels]
-    means = np.stack([features[labels == c].mean(0) for c in range(3)])
-    tied = EmpiricalCovariance(assume_centered=True).fit(features - means[labels])
-    whole = EmpiricalCovariance().fit(features)
-    points = rng.normal(size=(20, 3))
-
-    scores = relative_mahalanobis(points, fit_relative_mahalanobis(features, labels))
-
-    nearest = np.min([tied.mahalanobis(points - mean) for mean in means], axis=0)
-    np.testing.assert_allclose(scores, whole.mahalanobis(points) - nearest, rtol=1e-3, atol=1e-4)
 
 
 # The linear read-out
@@ -188,80 +160,103 @@ def test_networks_that_are_not_linear_have_no_templates() -> None:
 # A whole run
 
 
-def test_strangers_to_a_network_are_scored(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ood, "load_dataset", inverted)
-
+@pytest.mark.usefixtures("strangers")
+def test_every_set_of_strangers_is_scored_and_means_are_over_those_of_a_kind(evidence: Evidence) -> None:
     figures = ood_of(evidence, Sources(), CPU)
 
-    assert (figures["known"], figures["strangers"]) == ("mnist", "fashion-mnist")
-    assert (figures["known_images"], figures["stranger_images"]) == (1797, 100)
-    assert list(figures["scores"]) == ["log_density", "max_probability", "energy", "relative_mahalanobis"]
-    for score in figures["scores"].values():
-        assert 0 <= score["auroc_interval"][0] <= score["auroc"] <= score["auroc_interval"][1] <= 1
-        assert 0 <= score["fpr_at_95_tpr"] <= 1
-    assert figures["omitted"] == {}
+    changed = ["cifar10, upside down", "cifar10, inverted"]
+    assert (figures["known"], figures["known_images"]) == ("digits", 1797)
+    assert list(figures["sets"]) == ["mnist", "cifar10", *changed, *DRAWN_SETS]
+    assert [one["kind"] for one in figures["sets"].values()] == ["near", *["far"] * (3 + len(DRAWN_SETS))]
+    assert [one["images"] for one in figures["sets"].values()] == [100] * 4 + [200] * len(DRAWN_SETS)
+    for name, one in figures["sets"].items():
+        assert list(one["scores"]) == SCORES
+        assert one["flagged"] is None
+        for score in one["scores"].values():
+            low, high = score["auroc_interval"] or (0, 1)
+            assert 0 <= low <= score["auroc"] <= high <= 1
+            assert 0 <= score["fpr_at_95_tpr"] <= 1
+            assert (score["auroc_interval"] is None) == (name in DRAWN_SETS)
+    assert figures["missing"] == {}
+    assert figures["omitted"] == {"typicality_score": "the recipe holds no images out"}
+    far = [one["scores"]["energy"]["auroc"] for one in figures["sets"].values() if one["kind"] == "far"]
+    near = figures["sets"]["mnist"]["scores"]["vim"]
+    assert figures["means"]["far"]["energy"]["auroc"] == pytest.approx(np.mean(far), abs=1e-6)
+    assert figures["means"]["near"]["vim"] == {key: near[key] for key in ("auroc", "fpr_at_95_tpr")}
+    assert list(figures["means"]["near"]) == SCORES
 
 
-def test_max_probability_and_log_density_are_what_is_served(evidence: Evidence) -> None:
-    fitted = fit_relative_mahalanobis(evidence.train.features, evidence.train.labels)
+@pytest.mark.usefixtures("strangers")
+def test_strangers_of_another_shape_are_made_into_what_a_server_makes_of_them(evidence: Evidence) -> None:
+    spec = evidence.dataset.input
+    sets = {one.name: one for one in stranger_sets("digits", spec, Sources())}
 
-    scores = ood.scores_of(evidence, evidence.test, fitted)
+    images = sets["cifar10"].images()
 
-    np.testing.assert_array_equal(scores["max_probability"], evidence.test.outputs["posterior"].max(1))
-    np.testing.assert_array_equal(scores["log_density"], evidence.test.outputs["log_density"])
-
-
-def test_energy_of_a_mixture_is_of_its_log_joints_at_the_served_temperature(evidence: Evidence) -> None:
-    classifier = type(evidence.classifier)(
-        evidence.classifier.architecture, evidence.classifier.encoder, mda_head(10, 3, 2)
-    )
-    features = torch.from_numpy(evidence.test.features).float()
-    with torch.no_grad():
-        log_joints = classifier.head(features).log_joints.double()
-    fitted = fit_relative_mahalanobis(evidence.train.features, evidence.train.labels)
-
-    for temperature in (1.0, 7.0):
-        classifier.temperature = temperature
-        scores = ood.scores_of(replace(evidence, classifier=classifier), evidence.test, fitted)
-
-        np.testing.assert_allclose(scores["energy"], (log_joints / temperature).logsumexp(1), rtol=1e-6)
+    assert images.shape == (100, 1, 16, 16)
+    colours = made_up(DataSpec(name="cifar10"), Sources()).images[-100:]
+    asked = read_array(colours[3].permute(1, 2, 0).numpy(), spec)
+    answers = ood._answers(evidence, images[3:4], CPU)
+    ours = ood._answers(evidence, torch.tensor(asked)[None], CPU)
+    np.testing.assert_array_equal(answers.outputs["posterior"], ours.outputs["posterior"])
+    inverted, turned = (sets[f"cifar10, {change}"].images() for change in ("inverted", "upside down"))
+    assert {image.numpy().tobytes() for image in inverted} == {(255 - image).numpy().tobytes() for image in images}
+    assert {image.numpy().tobytes() for image in turned} == {image.flip(1, 2).numpy().tobytes() for image in images}
 
 
-def test_missing_scores_have_a_reason(evidence: Evidence) -> None:
-    classifier = evidence.classifier
-    with_softmax = type(classifier)(classifier.architecture, classifier.encoder, LinearHead("softmax", 10, 3))
+@pytest.mark.usefixtures("strangers")
+def test_strangers_below_one_in_a_hundred_held_out_images_are_counted(evidence: Evidence) -> None:
+    """What stands for a typicality are scores that are no more than 0 for the held-out images, and 1 for strangers."""
 
-    assert ood.omitted(evidence) == {}
-    assert ood.omitted(replace(evidence, classifier=with_softmax)) == {"log_density": "a softmax head has no density"}
+    def flagged(score: float) -> float:
+        table = HeldOut(np.linspace(-1, 0, 200, dtype=np.float32), np.ones(1), np.zeros(1, int), np.zeros(10, int))  # type: ignore[arg-type]
+        outputs = evidence.test.outputs | {"typicality_score": np.zeros(1797, np.float32)}
+        judged = replace(evidence, held_out=table, test=replace(evidence.test, outputs=outputs))
+        answer = ood.answers_of
+        with pytest.MonkeyPatch.context() as patch:
 
+            def with_typicality(*arguments: object) -> object:
+                answers = answer(*arguments)  # type: ignore[arg-type]
+                scores = np.full(len(answers.labels), score, np.float32)
+                return replace(answers, outputs=answers.outputs | {"typicality_score": scores})
 
-def test_data_sets_without_strangers_are_named(evidence: Evidence) -> None:
-    message = "data set must be one of mnist, fashion-mnist, cifar10, cifar100 to have strangers of the same shape, "
+            patch.setattr(ood, "answers_of", with_typicality)
+            patch.setattr(ood, "DRAWN_SETS", ("noise",))
+            figures = ood_of(judged, Sources(), CPU)
+        share: float = figures["sets"]["noise"]["flagged"]
+        assert list(figures["sets"]["noise"]["scores"]) == [*SCORES, "typicality_score"]
+        return share
 
-    with pytest.raises(DataError, match=f"^{re.escape(message)}got digits$"):
-        ood_figures(evidence.run, Sources(), CPU)
-
-
-def test_strangers_of_another_shape_are_refused(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
-    large = InputSpec.model_validate({"channels": 1, "height": 28, "width": 28})
-    other = Dataset(
-        "fashion-mnist", torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4).long(), ("a",), large, 0
-    )
-    monkeypatch.setattr(ood, "load_dataset", lambda spec, sources: other)
-
-    with pytest.raises(
-        DataError, match=r"^strangers must have images of 1x8x8 as mnist has, got 1x28x28 in fashion-mnist$"
-    ):
-        ood_of(evidence, Sources(), CPU)
+    assert (flagged(-2.0), flagged(-0.5)) == (1.0, 0.0)
 
 
-def test_strangers_that_are_not_there_are_an_error(
+def test_data_sets_without_strangers_meet_drawn_ones(evidence: Evidence) -> None:
+    figures = ood_of(evidence, Sources(), CPU)
+
+    assert tuple(figures["sets"]) == DRAWN_SETS
+    assert figures["missing"] == {}
+    assert list(figures["means"]) == ["far"]
+    assert figures["sets"]["noise"]["scores"]["knn"]["auroc"] > 0.7
+
+
+def test_strangers_that_are_not_there_are_named(
     evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(kind: type, name: str, root: Path) -> list[object]:
         raise DataError(f"{name} must lie in {root}")
 
     monkeypatch.setattr("training.datasets._download", absent)
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(near=("fashion-mnist",), far=("cifar10",)))
 
-    with pytest.raises(DataError, match=rf"^fashion-mnist must lie in {tmp_path}$"):
-        ood_of(evidence, Sources(tmp_path), CPU)
+    figures = ood_of(evidence, Sources(tmp_path), CPU)
+
+    assert tuple(figures["sets"]) == DRAWN_SETS
+    assert figures["missing"]["fashion-mnist"] == f"fashion-mnist must lie in {tmp_path}"
+    assert list(figures["missing"]) == ["fashion-mnist", "cifar10", "cifar10, upside down", "cifar10, inverted"]
+
+
+def test_figures_of_a_run_need_it_to_be_finished(tmp_path: Path) -> None:
+    run = Run.create("small", small_recipe(), "unfinished", tmp_path)
+
+    with pytest.raises(ValueError, match=f"^run must be finished, got {re.escape(str(run.path))}"):
+        ood.ood_figures(run, Sources(), CPU)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from conftest import LABELS, gmm_answers
+from conftest import COMPONENT_NAMES, LABELS, gmm_answers, held_out, typical_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,14 +96,54 @@ def test_a_broken_image_is_the_requests_error(predictor: Predictor, images: list
     assert body["error"].startswith("unsupported_image_type: images[1]: image must be PNG, JPEG or WebP, got ")
 
 
+def test_held_out_images_give_tensors_of_their_own(typical_dir: Path, images: list[bytes]) -> None:
+    predictor = Predictor.open(typical_dir, threads=1)
+    data = [b64(image) for image in images]
+    _, plain = answer(predictor, asked(tensors(data)))
+    _, body = answer(predictor, asked(tensors(data, parameters={"coverage": 0.8})))
+
+    expected = typical_answers(np.stack([predictor.decode(image) for image in images]))
+    outputs = {output["name"]: output for output in body["outputs"]}
+    common = ["label", "posterior", "component", "component_name", "responsibilities", "log_density", "typicality"]
+    assert [output["name"] for output in plain["outputs"]] == common
+    assert list(outputs) == [*common, "possible"]
+    p_values = held_out().typicality(expected["typicality_score"])
+    assert outputs["typicality"]["datatype"] == "FP32"
+    assert outputs["typicality"]["data"] == pytest.approx(p_values, abs=1 / 400)
+    possible = held_out().possible(expected["posterior"], 0.8)
+    assert (outputs["possible"]["datatype"], outputs["possible"]["shape"]) == ("BOOL", [8, 4])
+    assert outputs["possible"]["data"] == possible.ravel().tolist()
+    named = zip(outputs["label"]["data"], outputs["component"]["data"], strict=True)
+    names = [COMPONENT_NAMES.get(label, {}).get(component, "") for label, component in named]
+    assert (outputs["component_name"]["datatype"], outputs["component_name"]["data"]) == ("BYTES", names)
+
+
+def test_names_of_components_are_empty_where_nobody_has_named_them(predictor: Predictor, images: list[bytes]) -> None:
+    _, body = answer(predictor, asked(tensors([b64(images[0])], outputs=[{"name": "component_name"}])))
+
+    assert body["outputs"] == [{"name": "component_name", "datatype": "BYTES", "shape": [1], "data": [""]}]
+
+
+@pytest.mark.parametrize("name", ["typicality", "component_name", "log_density"])
+def test_tensors_that_a_softmax_model_has_not(softmax_dir: Path, images: list[bytes], name: str) -> None:
+    refused = answer(Predictor.open(softmax_dir, threads=1), asked(tensors([b64(images[0])], outputs=[{"name": name}])))
+
+    assert refused == (400, {"error": f"bad_request: outputs must be tensors that this model has, got {name!r}"})
+
+
+def test_a_model_without_held_out_images_takes_no_coverage(predictor: Predictor, images: list[bytes]) -> None:
+    status, body = answer(predictor, asked(tensors([b64(images[0])], parameters={"coverage": 0.9})))
+
+    assert status == 422
+    message = "bad_parameter: coverage must be left out, as tiny-mda has no held-out images to tell by, got 0.9: export"
+    assert body["error"].startswith(message)
+
+
 def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes]) -> None:
     predictor = Predictor.open(softmax_dir, threads=1)
     status, body = answer(predictor, asked(tensors([b64(images[0])])))
-    refused = answer(predictor, asked(tensors([b64(images[0])], outputs=[{"name": "log_density"}])))
 
     assert (status, [output["name"] for output in body["outputs"]]) == (200, ["label", "posterior"])
-    message = "bad_request: outputs must be tensors that this model has, got 'log_density'"
-    assert refused == (400, {"error": message})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +164,7 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
         (tensors(["x"], parameters=[]), "parameters of the request must be an object, got []"),
         (
             tensors(["x"], parameters={"top_k": 1}),
-            "parameters of the request must be none but binary_data_output, got 'top_k'",
+            "parameters of the request must be none but binary_data_output, coverage, got 'top_k'",
         ),
         (
             {"inputs": [tensors(["x"])["inputs"][0] | {"parameters": {"shared_memory_region": "a"}}]},
@@ -144,8 +184,8 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
         (tensors(["x"], outputs=[{"name": []}]), "outputs must name tensors of label, posterior, component, "),
         (
             tensors(["x"], outputs=[{"name": "label"}] * 2),
-            "outputs must name tensors of label, posterior, component, responsibilities, log_density, features, each "
-            "once, got 'label'",
+            "outputs must name tensors of label, posterior, component, component_name, responsibilities, log_density, "
+            "typicality, possible, features, each once, got 'label'",
         ),
         (
             tensors(["x"], outputs=[{"name": "label", "parameters": {"classification": 3}}]),
@@ -160,6 +200,11 @@ def test_a_softmax_model_has_no_components(softmax_dir: Path, images: list[bytes
             "an output must have no keys but name, parameters, got ['x']",
         ),
         (tensors(["x"], id=7), "id must be text, got 7"),
+        (tensors(["x"], parameters={"coverage": 1}), "coverage must be float, got 1"),
+        (
+            tensors(["x"], outputs=[{"name": "possible"}]),
+            "outputs must name possible only where parameters of the request give a coverage, got none",
+        ),
         (tensors(["x"], outputs=[{"name": "logits"}]), "outputs must name tensors of label, posterior, "),
         (tensors([""] * 257), "images must hold 1 to 256 images, got 257"),
         ({"inputs": [tensors([])["inputs"][0] | {"shape": [0]}]}, "images must hold 1 to 256 images, got 0"),
@@ -172,6 +217,14 @@ def test_what_breaks_the_protocol_is_a_400_in_its_own_form(body: Any, message: s
 
     assert status == 400
     assert answered["error"].startswith(f"bad_request: {message}")
+
+
+def test_a_coverage_breaks_its_rule_in_the_protocols_own_form() -> None:
+    request = asked(tensors(["x"], parameters={"coverage": 1.5}))
+
+    assert isinstance(request.images, ServingError)
+    message = "bad_parameter: coverage must be a number above 0 and below 1, got 1.5"
+    assert request.reply(request.images) == (422, {"error": message})
 
 
 @pytest.mark.parametrize(
@@ -234,6 +287,7 @@ PLACES: list[tuple[str | int, ...]] = [
     (),
     *((key,) for key in ("id", "model_name", "parameters", "inputs", "outputs", "other")),
     ("parameters", "binary_data_output"),
+    ("parameters", "coverage"),
     ("inputs", 0),
     *(("inputs", 0, key) for key in ("name", "shape", "datatype", "data", "parameters", "other")),
     *(("inputs", 0, key, 0) for key in ("shape", "data")),

@@ -272,7 +272,7 @@ def test_cifar10_is_scaled_up_for_both_networks(tmp_path: Path, monkeypatch: pyt
 
 def test_folders_that_do_not_suit_are_refused(tmp_path: Path) -> None:
     write_photos(tmp_path / "half", train=1, test=1)
-    (tmp_path / "half" / "test").rename(tmp_path / "half" / "tests")
+    (tmp_path / "half" / "train").rename(tmp_path / "whole")
     write_photos(tmp_path / "unlike", train=1, test=1)
     (tmp_path / "unlike" / "test" / "c").rename(tmp_path / "unlike" / "test" / "d")
 
@@ -281,14 +281,13 @@ def test_folders_that_do_not_suit_are_refused(tmp_path: Path) -> None:
             photographs.run(Setting(tmp_path / "out", data=data, cache=tmp_path / "cache"), cifar10_sizes=())
         return str(caught.value)
 
-    assert error_of(None) == (
-        "the study photographs must be given a folder with train and test in it by --data, got none"
-    )
-    assert error_of(tmp_path / "half") == (
-        f"--data must be a folder with train and test, each of class folders, got {tmp_path}/half without test"
+    assert error_of(None) == "a folder of class folders must be named with --data FOLDER, got none"
+    assert error_of(tmp_path / "whole") == (
+        f"--data must be a folder with train and test, each of class folders, got {tmp_path}/whole, which has class "
+        "folders alone: move some images of each class to test"
     )
     assert error_of(tmp_path / "unlike") == (
-        f"train and test of {tmp_path}/unlike must have the same classes, got only one of them with ['c', 'd']"
+        f"{tmp_path}/unlike/train and {tmp_path}/unlike/test must hold the same class folders, got c, d in one alone"
     )
 
 
@@ -297,9 +296,7 @@ def test_command_takes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     result = CliRunner().invoke(app, ["study", "photographs", "--data", "elsewhere", "--device", "cpu"])
 
-    assert str(result.exception) == (
-        "--data must be a folder with train and test, each of class folders, got elsewhere without train and test"
-    )
+    assert str(result.exception) == "--data must be a folder of class folders, got elsewhere, which is not a folder"
 
 
 # The table

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
+from matplotlib.patches import Ellipse, Rectangle, StepPatch
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 from training_samples import digits
 
+from training.analysis.abstention import typicality_figures
 from training.analysis.diagnostics import class_accuracy, class_distances, confused_pairs, confusion_counts, reliability
 from training.heads import LinearHead, mda_head
 from training.report import feature_plots, plots
+from training.report.abstention_plots import risk_coverage, typicality_histogram
 from training.report.feature_plots import GaussianMixtures, gaussians_of, projection_of, widths
 from training.report.image_plots import GalleryRow, gallery, weight_templates
 
@@ -173,18 +175,48 @@ def test_calibration_is_shown_twice_if_a_temperature_changes_it(temperature: flo
 
 
 def test_bars_of_strangers_and_curve_of_bic_show_their_numbers() -> None:
+    energy, density = {"auroc": 0.9, "fpr_at_95_tpr": 0.2}, {"auroc": 0.8, "fpr_at_95_tpr": 0.4}
     ood = {
-        "scores": {"energy": {"auroc": 0.9, "fpr_at_95_tpr": 0.2}, "log_density": {"auroc": 0.8, "fpr_at_95_tpr": 0.4}}
+        "means": {"near": {"energy": energy, "log_density": density}, "far": {"energy": density, "log_density": energy}}
     }
     bic = {"components": [1, 2, 3], "value": [3000.0, 1000.0, 2000.0], "least": 2}
 
     bars, curve = plots.ood_bars(ood), plots.bic_curve(bic, 3)
 
-    assert [bar.get_width() for ax in bars.axes for bar in ax.patches] == [0.9, 0.8, 0.2, 0.4]
+    assert [bar.get_width() for ax in bars.axes for bar in ax.patches] == [0.9, 0.8, 0.8, 0.9, 0.2, 0.4, 0.4, 0.2]
+    assert [text.get_text() for text in bars.legends[0].get_texts()] == ["near strangers", "far strangers"]
     np.testing.assert_allclose(curve.axes[0].lines[0].get_ydata(), [3, 1, 2])
     assert {text.get_text() for text in curve.axes[0].get_legend().get_texts()} == {"least: K = 2", "this head: K = 3"}
     drawn(bars)
     drawn(curve)
+
+
+def test_curve_of_risk_ends_at_the_error_beside_the_best_that_could_be() -> None:
+    """A fifth is wrong: in the best order nothing is up to a coverage of 0.8, at 0.9 a ninth."""
+    figures = {
+        "curve": {"coverage": [0.5, 0.8, 0.9, 1.0], "risk": [0.05, 0.1, 0.15, 0.2]},
+        "error": 0.2, "aurc": 0.09, "best_aurc": 0.0215,
+    }  # fmt: skip
+
+    figure = risk_coverage(figures)
+
+    curve, best, error = figure.axes[0].lines
+    np.testing.assert_allclose(curve.get_ydata(), [0.05, 0.1, 0.15, 0.2])
+    np.testing.assert_allclose(best.get_ydata(), [0, 0, 1 / 9, 0.2], atol=1e-12)
+    np.testing.assert_allclose(error.get_ydata(), 0.2)
+    drawn(figure)
+
+
+def test_histogram_of_typicality_shows_counts_and_what_is_usual() -> None:
+    figures = typicality_figures(np.arange(1, 101) / 101, 100)
+
+    figure = typicality_histogram(figures)
+
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert [bar.get_height() for bar in bars] == figures["count"]
+    steps = [patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch)]
+    assert [list(patch.get_data().values) for patch in steps] == [figures["low"], figures["high"]]
+    drawn(figure)
 
 
 # The feature plane

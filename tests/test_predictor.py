@@ -1,15 +1,27 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LABELS, SIZE, encoded, gmm_answers, golden_images, tampered
+from conftest import COMPONENT_NAMES, LABELS, ROOT, SIZE, encoded, gmm_answers, golden_images, held_out, tampered
 
-from serving.bundle import Bundle
-from serving.errors import BadRequest, BundleError, ImageError, ImageTooLarge, ServingError, UnsupportedImage
+from serving.bundle import Bundle, graph_files, held_out_file, write_manifest
+from serving.errors import (
+    BadParameter,
+    BadRequest,
+    BundleError,
+    ImageError,
+    ImageTooLarge,
+    ServingError,
+    UnsupportedImage,
+)
 from serving.intake import PHOTO_PIXELS
 from serving.limits import Limits
+from serving.parameters import Options
 from serving.predictor import Predictor
-from serving.respond import Options
+from serving.respond import encode
 
 
 @pytest.fixture(scope="module", params=["onnx", "torchscript"])
@@ -35,6 +47,78 @@ def test_answers_are_made_of_the_outputs(predictor: Predictor, images: list[byte
         assert answer["probability"] == pytest.approx(expected["posterior"][n, winner], abs=1e-5)
         assert answer["component"] == expected["responsibilities"][n, winner].argmax()
         assert answer["log_density"] == pytest.approx(expected["log_density"][n], abs=1e-4)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_held_out_images_say_how_typical_an_image_is_and_which_labels_are_possible(
+    typical_dir: Path, images: list[bytes], runtime: Any
+) -> None:
+    predictor = Predictor.open(typical_dir, runtime, threads=1)
+    predictor.warm_up()
+    expected = gmm_answers(np.stack([predictor.decode(image) for image in images]))
+    p_values = held_out().typicality(expected["log_density"] / 3)
+    possible = held_out().possible(expected["posterior"], 0.8)
+
+    answers = predictor.predict(images, Options(coverage=0.8))
+    for n, answer in enumerate(answers):
+        assert isinstance(answer, dict)
+        assert answer["typicality"] == pytest.approx(p_values[n], abs=1 / 400)
+        assert answer["flags"] == (["atypical"] if answer["typicality"] < 0.01 else [])
+        likeliest = np.argsort(-expected["posterior"][n])
+        assert answer["labels_at"] == {"coverage": 0.8, "set": [LABELS[c] for c in likeliest if possible[n, c]]}
+        name = COMPONENT_NAMES.get(answer["label"], {}).get(answer["component"])
+        assert answer.get("component_name") == name
+
+
+def test_what_a_model_cannot_tell_refuses_a_request_before_anything_is_decoded(
+    predictor: Predictor, images: list[bytes]
+) -> None:
+    refused, answered = predictor.predict_together(
+        [([images[0], b"text"], Options(coverage=0.9)), ([images[1]], Options())]
+    )
+
+    assert isinstance(refused, BadParameter)
+    assert answered == predictor.predict([images[1]])
+    with pytest.raises(BadParameter, match=r"^coverage must be left out, as tiny-mda has no held-out images"):
+        predictor.predict([images[0]], Options(coverage=0.9))
+
+
+def test_a_variant_compares_with_what_it_has_answered_itself(typical_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(typical_dir, tmp_path / "1")
+    manifest = Bundle.load(folder).manifest.model_dump(exclude={"sha256"})
+    (folder / "bundle.json").unlink()
+    for source, target in zip(graph_files("float32"), graph_files("int8"), strict=True):
+        shutil.copy(folder / source, folder / target)
+    of_variant = replace(held_out(), typicality_scores=held_out().typicality_scores + np.float32(1))
+    of_variant.write(folder / held_out_file("int8"))
+    write_manifest(folder, **manifest | {"variants": {"int8": {"accuracy": 1.0}}})
+
+    found = [Predictor.open(folder, precision=precision).held_out for precision in ("float32", "int8")]
+    for table, expected in zip(found, (held_out(), of_variant), strict=True):
+        assert table is not None
+        np.testing.assert_array_equal(table.typicality_scores, expected.typicality_scores)
+
+
+OLD = [
+    path.parent
+    for path in sorted(ROOT.glob("model_store/*/*/bundle.json"))
+    if b'"held_out": {' not in path.read_bytes()
+]
+
+
+@pytest.mark.skipif(not OLD, reason="all bundles in model_store have held-out images")
+@pytest.mark.parametrize("folder", OLD, ids=lambda folder: folder.parent.name)
+def test_committed_bundles_without_held_out_images_answer_as_ever(folder: Path) -> None:
+    bundle = Bundle.load(folder)
+    outputs = {name: values.astype(np.float32) for name, values in bundle.read_golden()[1].items()}
+
+    for answer in encode(outputs, bundle.manifest, [Options()] * len(outputs["posterior"])):
+        of_components = ["component", "component_probability"] if "responsibilities" in outputs else []
+        density = ["log_density"] if "log_density" in outputs else []
+        components = ["components"] if of_components else []
+        head = ["label", "probability", *of_components]
+        assert list(answer) == [*head, "top_k", "probabilities", *components, *density, "model"]
+        assert list(answer["top_k"][0]) == head
 
 
 def test_a_bad_image_gets_its_error_and_spares_its_neighbours(predictor: Predictor, images: list[bytes]) -> None:

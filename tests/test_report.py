@@ -37,7 +37,7 @@ from training.train import train
 CPU = torch.device("cpu")
 NAMES = {"0": "<b>0", "1": "1 & one"}  # class folders
 REFIT = {"dim": 4, "components": 2, "ridge": 0.01}
-MEASURED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass")
+MEASURED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass", "aurc", "e_aurc")
 IMAGES_OF_THE_DATA = {"components.png", "confused-images.png", "close-classes.png"}
 
 
@@ -107,7 +107,7 @@ def test_page_needs_nothing_from_elsewhere(page: Path) -> None:
     assert not re.search(r"url\(|@import|<script|<iframe|https?://", text)
     assert {address[1:] for address in outline.addresses if address.startswith("#")} <= outline.ids
     assert outline.tags.count("h1") == 1
-    assert outline.tags.count("h2") == outline.tags.count("section") == 8
+    assert outline.tags.count("h2") == outline.tags.count("section") == 9
     assert len(outline.alts) == outline.tags.count("img") > 9
     assert all(len(alt) > 10 for alt in outline.alts)
 
@@ -138,7 +138,9 @@ def test_page_says_what_was_trained_and_how_good_it_is(page: Path, run: Run) -> 
     assert "CPU, " in words
     assert "2 epochs in " in words
     assert 'kind = "six-conv"' in words
-    assert "Not measured: data set must be one of mnist" in words
+    assert f"AURC {after['aurc']:.4f}, E-AURC {after['e_aurc']:.4f}." in words
+    assert "No images were held out" in words
+    assert "noise (far, 200)" in words
 
 
 def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, tmp_path: Path) -> None:
@@ -283,14 +285,16 @@ def test_strangers_and_a_collapse_are_shown(tmp_path: Path, monkeypatch: pytest.
     recipe = small_recipe(head={"kind": "mda", "components": 2}, loss={"kind": "em-dnll", "weight": 0.1})
     run = finished(tmp_path, recipe, Sources())
     monkeypatch.setattr(ood, "load_dataset", negatives)
-    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(strangers="mnist"))
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(near=("mnist",)))
 
     page = write_report(run, Sources(), sample=800)
 
     words, figures = Outline(page.read_text()).words, figures_of(page)
-    assert figures["ood"]["stranger_images"] == 620
-    assert f"{figures['ood']['scores']['log_density']['auroc']:.2%}" in words
-    assert f"{figures['ood']['scores']['energy']['auroc']:.2%}" in words
+    assert figures["ood"]["sets"]["mnist"]["images"] == 620
+    for kind in ("near", "far"):
+        for score in ("log_density", "energy", "vim", "knn"):
+            assert f"{figures['ood']['means'][kind][score]['auroc']:.2%}" in words
+    assert "mnist (near, 620)" in words
     assert f"an accuracy of {figures['components']['refit']['accuracy']:.2%} instead of" in " ".join(words.split())
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from serving.errors import BadParameter, BadRequest, ImageError, ImageTooLarge
 from serving.limits import Limits
+from serving.parameters import PARAMETERS, Accept, Options
 from serving.request import FORMS, Message, Request, read
-from serving.respond import ALONE, EACH, Options
+from serving.respond import ALONE, EACH
 
 IMAGE = b"\x89PNG..."
 B64 = base64.b64encode(IMAGE).decode()
@@ -32,6 +33,20 @@ def test_a_form_may_carry_parameters() -> None:
 
     assert (request.images, request.form) == ([IMAGE], ALONE)
     assert request.options == Options(5, frozenset({"features"}))
+
+
+def test_parameters_that_held_out_images_and_priors_are_for() -> None:
+    parameters = {
+        "coverage": 0.9,
+        "atypical_below": 0,
+        "accept": {"probability": 1, "typicality": 0.05},
+        "priors": {"cat": 0.25, "dog": 0.75},
+    }
+
+    options = read_json({"instances": [{"b64": B64}], "parameters": parameters}).options
+    assert options == Options(
+        coverage=0.9, atypical_below=0.0, accept=Accept(1.0, 0.05), priors=(("cat", 0.25), ("dog", 0.75))
+    )
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8", ""])
@@ -119,7 +134,7 @@ def test_json_of_the_wrong_shape(body: bytes, message: str) -> None:
     ("parameters", "message"),
     [
         ([], "parameters must be an object, got []"),
-        ({"topk": 1}, "parameter must be one of top_k, return, got 'topk'"),
+        ({"topk": 1}, f"parameter must be one of {', '.join(PARAMETERS)}, got 'topk'"),
         ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
         ({"top_k": True}, "top_k must be an integer of at least 1, got True"),
         ({"top_k": 1.0}, "top_k must be an integer of at least 1, got 1.0"),
@@ -127,6 +142,23 @@ def test_json_of_the_wrong_shape(body: bytes, message: str) -> None:
         ({"return": "features"}, "return must be a list of probabilities, components, features, got 'features'"),
         ({"return": ["logits"]}, "return must be a list of probabilities, components, features, got ['logits']"),
         ({"return": [[]]}, "return must be a list of probabilities, components, features, got [[]]"),
+        ({"coverage": 1}, "coverage must be a number above 0 and below 1, got 1"),
+        ({"coverage": 0.0}, "coverage must be a number above 0 and below 1, got 0.0"),
+        ({"coverage": True}, "coverage must be a number above 0 and below 1, got True"),
+        ({"coverage": None}, "coverage must be a number above 0 and below 1, got None"),
+        ({"coverage": "90 %"}, "coverage must be a number above 0 and below 1, got '90 %'"),
+        ({"atypical_below": 1}, "atypical_below must be a number of at least 0 and below 1, got 1"),
+        ({"atypical_below": -0.1}, "atypical_below must be a number of at least 0 and below 1, got -0.1"),
+        ({"accept": 0.9}, "accept must be an object of probability and typicality, or one of them, got 0.9"),
+        ({"accept": {}}, "accept must be an object of probability and typicality, or one of them, got {}"),
+        ({"accept": {"x": 1}}, "accept must be an object of probability and typicality, or one of them, got {'x': 1}"),
+        ({"accept": {"probability": 1.5}}, "accept.probability must be a number from 0 to 1, got 1.5"),
+        ({"accept": {"typicality": "x"}}, "accept.typicality must be a number from 0 to 1, got 'x'"),
+        ({"priors": [0.5, 0.5]}, "priors must be an object of each label's share, got [0.5, 0.5]"),
+        ({"priors": {}}, "priors must sum to 1 within 1e-06, got 0"),
+        ({"priors": {"cat": 0.7, "dog": 0.2}}, "priors must sum to 1 within 1e-06, got 0.9"),
+        ({"priors": {"cat": 1.0, "dog": 0}}, "priors of 'dog' must be a number above 0 and at most 1, got 0"),
+        ({"priors": {"cat": 0.5, "dog": "half"}}, "priors of 'dog' must be a number above 0 and at most 1, got 'half'"),
     ],
 )
 def test_a_wrong_parameter(parameters: Any, message: str) -> None:

@@ -4,7 +4,9 @@ import pytest
 
 from serving.bundle import Manifest
 from serving.errors import ImageError, ImageTooLarge
-from serving.respond import Options, encode, respond_alone, respond_each, significant
+from serving.held_out import HeldOut
+from serving.parameters import Accept, Options
+from serving.respond import encode, respond_alone, respond_each, significant
 
 COMMON = {
     "name": "toy",
@@ -31,6 +33,21 @@ OUTPUTS = {
     "log_density": np.array([-1.93], dtype=np.float32),
     "features": np.array([[1.5, -2]], dtype=np.float32),
 }
+TYPICAL = Manifest(
+    **COMMON,
+    head={"kind": "mda", "classes": 3, "dim": 2, "components": 2},
+    outputs=("posterior", "responsibilities", "log_density", "typicality_score", "features"),
+    held_out={"images": 9, "by": "split"},
+    priors=(0.5, 0.25, 0.25),
+    component_names={"dog": {1: "sitting"}},
+)
+SCORED = OUTPUTS | {"typicality_score": np.array([0.65], dtype=np.float32)}
+NINE = HeldOut(  # their scores, and the probabilities of their labels, are 0.1 to 0.9
+    np.arange(1, 10, dtype=np.float32) / 10,
+    np.arange(1, 10, dtype=np.float32) / 10,
+    np.zeros(9, np.int64),
+    np.zeros(3, np.int64),
+)
 
 
 def test_the_answer_is_the_documented_one() -> None:
@@ -48,6 +65,74 @@ def test_the_answer_is_the_documented_one() -> None:
         "model": {"name": "toy", "version": "3"},
     }
     assert list(answer)[:5] == ["label", "probability", "component", "component_probability", "top_k"]
+
+
+def test_what_is_answered_without_held_out_images_is_what_has_always_been_byte_for_byte() -> None:
+    [answer] = encode(OUTPUTS, MDA, [Options(2)])
+
+    assert orjson.dumps(answer) == (
+        b'{"label":"dog","probability":0.7,"component":1,"component_probability":0.75,"top_k":[{"label":"dog",'
+        b'"probability":0.7,"component":1,"component_probability":0.75},{"label":"cat","probability":0.2,"component":0,'
+        b'"component_probability":0.5}],"probabilities":{"cat":0.2,"dog":0.7,"eel":0.1},"components":{"cat":[0.5,0.5],'
+        b'"dog":[0.25,0.75],"eel":[1.0,0.0]},"log_density":-1.93,"model":{"name":"toy","version":"3"}}'
+    )
+
+
+def test_the_answer_of_a_bundle_with_held_out_images_is_the_documented_one() -> None:
+    options = Options(2, frozenset({"features"}), coverage=0.8, accept=Accept(probability=0.9))
+
+    [answer] = encode(SCORED, TYPICAL, [options], NINE)
+    dog = {
+        "label": "dog",
+        "probability": 0.7,
+        "component": 1,
+        "component_name": "sitting",
+        "component_probability": 0.75,
+    }
+    cat = {"label": "cat", "probability": 0.2, "component": 0, "component_probability": 0.5}
+    assert list(answer.items()) == list(
+        {
+            **dog,
+            "top_k": [dog, cat],
+            "log_density": -1.93,
+            "typicality": 0.7,  # 6 of 9 scores are no greater than 0.65: (1 + 6) / (9 + 1)
+            "labels_at": {"coverage": 0.8, "set": ["dog", "cat"]},  # the 8th of 9 from above is 0.2
+            "flags": ["typicality_too_coarse", "uncertain"],
+            "features": [1.5, -2.0],
+            "model": {"name": "toy", "version": "3"},
+        }.items()
+    )
+    assert list(answer["top_k"][0]) == list(dog)
+
+
+def test_unless_it_is_asked_for_an_answer_has_no_set_and_nobody_is_uncertain() -> None:
+    [answer] = encode(SCORED, TYPICAL, [Options(1)], NINE)
+
+    assert answer["typicality"] == 0.7
+    assert answer["flags"] == ["typicality_too_coarse"]
+    assert not {"labels_at", "typicality_score", "features"} & set(answer)
+
+
+def test_other_priors_change_the_posterior_and_nothing_else() -> None:
+    priors = (("cat", 0.8), ("dog", 0.1), ("eel", 0.1))  # times 1.6, 0.4, 0.4
+
+    plain, moved = encode(
+        {name: np.repeat(values, 2, 0) for name, values in SCORED.items()},
+        TYPICAL,
+        [Options(3), Options(3, priors=priors)],
+        NINE,
+    )
+    assert moved["probabilities"] == {"cat": 0.5, "dog": 0.4375, "eel": 0.0625}
+    assert [one["label"] for one in moved["top_k"]] == ["cat", "dog", "eel"]
+    assert (moved["label"], moved["probability"]) == ("cat", 0.5)
+    for name in ("components", "log_density", "typicality"):
+        assert moved[name] == plain[name]
+
+
+def test_an_answer_may_be_accepted_without_held_out_images() -> None:
+    good, bad = (encode(OUTPUTS, MDA, [Options(accept=Accept(probability=p))])[0] for p in (0.7, 0.71))
+
+    assert (good["flags"], bad["flags"]) == ([], ["uncertain"])
 
 
 def test_a_softmax_answer_has_neither_components_nor_density() -> None:

@@ -43,20 +43,32 @@ REPORT: dict[str, Any] = {
     "calibration": {
         "before": {
             "images": 10_000, "accuracy": 0.9012, "nll": 0.4, "brier": 0.2, "ece": 0.0412, "ece_equal_mass": 0.0375,
+            "aurc": 0.013, "e_aurc": 0.008,
             "intervals": {"nll": [0.29, 0.31], "ece": [0.004, 0.008], "ece_equal_mass": [0.005, 0.009]},
             "reliability": {},
         },
         "after": {
             "images": 10_000, "accuracy": 0.9012, "nll": 0.3, "brier": 0.1, "ece": 0.0065, "ece_equal_mass": 0.0071,
+            "aurc": 0.0123, "e_aurc": 0.00678,
             "intervals": {"nll": [0.29, 0.31], "ece": [0.004, 0.008], "ece_equal_mass": [0.005, 0.009]},
             "reliability": {},
         },
     },
     "components": None,
+    "abstention": {"sets": None, "typicality": None},
     "ood": {
-        "strangers": "cifar100",
-        "scores": {"log_density": {"auroc": 0.857, "auroc_interval": [0.851, 0.862], "fpr_at_95_tpr": 0.61}},
-        "omitted": {},
+        "sets": {
+            "cifar100": {
+                "kind": "near", "images": 10_000, "flagged": None,
+                "scores": {"log_density": {"auroc": 0.857, "auroc_interval": [0.851, 0.862], "fpr_at_95_tpr": 0.61}},
+            },
+            "noise": {"kind": "far", "scores": {}}, "text": {"kind": "far", "scores": {}},
+        },
+        "means": {
+            "near": {"log_density": {"auroc": 0.857, "fpr_at_95_tpr": 0.61}},
+            "far": {"log_density": {"auroc": 0.9, "fpr_at_95_tpr": 0.5}, "knn": {"auroc": 0.95, "fpr_at_95_tpr": 0.2}},
+        },
+        "omitted": {}, "missing": {},
     },
 }  # fmt: skip
 
@@ -89,9 +101,48 @@ def test_model_row_states_what_the_report_measured() -> None:
         "3.75 → 0.71 % [0.50, 0.90] |"
     ) in page
     assert "the ECE rises" not in page
-    assert "| `cifar10-lda` | cifar100 | 85.7 [85.10, 86.20] (61) |  |  |  |" in page
+    assert "| `cifar10-lda` | near: cifar100 | 85.7 [85.10, 86.20] (61) |  |\n" in page
+    assert "| `cifar10-lda` | far: 2 sets | 90.0 (50) | 95.0 (20) |\n" in page
+    assert "| `cifar10-lda` | 12.3 | 6.8 |  |  |  |  |  |  |  |" in page
     assert "- `cifar10-lda`: Crops and flips; random squares" in page
     assert "- `cifar100-lda`" not in page
+
+
+def test_strangers_of_a_record_of_before_are_of_one_data_set() -> None:
+    score = {"auroc": 0.857, "auroc_interval": [0.851, 0.862], "fpr_at_95_tpr": 0.61}
+    row = model_figures(REPORT, load_recipe("cifar10-lda", ["fit.epochs=12"])[1], recipe_epochs=30)
+    row["ood"] = {"strangers": "cifar100", "scores": {"log_density": score}, "omitted": {}}
+    del row["after"]["aurc"]
+
+    page = results_page({"models": {"cifar10-lda": row}})
+
+    assert "| recipe | strangers | log-density |\n" in page
+    assert "| `cifar10-lda` | cifar100 | 85.7 [85.10, 86.20] (61) |\n" in page
+    assert "## Abstaining" not in page
+
+
+def test_prediction_sets_and_typicality_are_recorded_and_shown() -> None:
+    worst = [{"class": 3, "images": 100, "coverage": 0.71}]
+    ninety = {
+        "images": 10_000, "coverage": 0.9012, "mean_size": 1.234,
+        "classes": {"least": 0.71, "mean": 0.9, "worst": worst},
+        "sizes": [{"labels": 1, "images": 9000, "coverage": 1}],
+    }  # fmt: skip
+    typicality = {
+        "images": 10_000, "held_out": 2_500, "count": [1],
+        "below": {"0.01": {"share": 0.0103, "interval": [0.008, 0.012]}},
+    }  # fmt: skip
+    abstention = {"sets": {"0.8": None, "0.9": ninety, "0.95": None, "0.99": None}, "typicality": typicality}
+    report = REPORT | {"abstention": abstention}
+
+    row = model_figures(report, load_recipe("cifar10-lda", ["fit.epochs=12"])[1], recipe_epochs=30)
+
+    assert row["prediction_sets"]["0.9"] == {key: ninety[key] for key in ("images", "coverage", "mean_size", "classes")}
+    assert row["prediction_sets"]["0.99"] is None
+    assert row["typicality"] == {key: typicality[key] for key in ("images", "held_out", "below")}
+    assert (
+        "| `cifar10-lda` | 12.3 | 6.8 |  | 90.12 % (1.23) |  |  | 71.0 % | 2,500 | 1.03 % [0.80, 1.20] |"
+    ) in results_page({"models": {"cifar10-lda": row}})
 
 
 COMPONENTS: dict[str, Any] = {

@@ -122,6 +122,71 @@ def test_a_server_answers_the_same(folder: Path, bundle_dir: Path, tmp_path: Pat
     assert sum("error" in answer for answer in answers) == 2
 
 
+def test_what_held_out_images_say_is_in_the_table_as_a_server_says_it(
+    folder: Path, typical_dir: Path, tmp_path: Path, server: Server
+) -> None:
+    options = ScoreOptions(batch_size=2, shard_images=3, top_k=2, coverage=0.8)
+    summary = scored(folder, typical_dir, tmp_path / "out.parquet", options)
+    rows = rows_of(tmp_path / "out.parquet")
+
+    with connect(server.url) as connection:
+        files = [(folder / row["key"]).read_bytes() for row in rows]
+        answers = [classify(connection, "tiny-typical", file, 2, coverage=0.8) for file in files]
+    told = [(row, answer) for row, answer in zip(rows, answers, strict=True) if "error" not in answer]
+    assert len(told) == 3
+    for row, answer in told:
+        assert row["typicality"] == pytest.approx(answer["typicality"], rel=1e-6)
+        assert (row["flags"], row["labels_at"]) == (answer["flags"], answer["labels_at"]["set"])
+        for got, wanted in zip([row, *row["top_k"]], [answer, *answer["top_k"]], strict=True):
+            assert (got["component_name"], got["component"]) == (wanted.get("component_name"), wanted["component"])
+    assert rows[2]["typicality"] is rows[2]["flags"] is rows[2]["labels_at"] is None
+    names = list(rows[0])
+    assert names[:5] == ["key", "label", "probability", "component", "component_name"]
+    assert names[6:10] == ["log_density", "typicality", "labels_at", "flags"]
+    p_values = [row["typicality"] for row, _ in told]
+    assert summary.as_json()["mean_typicality"] == pytest.approx(np.mean(p_values), abs=1e-6)
+    assert summary.as_json()["atypical_share"] == pytest.approx(np.mean([p < 0.01 for p in p_values]), abs=1e-6)
+
+
+def test_the_command_shows_what_held_out_images_say(folder: Path, typical_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    result = serving("score", folder, "--bundle", typical_dir, "--out", out, "--workers", 1, "--coverage", 0.8)
+
+    row = json.loads(out.read_text().splitlines()[0])
+    assert result.returncode == 3
+    assert "; mean typicality " in result.stdout
+    assert " less typical than all but 1 % of them" in result.stdout
+    assert set(row["labels_at"]) <= set(LABELS)
+    assert row["typicality"] * 400 == pytest.approx(round(row["typicality"] * 400), abs=1e-4)
+
+
+def test_a_coverage_that_a_bundle_cannot_tell_is_refused_before_anything_is_scored(
+    folder: Path, bundle_dir: Path, typical_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ServingError, match=r"^coverage must be left out, as tiny-mda has no held-out images to tell by"
+    ):
+        scored(folder, bundle_dir, tmp_path / "out.parquet", ScoreOptions(coverage=0.9))
+    with pytest.raises(ServingError, match=r"^coverage must be above 0 and at most 0\.9"):
+        scored(folder, typical_dir, tmp_path / "out.parquet", ScoreOptions(coverage=0.9999))
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_a_bundle_whose_components_got_names_in_between_is_another_job(
+    many: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle_dir, tmp_path / "tiny-mda" / "1")
+    scored(many, copy, tmp_path / "parts")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["component_names"] = {"cross": {"0": "upright"}}
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(OutputError, match=r"bundle\.component_names\.cross\.0 null, got \"upright\""):
+        scored(many, copy, tmp_path / "parts")
+    assert scored(many, copy, tmp_path / "parts", again=True).images == 50
+    assert "component_name" in rows_of(tmp_path / "parts")[0]
+
+
 def test_what_cannot_be_answered_has_its_error_and_nothing_else(folder: Path, bundle_dir: Path, tmp_path: Path) -> None:
     scored(folder, bundle_dir, tmp_path / "out.parquet")
     rows = {row["key"]: row for row in rows_of(tmp_path / "out.parquet")}

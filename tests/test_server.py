@@ -15,11 +15,11 @@ from conftest import described, encoded, openapi
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.parameters import Accept, Options
 from serving.predictor import Predictor
-from serving.respond import Options
 from serving.torchserve.state import Server
 
-MODELS = ["tiny-mda", "tiny-mda-ts", "tiny-softmax"]
+MODELS = ["tiny-mda", "tiny-mda-ts", "tiny-softmax", "tiny-typical"]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,53 @@ def test_a_softmax_model_answers_without_components(http: httpx.Client, softmax_
 
     assert_same(answer, Predictor.open(softmax_dir, threads=1).predict([images[0]])[0])
     assert list(answer) == ["label", "probability", "top_k", "probabilities", "model"]
+
+
+def test_held_out_images_give_answers_keys_of_their_own(
+    http: httpx.Client, typical_dir: Path, images: list[bytes]
+) -> None:
+    predictor = Predictor.open(typical_dir, threads=1)
+    priors = {"circle": 0.4, "cross": 0.3, "empty": 0.2, "noise": 0.1}
+    parameters = {"coverage": 0.8, "atypical_below": 0.45, "accept": {"probability": 0.8, "typicality": 0.3}}
+    plain = post(http, "tiny-typical", json={"instances": [b64(image) for image in images]})
+    body = {"instances": [b64(image) for image in images], "parameters": parameters | {"priors": priors}}
+    asked = post(http, "tiny-typical", json=body)
+
+    options = Options(coverage=0.8, atypical_below=0.45, accept=Accept(0.8, 0.3), priors=tuple(priors.items()))
+    assert_same(plain.json()["predictions"], predictor.predict(images))
+    assert_same(asked.json()["predictions"], predictor.predict(images, options))
+    assert {"typicality", "flags"} < set(plain.json()["predictions"][0])
+    assert {"labels_at"} == set(asked.json()["predictions"][0]) - set(plain.json()["predictions"][0])
+    flags = {flag for answer in asked.json()["predictions"] for flag in answer["flags"]}
+    assert flags == {"atypical", "uncertain"}
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "message"),
+    [
+        (
+            "tiny-mda",
+            {"coverage": 0.9},
+            "coverage must be left out, as tiny-mda has no held-out images to tell by, got ",
+        ),
+        ("tiny-softmax", {"atypical_below": 0.1}, "atypical_below must be left out, as tiny-softmax has no held-out "),
+        ("tiny-mda", {"priors": {"cross": 1}}, "priors must be left out, as tiny-mda does not say those of its "),
+        ("tiny-typical", {"coverage": 0.9999}, "coverage must be above 0 and at most 0.9"),
+        (
+            "tiny-typical",
+            {"priors": {"cross": 1}},
+            "priors must be of all labels of tiny-typical, got none of 'circle'",
+        ),
+    ],
+)
+def test_what_a_model_cannot_tell_refuses_the_request_as_a_whole(
+    http: httpx.Client, images: list[bytes], model: str, parameters: dict[str, Any], message: str
+) -> None:
+    body = {"instances": [b64(images[0]), b64(b"text")], "parameters": parameters}
+
+    status, code, said = error_of(post(http, model, json=body))
+    assert (status, code) == (422, "bad_parameter")
+    assert said.startswith(message)
 
 
 def test_a_form_with_and_without_parameters(http: httpx.Client, predictor: Predictor, images: list[bytes]) -> None:
@@ -174,7 +221,7 @@ def test_a_jpeg_and_a_large_photo(http: httpx.Client, predictor: Predictor) -> N
         ({"json": [1]}, (400, "bad_request", 'request body must be an object with "instances", got [1]')),
         (
             {"json": {"instances": [{}], "parameters": {"k": 1}}},
-            (422, "bad_parameter", "parameter must be one of top_k, return, got 'k'"),
+            (422, "bad_parameter", "parameter must be one of top_k, return, coverage, "),
         ),
         ({"files": {"image": b"x"}}, (400, "bad_request", "request must be an image as body, a form field ")),
         (
@@ -287,11 +334,25 @@ def test_metrics_count_what_was_asked_and_answered(
     assert grown("log_density_nats_sum") == pytest.approx(dense, rel=1e-4)
     for label, component in {(a["label"], a["component"]) for a in answers if isinstance(a, dict)}:
         expected = sum((a["label"], a["component"]) == (label, component) for a in answers if isinstance(a, dict))
-        assert grown("components_total", label=label, component=str(component)) == expected
+        assert grown("components_total", label=label, component=str(component), component_name="") == expected
     assert grown("batch_images_sum") == 5
     for stage in ("decode", "inference", "encode"):
         assert grown("stage_seconds_count", stage=stage) >= 2
         assert 0 < grown("stage_seconds_sum", stage=stage) < 60
+
+
+def test_typicality_is_counted(http: httpx.Client, server: Server, typical_dir: Path, images: list[bytes]) -> None:
+    labels = frozenset({"model": "tiny-typical", "version": "1"}.items())
+    before = scraped(server).get(("discriminant_typicality_sum", labels), 0)
+    post(http, "tiny-typical", json={"instances": [b64(image) for image in images]})
+
+    answers = Predictor.open(typical_dir, threads=1).predict(images)
+    expected = sum(answer["typicality"] for answer in answers if isinstance(answer, dict))
+    deadline = time.monotonic() + 10
+    grown = 0.0
+    while grown == 0 and time.monotonic() < deadline:  # they are counted after the answer
+        grown = scraped(server).get(("discriminant_typicality_sum", labels), 0) - before
+    assert grown == pytest.approx(expected, rel=1e-4)
 
 
 def test_metrics_tell_which_workers_are_ready_and_what_torchserve_counts(server: Server) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from conftest import gmm_answers, serving
+from conftest import encoded, gmm_answers, serving
 from PIL import Image
 
 from load_tests import bench_serve
 from serving.answer_table import print_answers
+from serving.parameters import Options
 from serving.predictor import Predictor
 from serving.torchserve.archive import package
 from serving.torchserve.state import Server
@@ -84,7 +85,11 @@ def test_status_shows_every_model(server: Server, state: Path) -> None:
     assert result.returncode == 0
     for name in server.models:
         assert name in result.stdout
-    assert result.stdout.count("1/1") == 3
+    assert result.stdout.count("1/1") == 4
+    lacking = (
+        "Without held-out images: tiny-mda 1, tiny-mda-ts 1, tiny-softmax 1. Their answers have no typicality, no "
+    )
+    assert lacking in result.stdout
 
 
 def test_classify_prints_a_table(server: Server, state: Path, files: list[Path]) -> None:
@@ -124,6 +129,57 @@ def test_classify_marks_nothing_where_the_bundle_knows_no_bound(
     assert "*" not in capsys.readouterr().out
 
 
+def test_classify_shows_what_held_out_images_say(
+    server: Server, state: Path, files: list[Path], typical_dir: Path
+) -> None:
+    stranger = files[0].parent / "stranger.png"
+    stranger.write_bytes(encoded(np.tile(np.array([[0, 255], [255, 0]], np.uint8), (4, 4))))
+    shown = serving("classify", *files[:2], stranger, "--model", "tiny-typical", "--url", server.url, check=True).stdout
+    refused = serving("classify", files[0], "--model", "tiny-typical", "--coverage", 0.9999, "--state", state)
+
+    predictor = Predictor.open(typical_dir)
+    answers = predictor.predict([file.read_bytes() for file in (*files[:2], stranger)], Options(coverage=0.9))
+    lines = dict(line.split(maxsplit=1) for line in shown.splitlines() if ".png" in line)
+    assert "typicality" in shown
+    assert "log-density" not in shown
+    for file, answer in zip((*files[:2], stranger), answers, strict=True):
+        assert isinstance(answer, dict)
+        mark = "* " if "atypical" in answer["flags"] else ""
+        assert f"{mark}{answer['typicality']:.4f}" in lines[file.name]
+    assert (refused.returncode, "coverage must be above 0 and at most 0.9" in refused.stdout) == (1, True)
+
+
+def test_what_is_told_of_answers_fits_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    cross = {"label": "cross", "probability": 0.97, "component": 1, "component_name": "tilted"}
+    cross["component_probability"] = 0.9
+    noise = {"label": "noise", "probability": 0.03, "component": 0, "component_probability": 1.0}
+    model = {"name": "m", "version": "2"}
+    of_set = {"coverage": 0.9, "set": ["cross", "noise", "a", "b", "c", "d", "e"]}
+    answers = [
+        {
+            **cross,
+            "top_k": [cross, noise],
+            "typicality": 0.0025,
+            "labels_at": of_set,
+            "flags": ["atypical"],
+            "model": model,
+        },
+        {**noise, "top_k": [noise], "typicality": 0.5, "flags": ["typicality_too_coarse"], "model": model},
+    ]
+
+    print_answers([Path("one.png"), Path("two.png")], answers)
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "component typicality possible at 90 %" in said
+    assert "one.png cross 0.9700 1 tilted 0.90 * 0.0025 cross, noise, a, b, c and 2 more noise 0.0300 0 1.00" in said
+    assert "two.png noise 0.0300 0 1.00 0.5000" in said
+    assert "* atypical: less typical than all but 1 % of the images that were held out from the training of m:2" in said
+    assert said.endswith("m:2 has too few held-out images to call any image atypical")
+
+
 def test_classify_shows_an_error_in_its_row_and_exits_with_1(server: Server, state: Path, files: list[Path]) -> None:
     result = serving("classify", *files, "--model", "tiny-softmax", "--state", state)
 
@@ -153,7 +209,9 @@ def test_classify_by_url_and_what_it_refuses(server: Server, state: Path, files:
     by_url = serving("classify", files[0], "--url", server.url, "--model", "tiny-mda", "--json", check=True)
     assert json.loads(by_url.stdout)["label"]
     no_model = serving("classify", files[0], *here)
-    assert no_model.stderr == "error: --model must be one of tiny-mda, tiny-mda-ts, tiny-softmax, got none\n"
+    assert (
+        no_model.stderr == "error: --model must be one of tiny-mda, tiny-mda-ts, tiny-softmax, tiny-typical, got none\n"
+    )
     unknown = serving("classify", files[0], "--model", "x", *here)
     assert unknown.stderr.endswith("/predictions/x must answer with 200, got 404: Model not found: x\n")
     missing = serving("classify", tmp_path / "none.png", "--model", "tiny-mda", *here)

@@ -45,9 +45,12 @@ def model_row(overrides: list[str], recipe_epochs: int = 30) -> dict[str, Any]:
         "brier": 0.1,
         "ece": 0.01,
         "ece_equal_mass": 0.01,
+        "aurc": 0.01,
+        "e_aurc": 0.005,
         "intervals": {},
     }
     report = {"run": run, "calibration": {"before": quality, "after": quality}, "components": None, "ood": {}}
+    report["abstention"] = {"sets": None, "typicality": None}
     return model_figures(report, load_recipe("cifar10-lda", overrides)[1], recipe_epochs)
 
 

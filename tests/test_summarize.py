@@ -34,8 +34,8 @@ from serving.batch.summary.write import default_page, figures_as_json, write_sum
 from serving.bundle import Bundle, write_manifest
 from serving.errors import ServingError
 from serving.limits import Limits
+from serving.parameters import Options
 from serving.predictor import Predictor
-from serving.respond import Options
 
 EVIL = "<script>alert(1)</script>"
 QUANTILES = {"0.01": -9.0, "0.5": -6.0, "0.99": -5.0}
@@ -255,6 +255,23 @@ def test_density_is_compared_with_the_quantiles_of_the_bundle(table: Path, bundl
     edges = [-np.inf, *histogram["edges"][1:-1], np.inf]
     assert histogram["counts"] == np.histogram(values, edges)[0].tolist()
     assert histogram["beyond_left"] == sum(v < histogram["edges"][0] for v in values)
+
+
+def test_typicality_is_counted_in_tenths(bundle: Path, rows: list[Row], tmp_path: Path) -> None:
+    field = pa.field("typicality", pa.float64())
+    shares = [n / 400 for n in (1, 2, 3, 4, 40, 41, 80, 400)]
+    answers = [row | {"typicality": share} for row, share in zip(answered(rows), shares, strict=False)]
+    table = write_parquet(tmp_path / "answers.parquet", answers, schema=SCHEMA.append(field))
+
+    found = figures_in(table, bundle)["typicality"]
+    assert found == {"tenths": [5 / 8, 2 / 8, *[0] * 7, 1 / 8], "atypical": 3 / 8, "expected": 0.01}
+    words = page_of(table, bundle, tmp_path / "page.html", images=False).words
+    assert "37.5 % of the images are below 0.01 and called atypical" in words
+
+
+def test_table_without_typicality_says_nothing_of_it(table: Path, bundle: Path, tmp_path: Path) -> None:
+    assert figures_in(table, bundle)["typicality"] is None
+    assert "typicality" not in page_of(table, bundle, tmp_path / "page.html", images=False).ids
 
 
 def test_histogram_of_densities_is_readable_whatever_they_are() -> None:

@@ -23,7 +23,19 @@ from training.recipe import dump_recipe, recipe_names
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("recipes", "train", "evaluate", "export", "samples", "name", "report", "sweep", "study", "benchmark")
+COMMANDS = (
+    "recipes",
+    "train",
+    "evaluate",
+    "export",
+    "samples",
+    "name",
+    "report",
+    "thresholds",
+    "sweep",
+    "study",
+    "benchmark",
+)
 
 
 class Answer(NamedTuple):
@@ -287,8 +299,56 @@ def test_metrics_are_shown_as_a_table(cli: Cli, finished: Path) -> None:
     assert row.split()[:3] == ["train", "72", f"{metrics['accuracy']:.2%}"]
     assert row.split()[3:5] == [f"{metrics['nll']:.4f}", f"{metrics['brier']:.4f}"]
     assert row.split()[5:7] == [f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}"]
+    assert row.split()[7] == f"{metrics['aurc']:.4f}"
     for label, shares in zip("014", metrics["occupancy"], strict=True):
         assert [label, *(f"{share:.1%}" for share in shares)] in [line.split() for line in answer.out.splitlines()]
+
+
+@pytest.fixture
+def holding_out(finished: Path, work: Path) -> Path:
+    """The same run as if its training images were held out, relative to `work`."""
+    run = Path("runs/small/holding-out")
+    if not (work / run).exists():
+        shutil.copytree(work / finished, work / run)
+        splits = {name: part.numpy() for name, part in Run.open(work / finished).splits().items()}
+        np.savez(work / run / "splits.npz", **splits, held_out=splits["train"], calibration=splits["validation"])
+    return run
+
+
+def test_thresholds_are_printed_as_parameters_of_a_request(cli: Cli, holding_out: Path) -> None:
+    shown = cli("thresholds", holding_out, "--error", "0.1")
+    as_json = json.loads(cli("thresholds", holding_out, "--error", "0.1", "--json").out)
+
+    assert shown.code == 0
+    assert json.loads(shown.out.splitlines()[-1]) == as_json["parameters"]
+    assert as_json["parameters"] == {"accept": {"probability": as_json["probability"]}}
+    assert (as_json["images"], as_json["error"], as_json["confidence"]) == (72, 0.1, 0.95)
+    assert as_json["error_bound"] <= 0.1
+    words = " ".join(shown.out.split())
+    assert f"accept answers with a probability of at least {as_json['probability']:g}: " in words
+    assert f"{as_json['accepted'] / 72:.1%} of 72 held-out images, of which {as_json['wrong']} are wrong; " in words
+    assert f"with 95% confidence at most {as_json['error_bound']:.2%} of the answers accepted are" in words
+
+
+def test_thresholds_that_nothing_holds_are_refused(cli: Cli, holding_out: Path) -> None:
+    answer = cli("thresholds", holding_out, "--error", "0.001")
+
+    assert answer.code == 1
+    assert answer.out == ""
+    message = (
+        r"error: error must be one that some answers hold with 95% confidence, got 0\.001: from probability [\d.]+ on"
+    )
+    assert re.match(message, answer.err)
+    assert "(2,995 accepted without a wrong one are the fewest)" in answer.err
+
+
+def test_thresholds_need_a_run_that_holds_images_out(cli: Cli, finished: Path, exported: Path) -> None:
+    of_run, of_bundle = (cli("thresholds", target, "--error", "0.1") for target in (finished, exported))
+
+    assert of_run.code == of_bundle.code == 1
+    assert of_run.err.startswith("error: run must hold images out, got ")
+    assert "train it anew from a recipe that does ([calibration] share)" in of_run.err
+    assert of_bundle.err.startswith(f"error: run must be a folder runs/<recipe>/<id>, got the bundle {exported}")
 
 
 def test_other_images_are_measured_with_a_warning(cli: Cli, exported: Path, tmp_path: Path) -> None:

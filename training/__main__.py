@@ -15,7 +15,7 @@ from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.choice import chosen_recipe
-from training.commands import experiments, naming, reports, samples
+from training.commands import abstention, experiments, naming, reports, samples
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.commands.shown import show_costs, show_metrics
 from training.component_names import names_for_run
@@ -111,7 +111,7 @@ def evaluate_command(
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a run's classifier, or a bundle's ONNX graph, on a split: accuracy, NLL, Brier score, ECE.
+    """Measure a run's classifier, or a bundle's ONNX graph, on a split: accuracy, NLL, Brier score, ECE, AURC.
 
     Example: python -m training evaluate model_store/mnist-mda/1
     """
@@ -198,6 +198,7 @@ def export_command(
 app.command("samples")(samples.samples)
 app.command("name")(naming.name)
 app.command("report")(reports.report)
+app.command("thresholds")(abstention.thresholds)
 app.command("sweep")(experiments.sweep)
 app.command("study")(experiments.study)
 app.command("benchmark")(experiments.benchmark)

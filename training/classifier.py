@@ -1,7 +1,7 @@
 """A classifier: uint8 images (N, channels, H, W) → normalise → encoder → head.
 
 `Classifier` is what training changes; `ServedGraph` is the same computation as the exported graph does it, whose head
-answers posterior and features, and what else it knows.
+answers posterior and features, and what else it knows, and which may answer how typical an image is.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serving.bundle import OutputName
 from training.encoders import Encoder, build_encoder, pooled_dim
 from training.heads import Head, Scores, build_head
 from training.recipe import EncoderSpec, HeadSpec
+from training.typicality import Typicality
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Classifier(nn.Module):
         component_temperature: what component log-joints are divided by before they become responsibilities; see
             training/component_calibration.py.
         component_calibration: how that was come by, likewise.
+        typicality: how typical an image is, if images were held out that this can be compared with.
     """
 
     mean: Tensor
@@ -63,6 +66,7 @@ class Classifier(nn.Module):
         self.calibration: dict[str, Any] = {}
         self.component_temperature = 1.0
         self.component_calibration: dict[str, Any] = {}
+        self.typicality: Typicality | None = None
 
     @torch.no_grad()
     def learn_normalisation(self, images: Tensor) -> None:
@@ -113,10 +117,15 @@ class ServedGraph(nn.Module):
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.classifier = classifier
-        self.output_names = classifier.head.outputs
+        *answers, features = classifier.head.outputs
+        scores: tuple[OutputName, ...] = () if classifier.typicality is None else ("typicality_score",)
+        self.output_names: tuple[OutputName, ...] = (*answers, *scores, features)
         self.served_head = classifier.head.served(classifier.temperature, classifier.component_temperature)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Answer images."""
-        answers: tuple[Tensor, ...] = self.served_head(self.classifier.encoder(self.classifier.normalise(images)))
-        return answers
+        encoder, typicality = self.classifier.encoder, self.classifier.typicality
+        pooled = encoder.trunk(self.classifier.normalise(images))
+        *answers, features = self.served_head(encoder.projection(pooled))
+        scores = () if typicality is None else (typicality(pooled, features, answers[0]),)
+        return (*answers, *scores, features)

@@ -34,7 +34,8 @@ def condition(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
         classifier: in float64 and evaluation mode, on the CPU.
         images: uint8 (N, channels, H, W).
     """
-    features, error = _features(classifier, images)
+    pooled, size = _pooled(classifier.encoder.trunk, classifier.normalise(images))
+    features, error = _projected(classifier.encoder.projection, pooled, size)
     scores = classifier.head(features)
     moved = _moved_by(classifier.head, features, error)
     own = _own_rounding(scores)
@@ -47,6 +48,8 @@ def condition(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
         bounds["responsibilities"] = _change(odds, shift["responsibilities"] / classifier.component_temperature)
     if "log_density" in classifier.head.outputs:
         bounds["log_density"] = shift["log_density"]
+    if classifier.typicality is not None:
+        bounds["typicality_score"] = _of_typicality(classifier, pooled, OF_FEATURES * size)
     return bounds
 
 
@@ -57,10 +60,8 @@ def log_odds(log_joints: Tensor) -> Tensor:
     return log_joints - _others(log_joints).logsumexp(-1)
 
 
-def _features(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+def _projected(projection: nn.Module, pooled: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Features (N, D) and how far each may be off; no pooled feature counts as less than the mean of its image."""
-    pooled, size = _pooled(classifier.encoder.trunk, classifier.normalise(images))
-    projection = classifier.encoder.projection
     if isinstance(projection, nn.Linear):
         size = (size.square() @ projection.weight.square().T + projection.bias.square()).sqrt()
     return projection(pooled), OF_FEATURES * size
@@ -93,6 +94,25 @@ def _moved_by(head: Head, features: Tensor, error: Tensor) -> dict[str, Tensor]:
             change = after.unflatten(0, moved.shape[:2]) - before[name][:, None]
             squares[name] += change.square().sum(1)
     return {name: total.sqrt() for name, total in squares.items()}
+
+
+def _of_typicality(classifier: Classifier, pooled: Tensor, error: Tensor) -> Tensor:
+    """How far the typicality score may be off, (N,), if each pooled feature is by `error` (N, P)."""
+    typicality, head, projection = classifier.typicality, classifier.head, classifier.encoder.projection
+    assert typicality is not None
+
+    def score(moved: Tensor) -> Tensor:
+        features = projection(moved)
+        posterior = (head(features).log_joints / classifier.temperature).softmax(1)
+        scored: Tensor = typicality(moved, features, posterior)
+        return scored
+
+    before, squares = score(pooled), torch.zeros(len(pooled), dtype=pooled.dtype)
+    for chosen in torch.eye(pooled.shape[1], dtype=pooled.dtype).split(AT_ONCE):  # (d, P)
+        moved = pooled[:, None] + error[:, None] * chosen  # (N, d, P)
+        change = score(moved.flatten(0, 1)).unflatten(0, moved.shape[:2]) - before[:, None]
+        squares += change.square().sum(1)
+    return squares.sqrt() + OF_HEAD * (1 + before.abs())
 
 
 def _quantities(scores: Scores) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ A head that the refit fits in closed form, or by EM, on features that nobody has
 on all of them: they are cut into folds, and each fold is scored by a head fitted on the others, principal components
 included. That decides between LDA and MDA (`refit.head = "auto"`), by the likelihood of features and label together,
 chooses the shrinkage (`refit.shrinkage = "cross-fit"`), by the NLL of LDA after a temperature, and gives the log-joints
-to which the temperature is fitted (`calibration.temperature = "cross-fit"`).
+to which the temperature is fitted (`calibration.temperature = "cross-fit"`), and how typical each image is of what was
+fitted without it (`judge`).
 
 Reference: Smyth 2000, Model Selection for Probabilistic Clustering Using Cross-Validated Likelihood, Statistics and
 Computing 10.
@@ -33,6 +34,7 @@ from training.refit import (
     rows_of,
 )
 from training.refit_spec import RefitSpec, Shrinkage
+from training.typicality import Judged, fit_typicality
 
 FOLDS = 5
 SHRINKAGES: tuple[Shrinkage, ...] = (
@@ -69,7 +71,7 @@ def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, la
     Raises:
         ValueError: if a class has a single image.
     """
-    rows, truth = rows_of(classifier, spec, images), labels.cpu().numpy()
+    rows, truth = rows_of(classifier, spec.features, images), labels.cpu().numpy()
     classes = classifier.architecture.classes
     folds = _Folds.of(rows, truth, classes, spec, seed)
     if spec.shrinkage == "cross-fit":
@@ -80,6 +82,25 @@ def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, la
     if len(found) > 1:
         say(_in_words([one.spec for one in found], likelihoods, best))
     return found[best]
+
+
+def judge(classifier: Classifier, found: CrossFitted, images: Tensor | Rows, labels: Tensor, seed: int) -> Judged:
+    """How typical every training image is, and how probable its label, to what was fitted without it.
+
+    Args:
+        classifier: with its temperature.
+        found: what `cross_fit` found on these images, with this seed.
+        images: as `refit` takes them.
+        labels: int64 (N,).
+        seed: of the folds.
+    """
+    architecture, truth = classifier.architecture, labels.cpu().numpy()
+    rows = rows_of(classifier, "pooled", images)
+    posterior = (found.log_joints / classifier.temperature).softmax(1)
+    folds = _Folds.of(rows, truth, architecture.classes, found.spec, seed)
+    scores = folds.typicality_scores(posterior, of_one_length=architecture.encoder.power)
+    of_label = posterior.gather(1, labels.cpu()[:, None])[:, 0]
+    return Judged(scores, of_label.float().numpy())
 
 
 @dataclass(frozen=True)
@@ -109,13 +130,31 @@ class _Folds:
         for k in track(folds, f"refit: {len(folds)} folds"):
             own, others = np.flatnonzero(self.fold == k), np.flatnonzero(self.fold != k)
             held_out = self.rows.at(own)
-            directions = self._directions(self.whole and self.whole - moments_of(held_out))
+            directions = self._without(held_out)
             by_class = project_classes(self.rows.at(others), self.labels[others], self.classes, directions)
             features = project(held_out, directions)
             for spec, result in zip(specs, results, strict=True):
                 head = fit_classes(by_class, spec, seed, self.rows.dim)
                 result[torch.from_numpy(own)] = log_joints_under(head, features)
         return [CrossFitted(*one) for one in zip(specs, results, strict=True)]
+
+    def typicality_scores(self, posterior: Tensor, *, of_one_length: bool) -> NDArray[np.float32]:
+        """Scores (N,) of every row by what is fitted on the other folds, given its posterior (N, C)."""
+        scores = np.empty(len(self.labels), np.float32)
+        for k in track(range(1 + int(self.fold.max())), "refit: typicality"):
+            own, others = np.flatnonzero(self.fold == k), np.flatnonzero(self.fold != k)
+            held_out = self.rows.at(own)
+            directions = self._without(held_out)
+            seen = directions.weights if directions and of_one_length else None
+            typicality = fit_typicality(self.rows.at(others), self.labels[others], self.classes, seen)
+            pooled, features = project(held_out, None), project(held_out, directions)
+            parts = (torch.from_numpy(part).float() for part in (pooled, features))
+            scores[own] = typicality(*parts, posterior[torch.from_numpy(own)].float()).numpy()
+        return scores
+
+    def _without(self, rows: Rows) -> Projection | None:
+        """The principal components of all rows but these."""
+        return self._directions(self.whole and self.whole - moments_of(rows))
 
     def _directions(self, moments: Moments | None) -> Projection | None:
         if moments is None:

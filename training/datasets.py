@@ -108,21 +108,27 @@ class DatasetEntry(NamedTuple):
         load: reads it.
         shape: channels, height and width of its images; None if the recipe says.
         classes: C; None if its folders say.
-        strangers: a data set of another kind with images of the same shape, which a network should tell from its own.
+        near: data sets of other classes, but of the same kind, which a network should tell from its own.
+        far: data sets of something else.
     """
 
     load: Callable[["DataSpec", Sources], Dataset]
     shape: tuple[int, int, int] | None = None
     classes: int | None = None
-    strangers: str | None = None
+    near: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
 
 
 DATASETS = {
     "digits": DatasetEntry(_digits, (1, 8, 8), 10),
-    "mnist": DatasetEntry(_mnist, (1, 28, 28), 10, strangers="fashion-mnist"),
-    "fashion-mnist": DatasetEntry(partial(_torchvision, "FashionMNIST"), (1, 28, 28), 10, strangers="mnist"),
-    "cifar10": DatasetEntry(partial(_torchvision, "CIFAR10"), (3, 32, 32), 10, strangers="cifar100"),
-    "cifar100": DatasetEntry(partial(_torchvision, "CIFAR100"), (3, 32, 32), 100, strangers="cifar10"),
+    "mnist": DatasetEntry(_mnist, (1, 28, 28), 10, far=("fashion-mnist",)),
+    "fashion-mnist": DatasetEntry(partial(_torchvision, "FashionMNIST"), (1, 28, 28), 10, far=("mnist",)),
+    "cifar10": DatasetEntry(
+        partial(_torchvision, "CIFAR10"), (3, 32, 32), 10, near=("cifar100",), far=("fashion-mnist",)
+    ),
+    "cifar100": DatasetEntry(
+        partial(_torchvision, "CIFAR100"), (3, 32, 32), 100, near=("cifar10",), far=("fashion-mnist",)
+    ),
     "folder": DatasetEntry(load_folder),
 }
 PUBLIC = tuple(name for name, entry in DATASETS.items() if entry.shape is not None)  # all but the user's own

@@ -37,7 +37,8 @@ def speed_digest(recipe: Recipe) -> str:
 
 def temperature_digest(recipe: Recipe) -> str:
     """The digest of what a temperature depends on: data less the validation split, encoder, head, loss, fit, refit."""
-    return digest_of(_values(recipe, {**HOW, "data": {"validation"}, "calibration": True}))
+    held_out = {"held_out": recipe.held_out_share} if recipe.held_out_share else {}
+    return digest_of(_values(recipe, {**HOW, "data": {"validation"}, "calibration": True}) | held_out)
 
 
 def require_own_temperature(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""How good a classifier is on a split: accuracy, NLL, Brier score, ECE, and what its components are used for.
+"""How good a classifier is on a split: accuracy, NLL, Brier score, ECE, AURC, and what its components are used for.
 
 The NLL is worked out in float64 from the log-posterior, which a classifier has (`eager`). An exported graph answers the
 posterior alone; float32 holds no probability below 1e-45 and some runtimes none below 1e-38.
@@ -23,6 +23,7 @@ from training.extraction import open_extractor
 from training.features import head_stage
 from training.image_files import Images, images_at_once
 from training.progress import track
+from training.selective import aurc, excess_aurc
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -45,14 +46,24 @@ def run_graph(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def eager(classifier: Classifier, device: torch.device) -> Callable[[NDArray[np.uint8]], Outputs]:
-    """A classifier as a callable for `run_graph`: what its graph answers, and log_posterior, float64 (N, C)."""
+def eager(
+    classifier: Classifier, device: torch.device, *, pooled: bool = False
+) -> Callable[[NDArray[np.uint8]], Outputs]:
+    """A classifier as a callable for `run_graph`: what its graph answers, and log_posterior, float64 (N, C).
+
+    With `pooled` also the trunk's features by this name, float32 (N, P).
+    """
     graph = ServedGraph(classifier).to(device).eval()
 
     @torch.inference_mode()
     def call(images: NDArray[np.uint8]) -> Outputs:
-        outputs = graph(torch.from_numpy(images).to(device))
+        made: list[Tensor] = []
+        hook = classifier.encoder.trunk.register_forward_hook(lambda module, inputs, output: made.append(output))
+        with hook:
+            outputs = graph(torch.from_numpy(images).to(device))
         answers = dict(zip(graph.output_names, outputs, strict=True))
+        if pooled:
+            answers["pooled"] = made[0]
         log_joints = classifier.head(answers["features"]).log_joints.double()
         answers["log_posterior"] = (log_joints / classifier.temperature).log_softmax(1)
         return {name: out.cpu().numpy() for name, out in answers.items()}
@@ -60,12 +71,19 @@ def eager(classifier: Classifier, device: torch.device) -> Callable[[NDArray[np.
     return call
 
 
-def quickly(classifier: Classifier, device: torch.device) -> Callable[[NDArray[np.uint8]], Outputs]:
+def quickly(
+    classifier: Classifier, device: torch.device, *, pooled: bool = False
+) -> Callable[[NDArray[np.uint8]], Outputs]:
     """The same as `eager`, but on a CPU a pretrained trunk runs as for the training of its head, which is quicker."""
     if device.type != "cpu" or backbone_of(classifier.architecture.encoder.kind) is None:
-        return eager(classifier, device)
-    extract, rest = open_extractor(classifier, device), eager(head_stage(classifier), device)
-    return lambda images: rest(extract(torch.from_numpy(images))[:, :, None, None])
+        return eager(classifier, device, pooled=pooled)
+    extract, rest = open_extractor(classifier, device), eager(head_stage(classifier), device, pooled=pooled)
+
+    def call(images: NDArray[np.uint8]) -> Outputs:
+        features: NDArray[Any] = extract(torch.from_numpy(images))
+        return rest(features[:, :, None, None])
+
+    return call
 
 
 def nll_of_images(outputs: Outputs, labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -92,9 +110,9 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
 
     Returns:
         images; accuracy; nll in nats (see `nll_of_images`); brier, the squared error summed over classes; ece over 15
-        bins of equal width, ece_equal_mass over 15 of equal mass; log_density, its mean in nats, and its quantiles by
-        their shares, which tell a server what is usual; and for more than one component the occupancy per class
-        (`occupancy_of`).
+        bins of equal width, ece_equal_mass over 15 of equal mass; aurc and e_aurc (training/selective.py);
+        log_density, its mean in nats, and its quantiles by their shares, which tell a server what is usual; and for
+        more than one component the occupancy per class (`occupancy_of`).
     """
     truth = labels.numpy()
     posterior = outputs["posterior"].astype(np.float64).clip(0, 1)  # float32 may exceed 1
@@ -107,6 +125,8 @@ def measure(outputs: Outputs, labels: Tensor) -> dict[str, Any]:
         "brier": round(float(squared.mean()), 6),
         "ece": round(calibration_error(confidence, right, equal_width_bins(confidence)), 6),
         "ece_equal_mass": round(calibration_error(confidence, right, equal_mass_bins(confidence)), 6),
+        "aurc": round(aurc(confidence, right), 6),
+        "e_aurc": round(excess_aurc(confidence, right), 6),
     }
     return metrics | _density_figures(outputs, truth)
 

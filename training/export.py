@@ -24,23 +24,27 @@ from PIL import Image, ImageDraw
 from serving.bundle import (
     EXAMPLES,
     GOLDEN,
+    HELD_OUT,
     MANIFEST,
     ONNX,
     TORCHSCRIPT,
     Bundle,
+    InputSpec,
     VariantPrecision,
     staged,
     write_manifest,
 )
+from serving.held_out import HeldOut
 from serving.predictor import TOLERANCES
-from serving.runtimes import Outputs, onnxruntime, open_runtime
+from serving.runtimes import Outputs, onnxruntime, open_onnx, open_runtime
 from training.classifier import Architecture, Classifier, ServedGraph
 from training.component_names import ComponentNames
 from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
 from training.examples import ComponentExamples, WhichExamples, find_examples, write_examples
-from training.images import Streamed, images_of
+from training.held_out import HeldOutImages, Tables, compared, held_out_images
+from training.images import LabelledImages, Streamed, images_of
 from training.onnx_graph import write_onnx
 from training.run import Run
 from training.variants import WantedVariants, add_variants, wanted_variants
@@ -84,13 +88,16 @@ def export(
     """
     classifier = run.load_classifier()
     images = images_of(run, sources)
+    held_out = None if classifier.typicality is None else held_out_images(images, run.load_judged())
     return write_bundle(
         target,
         classifier,
         images.streamed("test"),
-        variants=wanted_variants(variants, images) if variants else None,
+        held_out=held_out,
+        variants=wanted_variants(variants, images, held_out) if variants else None,
         examples=find_examples(classifier, images, examples, torch.device("cpu")) if examples else None,
         replace=replace,
+        priors=_shares(images),
         labels=images.dataset.classes,
         input=images.dataset.input,
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
@@ -105,6 +112,7 @@ def write_bundle(
     classifier: Classifier,
     test: Streamed,
     *,
+    held_out: HeldOutImages | None = None,
     variants: WantedVariants | None = None,
     examples: list[ComponentExamples] | None = None,
     replace: bool = False,
@@ -116,29 +124,38 @@ def write_bundle(
         target: the bundle's folder.
         classifier: what to export.
         test: the images that the metrics are measured on.
+        held_out: the images that answers are compared with.
         variants: graphs of other precisions to add.
         examples: what there is to see of the components, if anything.
         replace: whether a bundle that is there may be replaced.
-        fields: the manifest's labels, input, recipe, dataset, backbone and component names.
+        fields: the manifest's labels, input, recipe, dataset, backbone, priors and component names.
     """
+    names, spec = ServedGraph(classifier).output_names, InputSpec.model_validate(fields["input"])
     fields |= {
         "name": target.parent.name,
         "version": target.name,
         "head": _head_spec(classifier.architecture),
-        "outputs": ServedGraph(classifier).output_names,
+        "outputs": names,
         "calibration": _calibration(classifier),
         "versions": _versions(),
     }
     with staged(target, replace=replace) as stage:
         write_graphs(classifier, stage)
         fields["examples"] = None if examples is None else write_examples(examples, stage / EXAMPLES)
+        if held_out is not None:
+            tables = Tables.of(held_out, open_onnx(stage / ONNX, names), spec)
+            tables.table(tables.plain).write(stage / HELD_OUT)
+            fields["held_out"] = {"images": len(held_out.part), "by": held_out.by}
         write_manifest(stage, metrics={}, **fields)
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
-        outputs = run_graph(open_runtime(unmeasured, "onnx"), test.images, unmeasured.manifest.input)
+        outputs = run_graph(open_runtime(unmeasured, "onnx"), test.images, spec)
+        metrics = {"split": "test", **measure(outputs, test.labels)}
+        if (table := unmeasured.held_out()) is not None:
+            metrics["held_out"] = compared(outputs, test.labels.numpy(), HeldOut.read(table))
         fields["variants"] = {} if variants is None else add_variants(unmeasured, variants, test, outputs)
         (stage / MANIFEST).unlink()
-        write_manifest(stage, metrics={"split": "test", **measure(outputs, test.labels)}, **fields)
+        write_manifest(stage, metrics=metrics, **fields)
     return Bundle.load(target)
 
 
@@ -257,6 +274,12 @@ def _calibration(classifier: Classifier) -> dict[str, Any]:
     of_components = classifier.component_calibration
     known = {"components": {"temperature": classifier.component_temperature, **of_components}} if of_components else {}
     return {"temperature": classifier.temperature, **classifier.calibration, **known}
+
+
+def _shares(images: LabelledImages) -> tuple[float, ...]:
+    """Each class's share of the training images."""
+    counts = images.dataset.labels[images.splits["train"]].bincount(minlength=len(images.dataset.classes)).double()
+    return tuple((counts / counts.sum()).tolist())
 
 
 def _versions() -> dict[str, str]:

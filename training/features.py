@@ -142,13 +142,14 @@ def as_images(features: Features) -> Tensor:
 
 
 def head_stage(classifier: Classifier) -> Classifier:
-    """The same projection, head and temperatures as a classifier of features (N, P, 1, 1): what is left to train."""
+    """All that follows the trunk as a classifier of features (N, P, 1, 1): what is left to train."""
     whole = classifier.architecture
     pooled = require_backbone(whole.encoder.kind).dim
     spec = whole.encoder.model_copy(update={"kind": "linear"})
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)
     stage.temperature, stage.component_temperature = classifier.temperature, classifier.component_temperature
+    stage.typicality = classifier.typicality
     return stage.to(classifier.mean.device)
 
 
@@ -163,4 +164,5 @@ def joined(classifier: Classifier, trained: Classifier) -> Classifier:
     result.temperature, result.calibration = trained.temperature, trained.calibration
     result.component_temperature = trained.component_temperature
     result.component_calibration = trained.component_calibration
+    result.typicality = trained.typicality
     return result.to(classifier.mean.device)

@@ -72,7 +72,15 @@ class LabelledImages:
 def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
     """The recipe's data set, cut as the recipe says."""
     dataset, spec = _dataset_of(recipe, sources), recipe.data
-    cut = split(dataset, validation=spec.validation, test=spec.test, seed=recipe.seed, split_seed=spec.split_seed)
+    cut = split(
+        dataset,
+        validation=spec.validation,
+        test=spec.test,
+        seed=recipe.seed,
+        split_seed=spec.split_seed,
+        held_out=recipe.held_out_share,
+        calibrates=recipe.calibration is not None and recipe.calibration.temperature == "fit",
+    )
     return LabelledImages(dataset, cut)
 
 

@@ -1,6 +1,6 @@
 """Photos that lie in installed packages: something to show a model of photos, without a download or an import.
 
-scikit-learn: a Chinese temple, a dahlia; scikit-image: a cat, a cup of coffee, a rocket
+scikit-learn: a Chinese temple, a dahlia; scikit-image: a cat, a cup of coffee, a rocket, and three textures
 """
 
 import importlib.util
@@ -18,15 +18,20 @@ PHOTOS = {  # by what they show: the package's name to install and to import, an
     "coffee": ("scikit-image", "skimage", "data/coffee.png"),
     "rocket": ("scikit-image", "skimage", "data/rocket.jpg"),
 }
+TEXTURES = {  # likewise, gray and 512 x 512
+    "grass": ("scikit-image", "skimage", "data/grass.png"),
+    "gravel": ("scikit-image", "skimage", "data/gravel.png"),
+    "bricks": ("scikit-image", "skimage", "data/brick.png"),
+}
 
 
 def find_photo(name: str) -> Path:
-    """The file of one of PHOTOS.
+    """The file of one of PHOTOS or TEXTURES.
 
     Raises:
         DataError: if its package is not installed, or comes without it.
     """
-    package, module, inside = PHOTOS[name]
+    package, module, inside = (PHOTOS | TEXTURES)[name]
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
         raise DataError(f"{package} must be installed for the photo {name}, got none: pip install {package}")

@@ -126,6 +126,11 @@ class Recipe(TomlSection):
         raise ValueError(f"loss.kind {loss} must go with the head {' or '.join(fitting)}, got {self.head.kind}")
 
     @property
+    def held_out_share(self) -> float:
+        """Share of the images outside the test split that neither weights nor validation see."""
+        return self.calibration.share if self.calibration is not None else 0.0
+
+    @property
     def fine_tunes(self) -> bool:
         """Whether a pretrained backbone learns."""
         return backbone_of(self.encoder.kind) is not None and not self.encoder.frozen

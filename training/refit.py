@@ -8,7 +8,7 @@ Reference: Hastie & Tibshirani 1996, Discriminant Analysis by Gaussian Mixtures,
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from training.principal import Projection, Rows, as_linear, moments_of, principa
 from training.progress import track
 from training.recipe import HeadSpec
 from training.refit_spec import RefitSpec
+from training.typicality import Typicality, fit_typicality
 
 Labels = NDArray[np.int64]
 
@@ -43,7 +44,7 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, labels
     Raises:
         ValueError: if a class has fewer images than components, or `spec.dim` exceeds the features or the images.
     """
-    before, rows = classifier.architecture, rows_of(classifier, spec, images)
+    before, rows = classifier.architecture, rows_of(classifier, spec.features, images)
     directions = None if spec.dim is None else principal_components(moments_of(rows), dim_of(spec, len(rows), rows.dim))
     projection = classifier.encoder.projection if directions is None else as_linear(directions)
     head = fit_classes(project_classes(rows, labels.cpu().numpy(), before.classes, directions), spec, seed, rows.dim)
@@ -56,6 +57,28 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, labels
     refitted.mean.copy_(classifier.mean)
     refitted.std.copy_(classifier.std)
     return refitted.to(classifier.mean.device).eval()
+
+
+@torch.no_grad()
+def typicality_of(classifier: Classifier, images: Tensor | Rows, labels: Tensor) -> Typicality:
+    """How typical an image is, by the pooled features of `images`.
+
+    Args:
+        classifier: a trained one.
+        images: uint8 (N, channels, H, W), not augmented; or the trunk's features of them.
+        labels: int64 (N,).
+    """
+    rows, architecture = rows_of(classifier, "pooled", images), classifier.architecture
+    directions = _directions_of(classifier.encoder.projection) if architecture.encoder.power else None
+    return fit_typicality(rows, labels.cpu().numpy(), architecture.classes, directions).to(labels.device)
+
+
+def _directions_of(projection: nn.Module) -> FloatArray | None:
+    """The principal directions that features are seen in, (D, P); None if the projection is of another kind."""
+    if not isinstance(projection, nn.Linear):
+        return None
+    weights: FloatArray = projection.weight.double().cpu().numpy()
+    return weights if np.allclose(weights @ weights.T, np.eye(len(weights)), atol=1e-4) else None
 
 
 def check_limits(spec: RefitSpec, labels: Tensor, classes: int, pooled: int) -> None:
@@ -183,13 +206,13 @@ def _filled(head: Any, by_class: list[FloatArray], mixtures: Mixtures) -> Discri
 
 
 @torch.no_grad()
-def rows_of(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows) -> Rows:
+def rows_of(classifier: Classifier, kind: Literal["output", "pooled"], images: Tensor | Rows) -> Rows:
     """The features that the refit begins with; where `images` are the trunk's features already, those."""
     classifier.eval()
     encoder = classifier.encoder
     if isinstance(images, Rows):
         return images
-    part = encoder if spec.features == "output" else encoder.trunk
+    part = encoder if kind == "output" else encoder.trunk
     batches = track(images.split(512), "refit: features")
     return rows_of_tensor(torch.cat([part(classifier.normalise(batch)) for batch in batches]))
 

@@ -42,7 +42,7 @@ def model_figures(report: dict[str, Any], trained: Recipe, recipe_epochs: int) -
     """What stays of the report (training/report/write.py) of a run, which `trained` a recipe of `recipe_epochs`."""
     run, calibration, components, ood = (report[key] for key in ("run", "calibration", "components", "ood"))
     kept = ("id", "encoder", "head", "dim", "parameters", "epochs", "seconds", "device", "temperature", "splits")
-    quality = ("accuracy", "nll", "brier", "ece", "ece_equal_mass", "intervals")
+    quality = ("accuracy", "nll", "brier", "ece", "ece_equal_mass", "aurc", "e_aurc", "intervals")
     figures = {key: run[key] for key in kept} | {
         "recipe_epochs": recipe_epochs,
         "digest": recipe_digest(
@@ -55,9 +55,23 @@ def model_figures(report: dict[str, Any], trained: Recipe, recipe_epochs: int) -
     }
     if components is not None:
         figures["components"] = _component_figures(components)
-    if "scores" in ood:
-        figures["ood"] = {key: ood[key] for key in ("strangers", "scores", "omitted")}
-    return figures
+    if ood:
+        figures["ood"] = {key: ood[key] for key in ("sets", "means", "omitted", "missing")}
+    return figures | _abstention_figures(report["abstention"])
+
+
+def _abstention_figures(abstention: dict[str, Any]) -> dict[str, Any]:
+    """What stays of the figures of held-out images, where there are some."""
+    if abstention["sets"] is None:
+        return {}
+    of_sets = ("images", "coverage", "mean_size", "classes")
+    return {
+        "prediction_sets": {
+            coverage: None if found is None else {key: found[key] for key in of_sets}
+            for coverage, found in abstention["sets"].items()
+        },
+        "typicality": {key: abstention["typicality"][key] for key in ("images", "held_out", "below")},
+    }
 
 
 def _component_figures(components: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run.json        where images and pretrained weights came from, their digests; wh
 metrics.jsonl   one line an epoch
 checkpoint.pt   the newest good state: weights, optimiser, schedule
 classifier.pt   the finished classifier, refit and temperature included
+held_out.npz    what training images were judged by, where heads were fitted without them (training/held_out.py)
 """
 
 import json
@@ -30,6 +31,7 @@ from training.duplicates import find_duplicates
 from training.files import replace_file, replace_text
 from training.recipe import EncoderSpec, HeadSpec, Recipe, dump_recipe, read_recorded
 from training.splits import Splits
+from training.typicality import Judged, Typicality
 from training.weights import describe_weights
 
 RUNS = Path("runs")
@@ -214,7 +216,8 @@ class Run:
             "calibration": classifier.calibration,
             "component_temperature": classifier.component_temperature,
             "component_calibration": classifier.component_calibration,
-            "state": classifier.state_dict(),
+            "typicality": classifier.typicality and classifier.typicality.state_dict(),
+            "state": {name: v for name, v in classifier.state_dict().items() if not name.startswith("typicality.")},
         }
         replace_file(self.path / "classifier.pt", lambda out: torch.save(state, out))
 
@@ -240,7 +243,21 @@ class Run:
         classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
         classifier.component_temperature = saved.get("component_temperature", 1.0)
         classifier.component_calibration = saved.get("component_calibration", {})
+        if (typicality := saved.get("typicality")) is not None:
+            classifier.typicality = Typicality(**typicality)
         return classifier.eval()
+
+    def save_judged(self, judged: Judged) -> None:
+        """Write held_out.npz."""
+        replace_file(self.path / "held_out.npz", lambda out: np.savez(out, **judged._asdict()))
+
+    def load_judged(self) -> Judged | None:
+        """Read held_out.npz; None for a run that has none."""
+        file = self.path / "held_out.npz"
+        if not file.is_file():
+            return None
+        with np.load(file) as arrays:
+            return Judged(**arrays)
 
 
 def _weights_digest(description: dict[str, Any]) -> str | None:

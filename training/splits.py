@@ -1,6 +1,9 @@
 """A data set cut into train, validation and test: every class in its share, copies of an image on one side.
 
 splits = split(dataset, validation=0.1, test=0.2, seed=0)
+
+Images may be held out besides, from weights and validation alike: in `held_out` they are what answers are compared with
+(serving/held_out.py), and in `calibration` what the temperature is fitted to.
 """
 
 import numpy as np
@@ -11,11 +14,20 @@ from torch import Tensor
 from training.data import DataError, Dataset
 from training.image_files import Images, digests_of
 
-Splits = dict[str, Tensor]  # train, validation, test: positions, int64, sorted
+Splits = dict[str, Tensor]  # train, validation, test, and what is held out: positions, int64, sorted
 Positions = NDArray[np.int64]
 
 
-def split(dataset: Dataset, *, validation: float, test: float, seed: int, split_seed: int = 0) -> Splits:
+def split(
+    dataset: Dataset,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    split_seed: int = 0,
+    held_out: float = 0.0,
+    calibrates: bool = False,
+) -> Splits:
     """Cut a data set into train, validation and test, every class in the same shares.
 
     Images with the same pixels come into the same split. Only where the data set has a test split of its own, as others
@@ -23,10 +35,12 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, split_
 
     Args:
         dataset: what to cut.
-        validation: share of the images outside the test split.
+        validation: share of the images outside the test split that are not held out.
         test: share of all images; unused if the data set has a test split of its own.
-        seed: of the validation split.
+        seed: of all splits but the test split.
         split_seed: of the test split.
+        held_out: share of the images outside the test split that are held out; without it there is no such split.
+        calibrates: whether half of those are for calibration.
 
     Raises:
         DataError: if a class has too few images to be in every split.
@@ -34,12 +48,18 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, split_
     everything = torch.arange(len(dataset.labels))
     if dataset.test_start is not None:
         copies = everything.numpy()
-        rest, held_out = everything[: dataset.test_start], everything[dataset.test_start :]
+        rest, of_test = everything[: dataset.test_start], everything[dataset.test_start :]
     else:
         copies = copies_of(dataset.images)
-        rest, held_out = _cut(dataset, everything, copies, test, split_seed)
+        rest, of_test = _cut(dataset, everything, copies, test, split_seed)
+    rest, kept = _cut(dataset, rest, copies, held_out, seed + 2)
     train, chosen = _cut(dataset, rest, copies, validation, seed + 1)
-    splits = {"train": train, "validation": chosen, "test": held_out}
+    splits = {"train": train, "validation": chosen}
+    if held_out and calibrates:
+        splits["held_out"], splits["calibration"] = _cut(dataset, kept, copies, 0.5, seed + 3)
+    elif held_out:
+        splits["held_out"] = kept
+    splits["test"] = of_test
     for name, positions in splits.items():
         if name != "validation" or validation:
             _require_every_class(dataset, copies, name, positions)

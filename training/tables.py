@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from training.analysis.ood import SCORE_NAMES
+from training.abstention_tables import abstention_table
+from training.analysis.familiarity import SCORE_NAMES
 from training.calibration_error import TRADE, trades_ece_for_nll
 from training.figure_lists import figures_lists
 from training.files import replace_text
@@ -86,6 +87,7 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         "the latter figure, where the record is not older.",
         calibration_table(results),
         trades_in_words(results),
+        *_on_abstaining(results),
         "## Components",
         "Of the test split, occupancy: the share of a class's images that its most used component takes, least and "
         "most over the classes. Its entropy, over log K: 1 if all components are used alike.",
@@ -96,8 +98,9 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         components_table(results),
         responsibilities_table(results),
         "## Out-of-distribution detection",
-        "AUROC in % [95 % interval] (FPR at 95 % TPR in %) of telling the test split from that of a data set the model "
-        "does not know.",
+        "AUROC in % [95 % interval] (FPR at 95 % TPR in %) of telling the test split from strangers. Near ones are "
+        "test images of another data set of the same kind; of far ones, drawn images among them, it is the mean over "
+        "the sets. A row that names one data set alone is of a record from before.",
         ood_table(results),
     )
 
@@ -119,6 +122,21 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         serving_table(results),
         *_on_batch(results),
         *_on_beside(results),
+    )
+
+
+def _on_abstaining(results: dict[str, Any]) -> Sequence[str]:
+    """The section on abstaining, once there is a record of it."""
+    if not (table := abstention_table(results)):
+        return ()
+    return (
+        "## Abstaining",
+        "Of the test split. AURC, in thousandths: the mean error over all shares of images that are answered, the most "
+        "confident first; E-AURC: what of it a better order of the same images would save. Prediction sets: how often "
+        "the right label is in them (their mean size, in labels), and in those of the worst class. The last column "
+        "is the share of test images that are less typical than one in a hundred held-out images: 1 % where both are "
+        "alike.",
+        table,
     )
 
 
@@ -211,13 +229,32 @@ def responsibilities_table(results: dict[str, Any]) -> str:
 
 
 def ood_table(results: dict[str, Any]) -> str:
-    """How well each score of a network tells strangers."""
-    rows = []
-    for name, row in results.get("models", {}).items():
-        if of := row.get("ood"):
-            cells = [_separation(of["scores"].get(score)) for score in SCORE_NAMES]
-            rows.append((named("models", name, row), of["strangers"], *cells))
-    return explained(markdown(("recipe", "strangers", *SCORE_NAMES.values()), rows), "models", results)
+    """How well each score of a network tells strangers; scores that no record has are left out."""
+    found = [
+        (named("models", name, row), strangers, scores)
+        for name, row in results.get("models", {}).items()
+        for strangers, scores in _scores_by_strangers(row.get("ood"))
+    ]
+    shown = {name: title for name, title in SCORE_NAMES.items() if any(name in scores for _, _, scores in found)}
+    rows = [
+        (name, strangers, *(_separation(scores.get(score)) for score in shown)) for name, strangers, scores in found
+    ]
+    return explained(markdown(("recipe", "strangers", *shown.values()), rows), "models", results)
+
+
+def _scores_by_strangers(of: dict[str, Any] | None) -> Iterable[tuple[str, dict[str, Any]]]:
+    """What strangers a record is of, in words, and their scores; one of before is of a single data set."""
+    if of is None:
+        return
+    if "scores" in of:
+        yield of["strangers"], of["scores"]
+        return
+    for kind, means in of["means"].items():
+        sets = {name: one["scores"] for name, one in of["sets"].items() if one["kind"] == kind}
+        if len(sets) == 1:
+            yield f"{kind}: {next(iter(sets))}", next(iter(sets.values()))
+        else:
+            yield f"{kind}: {len(sets)} sets", means
 
 
 def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from training.backbones import backbone_of, normalisation_of, require_backbone
 from training.calibrate import calibrate, calibrate_by
 from training.classifier import Architecture, Classifier, build_classifier
 from training.component_calibration import calibrate_components
-from training.cross_fit import cross_fit
+from training.cross_fit import CrossFitted, cross_fit, judge
 from training.data import Dataset, Sources, as_served, batch_count
 from training.devices import choose_precision, describe_device
 from training.duplicates import in_words
@@ -22,7 +22,7 @@ from training.power import with_power
 from training.principal import Rows
 from training.progress import say, warn
 from training.recipe import Recipe
-from training.refit import check_limits, refit
+from training.refit import check_limits, refit, typicality_of
 from training.refit_spec import RefitSpec
 from training.run import Run
 from training.splits import require_images
@@ -63,7 +63,8 @@ def train(run: Run, sources: Sources, device: torch.device) -> Classifier:
     else:
         training = images.part("train", device)
         classifier.learn_normalisation(training.images)
-        classifier = _train_stages(classifier, run, training, images.part("validation", device))
+        validation, calibration = (images.part(name, device) for name in ("validation", _calibrating(images)))
+        classifier = _train_stages(classifier, run, training, validation, calibration)
     run.save_classifier(classifier)
     return classifier.eval()
 
@@ -153,29 +154,50 @@ def _train_on_features(classifier: Classifier, run: Run, images: LabelledImages,
 
     positions, is_learning = images.splits["train"], run.recipe.fit.epochs and not run.recipe.fine_tunes
     training = part("train") if is_learning else _Features(Rows(features, positions.numpy()), labels[positions])
-    return joined(classifier, _train_stages(head_stage(classifier), run, training, part("validation")))
+    held_out = part("validation"), part(_calibrating(images))
+    return joined(classifier, _train_stages(head_stage(classifier), run, training, *held_out))
 
 
-def _train_stages(classifier: Classifier, run: Run, training: Labelled | _Features, validation: Labelled) -> Classifier:
+def _calibrating(images: LabelledImages) -> str:
+    """The split that a temperature is fitted to."""
+    return "calibration" if "calibration" in images.splits else "validation"
+
+
+def _train_stages(
+    classifier: Classifier, run: Run, training: Labelled | _Features, validation: Labelled, calibration: Labelled
+) -> Classifier:
     """Fit, refit and calibrate, as far as the recipe asks for it and the encoder has not learned yet."""
     recipe = run.recipe
     if recipe.fit.epochs and isinstance(training, Labelled):
         _fit(classifier, run, training, validation)
+    found = None
     if recipe.refit is not None:
-        classifier, spec = refitted(classifier, recipe, training)
+        classifier, spec, found = refitted(classifier, recipe, training)
         _calibrate_components(classifier, recipe, spec, training)
-    if recipe.calibration is not None and recipe.calibration.temperature != "cross-fit":
-        _calibrate(classifier, recipe.calibration.temperature, validation, recipe.seed)
-    if recipe.calibration is not None:
-        say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
+    if recipe.calibration is None:
+        return classifier
+    if recipe.calibration.temperature != "cross-fit":
+        _calibrate(classifier, recipe.calibration.temperature, calibration, recipe.seed)
+    say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
+    if found is not None:
+        run.save_judged(judge(classifier, found, training.images, training.labels, recipe.seed))
+    if found is not None or recipe.calibration.share:
+        classifier.typicality = typicality_of(classifier, training.images, training.labels)
     return classifier
 
 
 class Refitted(NamedTuple):
-    """A classifier whose head was fitted anew, and how, with nothing left open but the number of components."""
+    """What a refit gives.
+
+    Attributes:
+        classifier: the one with the new head.
+        spec: how that was fitted, with nothing left open but the number of components.
+        found: what heads fitted without them say of the training images, if that gave it its temperature.
+    """
 
     classifier: Classifier
     spec: RefitSpec
+    found: CrossFitted | None
 
 
 def refitted(classifier: Classifier, recipe: Recipe, training: Labelled | _Features) -> Refitted:
@@ -184,12 +206,12 @@ def refitted(classifier: Classifier, recipe: Recipe, training: Labelled | _Featu
     assert spec is not None
     is_cross_fitted = calibration is not None and calibration.temperature == "cross-fit"
     if spec.head != "auto" and spec.shrinkage != "cross-fit" and not is_cross_fitted:
-        return Refitted(refit(classifier, spec, training.images, training.labels, seed), spec)
+        return Refitted(refit(classifier, spec, training.images, training.labels, seed), spec, None)
     judged = cross_fit(classifier, spec, training.images, training.labels, seed)
     classifier = refit(classifier, judged.spec, training.images, training.labels, seed)
     if is_cross_fitted:
         calibrate_by(classifier, judged.log_joints, training.labels.cpu(), seed, by="each by a head fitted without it")
-    return Refitted(classifier, judged.spec)
+    return Refitted(classifier, judged.spec, judged if is_cross_fitted else None)
 
 
 def _calibrate_components(

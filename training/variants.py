@@ -20,22 +20,27 @@ import torch
 
 from serving.bundle import (
     EXAMPLES,
+    HELD_OUT,
     MANIFEST,
     REQUIRED_FILES,
     Bundle,
     Variant,
     VariantPrecision,
     graph_files,
+    held_out_file,
     staged,
     write_manifest,
 )
+from serving.held_out import HeldOut
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
+from training.held_out import HeldOutImages, Tables, held_out_images
 from training.image_files import in_memory
 from training.images import LabelledImages, Streamed
 from training.int8 import write_int8
 from training.splits import stratified_order
+from training.typicality import Judged
 from training.variant_costs import cost_of, require_cheap
 
 CALIBRATION_IMAGES = 1024
@@ -54,15 +59,19 @@ class WantedVariants:
         calibration: uint8 (N, channels, H, W), training images of all classes, by which int8 is calibrated.
         judged: the images that decide; none of those.
         judged_split: which these are from.
+        held_out: the images that answers are compared with, if there are any.
     """
 
     precisions: Collection[VariantPrecision]
     calibration: torch.Tensor
     judged: Streamed
     judged_split: Literal["train", "validation"]
+    held_out: HeldOutImages | None = None
 
 
-def wanted_variants(precisions: Collection[VariantPrecision], images: LabelledImages) -> WantedVariants:
+def wanted_variants(
+    precisions: Collection[VariantPrecision], images: LabelledImages, held_out: HeldOutImages | None = None
+) -> WantedVariants:
     """Choose the images that variants are made and judged by: a seeded, stratified sample of those of the run."""
     dataset, train, validation = images.dataset, images.splits["train"], images.splits["validation"]
     train = train[stratified_order(dataset.labels[train], seed=0)]
@@ -72,7 +81,7 @@ def wanted_variants(precisions: Collection[VariantPrecision], images: LabelledIm
     judged = validation if len(validation) else train[count:]
     judged = judged[stratified_order(dataset.labels[judged], seed=0)[:JUDGED_IMAGES]]
     labelled = Streamed(dataset.images[judged], dataset.labels[judged])
-    return WantedVariants(precisions, in_memory(dataset.images[train[:count]]), labelled, judged_split)
+    return WantedVariants(precisions, in_memory(dataset.images[train[:count]]), labelled, judged_split, held_out)
 
 
 def add_variants(
@@ -92,18 +101,23 @@ def add_variants(
     if not wanted.precisions:
         return {}
     plain = open_onnx(bundle.onnx(), bundle.manifest.outputs)
-    exact_judged = run_graph(plain, wanted.judged.images, bundle.manifest.input)
+    spec = bundle.manifest.input
+    exact_judged = run_graph(plain, wanted.judged.images, spec)
+    tables = None if wanted.held_out is None else Tables.of(wanted.held_out, plain, spec)
     variants = {}
     for precision in wanted.precisions:
         write_variant(bundle, precision, wanted.calibration)
         graph = open_onnx(bundle.path / graph_files(precision)[0], bundle.manifest.outputs)
-        quick = run_graph(graph, wanted.judged.images, bundle.manifest.input)
+        quick = run_graph(graph, wanted.judged.images, spec)
         judged = cost_of(wanted.judged_split, exact_judged, quick, wanted.judged.labels)
         require_cheap(precision, judged)
-        reported = cost_of("test", exact, run_graph(graph, test.images, bundle.manifest.input), test.labels)
+        reported = cost_of("test", exact, run_graph(graph, test.images, spec), test.labels)
         variants[precision] = Variant(
             accuracy=reported.accuracy[1], agreement=reported.agreement, judged=judged, test=reported
         )
+        if tables is not None:
+            answers = run_graph(graph, tables.images.part.images, spec)
+            tables.table(answers).write(bundle.path / held_out_file(precision))
     return variants
 
 
@@ -131,10 +145,11 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
         VariantError: if one of them costs too much; the bundle is left as it was.
     """
     old = Bundle.load(folder)
-    wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images)
+    wanted_held_out = None if (file := old.held_out()) is None else held_out_images(images, _judged_in(old, file))
+    wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images, wanted_held_out)
     test = images.streamed("test")
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
-    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, (EXAMPLES,))
+    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, {EXAMPLES, HELD_OUT})
     with staged(folder, replace=True) as stage:
         shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(*made_anew), dirs_exist_ok=True)
         write_manifest(stage, **fields)
@@ -146,8 +161,15 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
     return Bundle.load(folder)
 
 
+def _judged_in(bundle: Bundle, file: Path) -> Judged | None:
+    """What training images were judged by, as the table of the float32 graph has it; None if they are held out."""
+    table, info = HeldOut.read(file), bundle.manifest.held_out
+    is_split = info is not None and info.by == "split"
+    return None if is_split else Judged(table.typicality_scores, table.label_probabilities)
+
+
 def _write_float16(source: Path, target: Path) -> None:
-    """All before the features in float16.
+    """All before the pooled features in float16.
 
     The graph is cut there, for the converter would round what passes among nodes that it is told to leave alone.
     """
@@ -155,11 +177,18 @@ def _write_float16(source: Path, target: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(source)
-    outputs = [output.name for output in model.graph.output]
+    outputs, pooled = [output.name for output in model.graph.output], _pooled_features(model)
     parts = onnx.utils.Extractor(model)
-    encoder = parts.extract_model(["images"], ["features"])
-    head = parts.extract_model(["features"], [name for name in outputs if name != "features"])
-    encoder = convert_float_to_float16(encoder, keep_io_types=True)
-    for part in (encoder, head):
-        part.graph.ClearField("value_info")  # both name the features there
-    onnx.save(onnx.compose.merge_models(encoder, head, [("features", "features")], outputs=outputs), target)
+    trunk = parts.extract_model(["images"], [pooled])
+    head = parts.extract_model([pooled], [name for name in outputs if name != pooled])
+    trunk = convert_float_to_float16(trunk, keep_io_types=True)
+    for part in (trunk, head):
+        part.graph.ClearField("value_info")  # both name the pooled features there
+    onnx.save(onnx.compose.merge_models(trunk, head, [(pooled, pooled)], outputs=outputs), target)
+
+
+def _pooled_features(model: Any) -> str:
+    """The name of the tensor that is projected to features; the features' own where there is no projection."""
+    (last,) = (node for node in model.graph.node if "features" in node.output)
+    name: str = last.input[0] if last.op_type == "Gemm" else "features"
+    return name

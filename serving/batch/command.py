@@ -38,6 +38,10 @@ def score(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the graph.")] = ScoreOptions.batch_size,
     top_k: Annotated[int, typer.Option(min=1, help="Classes in the column top_k; none if 1.")] = ScoreOptions.top_k,
     returns: Annotated[list[Returned] | None, typer.Option("--return", help="One more column; repeatable.")] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Column labels_at: labels among which this share of images has its own."),
+    ] = None,
     shard_images: Annotated[int, typer.Option(min=1, help="Images in one part, at most.")] = ScoreOptions.shard_images,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Of the cluster; one on this machine if unset.")] = None,
@@ -70,7 +74,7 @@ def score(
 
     raise_interrupted()
     options = ScoreOptions(
-        runtime, device, precision, batch_size, shard_images, top_k, tuple(sorted(set(returns or ())))
+        runtime, device, precision, batch_size, shard_images, top_k, tuple(sorted(set(returns or ()))), coverage
     )
     chosen: Engine
     if engine == "ray":

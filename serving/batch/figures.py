@@ -9,6 +9,8 @@ import numpy as np
 
 from serving.bundle import Bundle
 from serving.errors import ServingError
+from serving.judgement import ATYPICAL_BELOW
+from serving.predictor import Predictor
 from serving.runtimes import Outputs
 
 Stage = Literal["read", "decode", "infer", "write"]
@@ -23,7 +25,9 @@ class Figures:
         errors: how many got each error, by its code.
         assigned: images of each class and component, (C, K) as lists.
         log_density: the sum of it in nats; None for a bundle without densities.
-        atypical: images less dense than all but one in a hundred of the bundle's test images; None likewise.
+        typicality: the sum of it; None for a bundle without held-out images.
+        atypical: images less typical than all but one in a hundred of the held-out images, or, without those, less
+            dense than as many of the test images; None if neither is known.
         batches: calls of the graph.
         full: how many of them had as many images as they may.
         seconds: of each stage; they add up to the time that the workers took.
@@ -33,6 +37,7 @@ class Figures:
     errors: dict[str, int] = field(default_factory=dict)
     assigned: list[list[int]] = field(default_factory=list)
     log_density: float | None = None
+    typicality: float | None = None
     atypical: int | None = None
     batches: int = 0
     full: int = 0
@@ -42,12 +47,13 @@ class Figures:
     def of(cls, bundle: Bundle) -> Self:
         """Nothing yet, for a bundle's classes and components."""
         manifest = bundle.manifest
-        dense = "log_density" in manifest.outputs
+        dense, judged = "log_density" in manifest.outputs, manifest.held_out is not None
         components = manifest.head.components
         return cls(
             assigned=[[0] * components for _ in manifest.labels],
             log_density=0.0 if dense else None,
-            atypical=0 if dense and manifest.atypical_below is not None else None,
+            typicality=0.0 if judged else None,
+            atypical=0 if judged or (dense and manifest.atypical_below is not None) else None,
         )
 
     @property
@@ -55,8 +61,8 @@ class Figures:
         """How many images got an error instead of an answer."""
         return sum(self.errors.values())
 
-    def count(self, found: Sequence[int | ServingError], outputs: Outputs | None, bundle: Bundle) -> None:
-        """Add some images: for each its place in the outputs, or its error."""
+    def count(self, found: Sequence[int | ServingError], outputs: Outputs | None, predictor: Predictor) -> None:
+        """Add some images: for each its place in the outputs of the predictor, or its error."""
         self.images += len(found)
         for error in found:
             if isinstance(error, ServingError):
@@ -73,8 +79,12 @@ class Figures:
         self.assigned = assigned.tolist()
         if self.log_density is not None:
             self.log_density += float(outputs["log_density"].astype(np.float64).sum())
-        if self.atypical is not None:
-            self.atypical += int((outputs["log_density"] < bundle.manifest.atypical_below).sum())
+        if predictor.held_out is not None:
+            typicality = predictor.held_out.typicality(outputs["typicality_score"])
+            self.typicality = (self.typicality or 0) + float(typicality.sum())
+            self.atypical = (self.atypical or 0) + int((typicality < ATYPICAL_BELOW).sum())
+        elif self.atypical is not None:
+            self.atypical += int((outputs["log_density"] < predictor.bundle.manifest.atypical_below).sum())
 
 
 def total(parts: Iterable[Figures]) -> Figures:
@@ -91,6 +101,8 @@ def total(parts: Iterable[Figures]) -> Figures:
         whole.assigned = (np.array(part.assigned) + np.array(whole.assigned or 0)).tolist()
         if part.log_density is not None:
             whole.log_density = (whole.log_density or 0) + part.log_density
+        if part.typicality is not None:
+            whole.typicality = (whole.typicality or 0) + part.typicality
         if part.atypical is not None:
             whole.atypical = (whole.atypical or 0) + part.atypical
     return whole

@@ -58,9 +58,10 @@ class Job:
     def identity(self, bundle: Bundle) -> dict[str, Any]:
         """What the job is, but for its images, as plain JSON values."""
         manifest = bundle.manifest
+        names = {"component_names": manifest.component_names} if manifest.component_names else {}  # not in the digest
         return {
             "source": self.source.description,
-            "bundle": {"name": manifest.name, "version": manifest.version, "digest": bundle.digest},
+            "bundle": {"name": manifest.name, "version": manifest.version, "digest": bundle.digest, **names},
             "options": json.loads(json.dumps(asdict(self.options))),
         }
 

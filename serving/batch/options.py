@@ -32,6 +32,7 @@ class ScoreOptions:
         shard_images: images in one part, at most.
         top_k: classes in the column `top_k`, which is there if they are more than one.
         returns: more columns.
+        coverage: the share of images whose right label is to be in the column `labels_at`; without one there is none.
         format: of the parts.
     """
 
@@ -42,4 +43,5 @@ class ScoreOptions:
     shard_images: int = 1024
     top_k: int = 1
     returns: tuple[Returned, ...] = ()
+    coverage: float | None = None
     format: Format = "parquet"

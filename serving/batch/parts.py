@@ -70,8 +70,7 @@ class PartWorker:
         self._job = job
         self._max_bytes = predictor.limits.max_bytes
         self._schema = schema_of(job, bundle, job.identity(bundle))
-        table = Table(bundle, options.top_k, options.returns)
-        self._scorer = Scorer(predictor, table, options.batch_size, decoders)
+        self._scorer = Scorer(predictor, Table(bundle, options), options.batch_size, decoders)
 
     def score(self, number: int, shard: Shard, tell: Tell) -> Done:
         """Write part `number`.
@@ -108,7 +107,7 @@ def schema_of(job: Job, bundle: Bundle, said: dict[str, Any]) -> pa.Schema:
         "labels": json.dumps(bundle.manifest.labels),
         "job": json.dumps(said),
     }
-    return Table(bundle, job.options.top_k, job.options.returns).schema.with_metadata(about)
+    return Table(bundle, job.options).schema.with_metadata(about)
 
 
 def _as_parquet(rows: pa.Table) -> bytes:

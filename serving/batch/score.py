@@ -73,6 +73,7 @@ class Summary:
             "classes": {label: sum(each) for label, each in counts.items()},
             "components": counts,
             "mean_log_density": _mean(figures.log_density, answered),
+            "mean_typicality": _mean(figures.typicality, answered),
             "atypical_share": _mean(figures.atypical, answered),
             "stage_shares": shares,
             "slowest_stage": max(shares, key=shares.__getitem__, default=None),
@@ -118,7 +119,7 @@ def score(
     found, output = Bundle.load(bundle), Output.at(out, form)
     options = replace(options, format=output.format)
     _require_apart(source, output)
-    Table(found, options.top_k, options.returns)  # refuses what the bundle does not answer
+    Table(found, options)  # refuses what the bundle does not answer
     job = Job(source, str(Path(bundle).absolute()), options, output.parts)
     if again:
         output.clear()

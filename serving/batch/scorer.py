@@ -115,7 +115,7 @@ class Scorer:
 
     def _rows(self, pending: _Pending, figures: Figures, laps: Laps) -> pa.RecordBatch:
         outputs = pending.together()
-        figures.count(pending.found, outputs, self._predictor.bundle)
+        figures.count(pending.found, outputs, self._predictor)
         rows = self._table.rows(pending.keys, pending.found, outputs)
         laps.lap("write")
         return rows

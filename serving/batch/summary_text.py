@@ -1,5 +1,7 @@
 """The summary of a job for people."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -19,15 +21,24 @@ def print_summary(summary: Summary, *, quiet: bool) -> None:
         console.print(f"  {code}: {count:,}", markup=False)
     if told["classes"]:
         console.print(_classes(told))
-    if told["mean_log_density"] is not None:
-        console.print(f"mean log-density {told['mean_log_density']:.2f} nats", end="")
-        atypical = told["atypical_share"]
-        if atypical is not None:
-            console.print(f"; {atypical:.1%} less dense than all but 1 % of the bundle's test images", end="")
-        console.print()
+    if density := _density(told):
+        console.print(density, markup=False)
     if told["slowest_stage"]:
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in told["stage_shares"].items())
         console.print(f"time of the workers: {shares}", markup=False)
+
+
+def _density(told: dict[str, Any]) -> str:
+    """How dense the images are and how typical, as far as the bundle can tell."""
+    words, atypical = [], told["atypical_share"]
+    if told["mean_log_density"] is not None:
+        words.append(f"mean log-density {told['mean_log_density']:.2f} nats")
+    if told["mean_typicality"] is not None:
+        words.append(f"mean typicality {told['mean_typicality']:.2f}, of images like the held-out ones 0.5")
+        words.append(f"{atypical:.1%} less typical than all but 1 % of them")
+    elif atypical is not None:
+        words.append(f"{atypical:.1%} less dense than all but 1 % of the bundle's test images")
+    return "; ".join(words)
 
 
 def _classes(told: dict[str, dict[str, list[int]]]) -> Table:

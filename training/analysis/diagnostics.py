@@ -16,7 +16,7 @@ from training.calibration_error import ECE_BINS, confidences, equal_mass_bins, e
 from training.evaluate import measure, nll_of_images
 from training.intervals import Interval, accuracy_interval, ece_interval, nll_interval
 
-CALIBRATED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass")
+CALIBRATED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass", "aurc", "e_aurc")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def calibration_figures(evidence: Evidence) -> dict[str, Any]:
 
     Returns:
         temperature; why and held_out, how it was come by (see `Classifier.calibration`); before and after, each with
-        the metrics of `evaluate.measure` (images, accuracy, nll, brier and both ECEs), intervals (see `intervals_of`)
-        and reliability (see `reliability`).
+        the metrics of `evaluate.measure` (images, accuracy, nll, brier, both ECEs, AURC and E-AURC), intervals (see
+        `intervals_of`) and reliability (see `reliability`).
     """
     test, classifier = evidence.test, evidence.classifier
     raw = torch.from_numpy(log_joints_of_features(classifier, test.features)).log_softmax(1)

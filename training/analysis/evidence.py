@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from serving.bundle import InputSpec
+from serving.held_out import HeldOut
 from serving.runtimes import Outputs
 from training.classifier import Classifier
 from training.data import Dataset, Sources
@@ -36,7 +37,7 @@ class Answers:
     Attributes:
         images: uint8 (N, channels, H, W), or files that become this.
         labels: (N,).
-        outputs: as `evaluate.run_graph` gives them.
+        outputs: as `evaluate.run_graph` gives them, the pooled features too.
     """
 
     images: Images
@@ -47,6 +48,11 @@ class Answers:
     def features(self) -> FloatArray:
         """What the head sees, (N, D)."""
         return self.outputs["features"].astype(np.float64)
+
+    @property
+    def pooled(self) -> FloatArray:
+        """What the trunk makes of them, before any projection, (N, P)."""
+        return self.outputs["pooled"].astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Evidence:
         dataset: all images.
         train: a sample of the training split, or all of it.
         test: the test split.
+        held_out: what held-out images were answered; None if there are none.
     """
 
     run: Run
@@ -66,6 +73,7 @@ class Evidence:
     dataset: Dataset
     train: Answers
     test: Answers
+    held_out: HeldOut | None = None
 
 
 def gather(run: Run, sources: Sources, device: torch.device, sample: int = SAMPLE) -> Evidence:
@@ -104,7 +112,7 @@ def answers_of(
     classifier: Classifier, images: Images, labels: Tensor, spec: InputSpec, device: torch.device
 ) -> Answers:
     """A network's outputs for images, made into what it takes (`spec`) and computed on `device`; it ends on the CPU."""
-    outputs = run_graph(quickly(classifier, device), images, spec)
+    outputs = run_graph(quickly(classifier, device, pooled=True), images, spec)
     classifier.cpu()
     return Answers(images, labels.numpy(), outputs)
 

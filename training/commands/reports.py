@@ -42,11 +42,11 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Explain a run on one HTML page: its errors, calibration, features and components, and how it meets strangers.
+    """Explain a run on one HTML page: its errors, calibration, features, components, and when it should not decide.
 
-    The page index.html needs no other file; beside it lie its pictures and report.json, all figures for programs. A
-    network that knows MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100 is also shown a data set that it does not know, which
-    is downloaded into --data-root if it is not there. On two cores it takes a minute or two.
+    The page index.html needs no other file; beside it lie its pictures and report.json, all figures for programs. The
+    network is shown drawn images too, and, if it knows MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, others of these
+    data sets, which are downloaded into --data-root if they are not there. On two cores it takes some minutes.
 
     Example: python -m training report runs/digits-mda/demo --no-images --out docs/digits-mda
     """

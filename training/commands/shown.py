@@ -28,12 +28,14 @@ def show_metrics(
     if as_json:
         print(json.dumps(metrics))
         return
-    table = Table("split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "mean log-density", box=None)
+    table = Table(
+        "split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "AURC", "mean log-density", box=None
+    )
     density = metrics.get("log_density")
     table.add_row(
         metrics["split"], f"{metrics['images']:,}", f"{metrics['accuracy']:.2%}", f"{metrics['nll']:.4f}",
         f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}",
-        "" if density is None else f"{density:.2f}",
+        f"{metrics['aurc']:.4f}", "" if density is None else f"{density:.2f}",
     )  # fmt: skip
     console.print(table)
     if occupancy := metrics.get("occupancy"):

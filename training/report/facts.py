@@ -17,7 +17,7 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
     """
     run, head = evidence.run, evidence.classifier.head
     description, epochs = run.description(), run.epochs()
-    generative = isinstance(head, DiscriminantHead)
+    gaussians = head.gaussians if isinstance(head, DiscriminantHead) else None
     return {
         "recipe": run.name,
         "id": run.path.name,
@@ -27,7 +27,8 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
         "classes": list(evidence.dataset.classes),
         "encoder": evidence.classifier.architecture.encoder.kind,
         "head": evidence.classifier.architecture.head.kind,
-        "covariance": evidence.classifier.architecture.head.covariance if generative else None,
+        "covariance": gaussians and gaussians.covariance,
+        "one_covariance": gaussians is not None and gaussians.shared,
         "dim": head.dim,
         "components": head.components,
         "parameters": sum(p.numel() for p in evidence.classifier.parameters()),
@@ -45,7 +46,8 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
 def facts_in_words(run: dict[str, Any], log_density: float | None) -> list[list[str]]:
     """Rows of a table of `run_facts` and the mean log-density of test images in nats, if there is one."""
     splits = ", ".join(f"{name} {count:,}" for name, count in run["splits"].items())
-    covariance = f", {run['covariance']} covariance" if run["covariance"] else ""
+    one = "one " if run["one_covariance"] else ""
+    covariance = f", {one}{run['covariance']} covariance" if run["covariance"] else ""
     of_class = f", {run['components']} components a class" if run["components"] > 1 else ""
     rows = [
         ["recipe", run["recipe"]],

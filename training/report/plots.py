@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from training.analysis.ood import SCORE_NAMES
+from training.analysis.familiarity import SCORE_NAMES
 from training.figures import COLOURS, INK, new_figure, plain
 
 PALETTE = (*COLOURS, "#000000", "#F0E442")
@@ -152,20 +152,28 @@ def calibration(figures: dict[str, Any]) -> Figure:
 
 
 def ood_bars(figures: dict[str, Any]) -> Figure:
-    """AUROC and FPR at 95 % TPR per score, as `ood.ood_of` gives them."""
-    scores = figures["scores"]
-    figure, axes = figure_of(7.4, 1.0 + 0.45 * len(scores), 2)
+    """Mean AUROC and FPR at 95 % TPR of near and of far strangers per score, as `ood.ood_of` gives them."""
+    means = figures["means"]
+    scores = list(next(iter(means.values())))
+    figure, axes = figure_of(7.4, 1.2 + (0.2 + 0.27 * len(means)) * len(scores), 2)
     titles = {"auroc": "AUROC (higher is better)", "fpr_at_95_tpr": "FPR at 95 % TPR (lower is better)"}
-    for ax, (key, title), colour in zip(axes, titles.items(), PALETTE, strict=False):
-        bars = ax.barh([SCORE_NAMES[name] for name in scores], [s[key] for s in scores.values()], 0.6, color=colour)
-        ax.bar_label(bars, fmt="{:.1%}", fontsize=8, padding=3)
+    height = 0.8 / len(means)
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        for place, (kind, colour) in enumerate(zip(means, PALETTE, strict=False)):
+            at = np.arange(len(scores)) + height * (place - (len(means) - 1) / 2)
+            values = [means[kind][name][key] for name in scores]
+            label = f"{kind} strangers" if ax is axes[0] else None
+            bars = ax.barh(at, values, 0.9 * height, color=colour, label=label)
+            ax.bar_label(bars, fmt="{:.1%}", fontsize=8, padding=3)
         ax.set(xlim=(0, 1.22), xticks=[0, 0.25, 0.5, 0.75, 1])
+        ax.set_yticks(range(len(scores)), [SCORE_NAMES[name] for name in scores])
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.set_title(title, fontsize=10)
     axes[0].axvline(0.5, color=INK, linestyle=":", linewidth=1)  # chance
     axes[1].tick_params(labelleft=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 

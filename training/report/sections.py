@@ -7,14 +7,15 @@ import numpy as np
 
 from training.analysis.evidence import Evidence
 from training.analysis.linear import pixel_templates
-from training.analysis.ood import SCORE_NAMES
 from training.calibration_error import TRADE, trades_ece_for_nll
 from training.recipe import dump_recipe
 from training.report import feature_plots, image_plots, plots
+from training.report.abstention_section import abstention_section
 from training.report.components_section import SEVERAL, components_section
 from training.report.facts import facts_in_words
 from training.report.galleries import close_classes, confused_images
 from training.report.page import Picture, Section, Table
+from training.report.strangers_section import strangers_section
 
 SHOWN = 10  # classes in colour in the feature plane
 COMPONENTS_SHOWN = 30  # there
@@ -39,6 +40,7 @@ def sections_of(evidence: Evidence, figures: Figures, *, images: bool) -> list[S
         features_section(evidence, figures, images=images),
         components_section(evidence, figures, images=images),
         templates_section(evidence),
+        abstention_section(figures["abstention"], evidence.dataset.classes),
         strangers_section(figures["ood"]),
         Section("recipe", "Recipe", ["The resolved recipe, defaults included."], code=dump_recipe(evidence.run.recipe)),
     ]
@@ -152,31 +154,6 @@ def templates_section(evidence: Evidence) -> Section | None:
     picture = Picture("templates", caption, f"Weights in the pixels for {len(classes)} classes.", figure, wide=True)
     text = "The network is linear from pixels to logits, so that its weights can be seen as one template a class."
     return Section("templates", "What it looks for", [text], pictures=[picture])
-
-
-def strangers_section(ood: Figures) -> Section:
-    """Out-of-distribution scores, or why there are none."""
-    title = "Telling strangers"
-    if "missing" in ood:
-        return Section("strangers", title, [f"Not measured: {ood['missing']}."])
-    text = [
-        f"The network has learned {ood['known']}; its {ood['known_images']:,} test images are mixed with "
-        f"{ood['stranger_images']:,} of {ood['strangers']}. AUROC is the probability that a familiar image scores "
-        "above a strange one; FPR at 95 % TPR the share of strangers accepted where 95 % of the familiar images are.",
-        *(f"No {SCORE_NAMES[name]}: {reason}." for name, reason in ood["omitted"].items()),
-    ]
-    rows = [
-        [
-            SCORE_NAMES[name],
-            f"{score['auroc']:.2%} [{_percents(score['auroc_interval'])}]",
-            f"{score['fpr_at_95_tpr']:.2%}",
-        ]
-        for name, score in ood["scores"].items()
-    ]
-    table = Table("Scores of familiarity", ["score", "AUROC", "FPR at 95 % TPR"], rows)
-    alt = "; ".join(f"{row[0]}: AUROC {row[1]}, FPR {row[2]}" for row in rows)
-    picture = Picture("strangers", "How well each score tells strangers.", alt, plots.ood_bars(ood), wide=True)
-    return Section("strangers", title, text, [table], [picture])
 
 
 def _metrics_row(name: str, metrics: Figures) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from serving.bundle import staged
+from training.analysis.abstention import abstention_figures
 from training.analysis.components import component_figures
 from training.analysis.diagnostics import (
     calibration_figures,
@@ -23,7 +24,7 @@ from training.analysis.diagnostics import (
 from training.analysis.evidence import SAMPLE, Evidence, gather
 from training.analysis.ood import ood_of
 from training.component_names import names_for_run
-from training.data import DataError, Sources
+from training.data import Sources
 from training.progress import say
 from training.report.facts import run_facts
 from training.report.page import PAGE, write_page
@@ -48,7 +49,7 @@ def write_report(
 
     Args:
         run: which.
-        sources: where its images are, and those of the data set that is strange to it.
+        sources: where its images are, and those of the data sets that are strange to it.
         out: the folder to write; <run>/report if left out. A report that is there is replaced.
         images: whether to show images of the data set; without them the page may be published.
         device: where the network runs; the CPU if left out.
@@ -60,7 +61,7 @@ def write_report(
 
     Raises:
         RunError: if the run is not finished or the images are not those that it was trained on.
-        DataError: if its images are not there. Missing strangers are no error; the page says why they are missing.
+        DataError: if its images are not there. Missing strangers are no error; the page says which are missing.
         ValueError: if `out` is something else than a report, or a name is not of a component.
     """
     out = out or run.path / "report"
@@ -84,7 +85,7 @@ def report_figures(evidence: Evidence, sources: Sources, device: torch.device) -
     Returns:
         run (see `run_facts`); log_density, the mean on the test split in nats, None without a density; calibration;
         confusion (C, C), confused_pairs and class_accuracy on the test split; class_distances in the features of
-        training images; components, None for one a class; ood, or {"missing": why}.
+        training images; abstention (see `abstention_figures`); components, None for one a class; ood (see `ood_of`).
     """
     test, classes = evidence.test, len(evidence.dataset.classes)
     counts = confusion_counts(test.outputs["posterior"].argmax(1), test.labels, classes)
@@ -98,14 +99,12 @@ def report_figures(evidence: Evidence, sources: Sources, device: torch.device) -
         "confused_pairs": confused_pairs(counts, MOST_PAIRS),
         "class_accuracy": class_accuracy(counts),
         "class_distances": class_distances(evidence.train.features, evidence.train.labels, classes),
+        "abstention": abstention_figures(evidence),
     }
     say("components: occupancy, repeatability, stability and BIC")
     figures["components"] = component_figures(evidence)
     say("strangers")
-    try:
-        figures["ood"] = ood_of(evidence, sources, device)
-    except DataError as exc:
-        figures["ood"] = {"missing": str(exc)}
+    figures["ood"] = ood_of(evidence, sources, device)
     return figures
 
 

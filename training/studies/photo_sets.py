@@ -16,13 +16,12 @@ from serving.bundle import InputSpec
 from training.data import DataError, Dataset, Sources, as_served
 from training.datasets import load_dataset
 from training.features import FeatureCache, as_images, features_of, open_features
+from training.folders import OWN_SPLITS, list_folder
 from training.image_files import in_memory
 from training.images import Labelled
 from training.recipe import DataSpec, Recipe
 from training.studies.study import Setting
 from training.train import backbone_alone
-
-PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,17 @@ def photos_in(setting: Setting, recipe: Recipe, small: Recipe) -> PhotoSet:
     """The folder's train and test.
 
     Raises:
-        DataError: if none is named, it has no train and test, or these have other classes.
+        DataError: if none is named, or it has no train and test, each with the same class folders.
     """
-    folder = setting.data
-    if folder is None:
-        raise DataError("the study photographs must be given a folder with train and test in it by --data, got none")
-    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
+    listing = list_folder(setting.data)
+    if not listing.test:
         raise DataError(
-            f"--data must be a folder with train and test, each of class folders, got {folder} without "
-            f"{' and '.join(missing)}"
+            f"--data must be a folder with train and test, each of class folders, got {listing.folder}, which has "
+            "class folders alone: move some images of each class to test"
         )
-    train, test = (_load(recipe.data, folder / part, setting.cache) for part in PARTS)
-    if train.classes != test.classes:
-        got = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(f"train and test of {folder} must have the same classes, got only one of them with {got}")
-    small_train, small_test = (_load(small.data, folder / part, setting.cache) for part in PARTS)
+    folder = listing.folder
+    train, test = (_load(recipe.data, folder / part, setting.cache) for part in OWN_SPLITS)
+    small_train, small_test = (_load(small.data, folder / part, setting.cache) for part in OWN_SPLITS)
     return PhotoSet(folder.resolve().name, train, test, small_train, small_test)
 
 

@@ -29,11 +29,11 @@ class Images:
 
     sources: Sources
     device: torch.device
-    _prepared: dict[tuple[DataSpec, int], Prepared] = field(default_factory=dict)
+    _prepared: dict[tuple[DataSpec, float, int], Prepared] = field(default_factory=dict)
 
     def of(self, recipe: Recipe) -> Prepared:
         """The images of a recipe."""
-        key = (recipe.data, recipe.seed)
+        key = (recipe.data, recipe.held_out_share, recipe.seed)
         if key not in self._prepared:
             self._prepared.clear()
             self._prepared[key] = self._prepare(recipe)

@@ -14,6 +14,7 @@ from serving.batch.summary.origin import origin_of
 from serving.batch.summary.table import Table, TableError
 from serving.batch.summary.tally import CONFIDENCE_BINS, DOUBTFUL, Listed, Tally
 from serving.bundle import Bundle, Manifest
+from serving.judgement import ATYPICAL_BELOW
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,21 @@ class Density:
 
 
 @dataclass(frozen=True)
+class AmongHeldOut:
+    """How typical the images are among the held-out ones.
+
+    Attributes:
+        tenths: share of images in each tenth of the typicality, from the least; all are equal if nothing has changed.
+        atypical: share of images below `expected`.
+        expected: that share on images like the held-out ones, at most.
+    """
+
+    tenths: list[float]
+    atypical: float
+    expected: float
+
+
+@dataclass(frozen=True)
 class Figures:
     """All of a table.
 
@@ -95,6 +111,7 @@ class Figures:
         errors: the others, the most frequent code first.
         classes: in the bundle's order.
         confidence: None if no image has an answer.
+        typicality: None likewise, and if the table has none.
         density: None if there is none, or no image has an answer.
         occupancy: of each class; None if classes have one component, the bundle does not say how they were on the test
             split, or no image has an answer.
@@ -116,6 +133,7 @@ class Figures:
     errors: list[ErrorFigures]
     classes: list[ClassFigures]
     confidence: Confidence | None
+    typicality: AmongHeldOut | None
     density: Density | None
     occupancy: list[ClassOccupancy] | None
     least_typical: list[Listed]
@@ -152,6 +170,7 @@ def _figures(table: Table, bundle: Bundle, tally: Tally, model: tuple[str, int])
         errors=[ErrorFigures(code, count, tally.messages[code]) for code, count in tally.errors.most_common()],
         classes=_classes(tally, answered),
         confidence=_confidence(tally, answered) if answered else None,
+        typicality=_among_held_out(tally),
         density=_density(tally, bundle.manifest),
         occupancy=_occupancy(tally, bundle.manifest) if answered else None,
         least_typical=tally.atypical.rows,
@@ -174,6 +193,12 @@ def _confidence(tally: Tally, answered: int) -> Confidence:
     edges = (np.arange(CONFIDENCE_BINS + 1) / CONFIDENCE_BINS).tolist()
     below = {str(bound): int(count) / answered for bound, count in zip(DOUBTFUL, tally.doubtful, strict=True)}
     return Confidence(float(tally.probability.sum()) / answered, edges, tally.confidence.tolist(), below)
+
+
+def _among_held_out(tally: Tally) -> AmongHeldOut | None:
+    if not (count := int(tally.typicality.sum())):
+        return None
+    return AmongHeldOut((tally.typicality / count).tolist(), tally.untypical / count, ATYPICAL_BELOW)
 
 
 def _density(tally: Tally, manifest: Manifest) -> Density | None:

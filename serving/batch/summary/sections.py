@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from serving.batch.summary.figures import Confidence, Figures, Typicality
+from serving.batch.summary.figures import AmongHeldOut, Confidence, Figures, Typicality
 from serving.batch.summary.images import Thumbnails
 from serving.batch.summary.occupancy import NEW, NOTABLE, TOO_FEW, ClassOccupancy
 from serving.batch.summary.page import Card, Drawing, Rows, Section
@@ -39,6 +39,7 @@ def sections_of(figures: Figures, manifest: Manifest, seen: Thumbnails) -> list[
         sections += [
             classes_section(figures),
             confidence_section(figures.confidence),
+            *([] if figures.typicality is None else [typicality_section(figures.typicality)]),
             density_section(figures, manifest),
             components_section(figures.occupancy, manifest),
         ]
@@ -119,11 +120,27 @@ def confidence_section(confidence: Confidence) -> Section:
     )
 
 
+def typicality_section(typicality: AmongHeldOut) -> Section:
+    """How typical the images are among those that were held out from the training."""
+    expected = percent(typicality.expected)
+    text = (
+        "The typicality of an image is the share of the held-out images, which the model has not learned from, that "
+        f"are no more typical. {percent(typicality.atypical)} of the images are below {typicality.expected:g} and "
+        f"called atypical; of images like the held-out ones at most {expected} are, and each tenth below holds 10 %."
+    )
+    rows: list[list[str | float]] = [
+        [f"{n / 10:g} to {(n + 1) / 10:g}", share] for n, share in enumerate(typicality.tenths)
+    ]
+    table = Rows("Share of images by typicality", ["typicality", "of these images"], rows)
+    return Section("typicality", "Typicality", [text], tables=[table])
+
+
 def density_section(figures: Figures, manifest: Manifest) -> Section:
     """How typical the images are of those that the model was tested on."""
     title, density = "Density", figures.density
     if density is None:
-        return Section("density", title, [f"{manifest.name} has no density, so it cannot say how typical an image is."])
+        rest = ", so it cannot say how typical an image is" if figures.typicality is None else ""
+        return Section("density", title, [f"{manifest.name} has no density{rest}."])
     split = "" if density.split_mean is None else f", on the test split {density.split_mean:.2f}"
     mean = f"The mean log-density is {density.mean:.2f} nats{split}."
     typicality = density.typicality

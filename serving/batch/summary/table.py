@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("probability", pa.float32()),
         ("component", pa.int32()),
         ("log_density", pa.float32()),
+        ("typicality", pa.float64()),
         ("top_k", TOP_PROBABILITY),
         ("error_code", pa.string()),
         ("error_message", pa.string()),
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
         ("bundle_digest", pa.string()),
     ]
 )
-OPTIONAL = ("top_k",)
+OPTIONAL = ("typicality", "top_k")
 
 
 class TableError(ServingError):
@@ -121,7 +122,7 @@ def _parquet_batches(file: Place) -> Iterator[Any]:
             raise TableError(f"{file} must have the columns of a table of scores, got none named {', '.join(missing)}")
         leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
         top = [leaf for leaf in leaves if leaf.startswith("top_k.") and leaf.endswith(".probability")]
-        columns = [name for name in SCHEMA.names if name not in OPTIONAL] + top
+        columns = [name for name in SCHEMA.names if name in there and name != "top_k"] + top
         for batch in parquet.iter_batches(ROWS, columns=columns):
             yield _with_schema(batch)
 

@@ -18,12 +18,14 @@ from serving.batch.summary.density import DensityTally
 from serving.batch.summary.table import TableError
 from serving.bundle import Bundle
 from serving.errors import shown
+from serving.judgement import ATYPICAL_BELOW
 
 LISTED = 24  # images of a list
 MESSAGES = 3  # different ones of an error code,
 LOOKED_AT = 100  # from its first rows of a batch
 CONFIDENCE_BINS = 50
 DOUBTFUL = (0.5, 0.9)  # probabilities below which images are counted
+TENTHS = np.arange(1, 11) / 10  # of the typicality; each holds what is above the one before
 
 Floats = NDArray[np.float64]
 
@@ -79,6 +81,8 @@ class Tally:
         doubtful: images below each of DOUBTFUL.
         density: of log-densities; None where the bundle does not say what is usual.
         log_density: sum of log-densities, in nats, and how many there are.
+        typicality: images in each of TENTHS.
+        untypical: images that are called atypical by their typicality.
         errors: rows by error code.
         messages: (key, message) of a few of them.
         atypical: the images of lowest log-density.
@@ -98,6 +102,8 @@ class Tally:
     confidence: NDArray[np.int64] = field(default_factory=lambda: np.zeros(CONFIDENCE_BINS, np.int64))
     doubtful: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(DOUBTFUL), np.int64))
     log_density: tuple[float, int] = (0.0, 0)
+    typicality: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(TENTHS), np.int64))
+    untypical: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     messages: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     atypical: Lowest = field(default_factory=Lowest)
@@ -152,6 +158,8 @@ class Tally:
         density = _numbers(batch, "log_density")
         self.atypical.add(density, batch, margins)
         self._add_density(density[~np.isnan(density)])
+        typicality = _numbers(batch, "typicality")
+        self._add_typicality(typicality[~np.isnan(typicality)])
 
     def _add_components(self, batch: Any, classes: NDArray[np.int64]) -> None:
         component = np.asarray(batch["component"].fill_null(-1), np.int64)
@@ -167,6 +175,12 @@ class Tally:
         self.log_density = (total + float(density.sum()), count + len(density))
         if self.density is not None:
             self.density.add(density)
+
+    def _add_typicality(self, typicality: Floats) -> None:
+        if len(typicality) and not 0 < typicality.min() <= typicality.max() <= 1:
+            raise TableError("typicality must be above 0 and at most 1 or null, got others: is the table damaged?")
+        self.typicality += np.bincount(np.searchsorted(TENTHS, typicality), minlength=len(TENTHS))
+        self.untypical += int(np.count_nonzero(typicality < ATYPICAL_BELOW))
 
     def _classes(self, batch: Any) -> NDArray[np.int64]:
         found = pc.index_in(batch["label"], pa.array(self.labels))

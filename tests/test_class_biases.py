@@ -1,0 +1,60 @@
+"""Biases a class: they undo what is named too often, and are left out where nothing is."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from training.class_biases import WIDTH, find_biases, fit_biases
+
+
+def judged(count: int, biases: tuple[float, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-joints that lack `biases`, with labels drawn by the posterior that has them."""
+    generator = np.random.default_rng(seed)
+    log_joints = 2 * generator.standard_normal((count, len(biases)))
+    posterior = np.exp(log_softmax(log_joints + np.array(biases), axis=1))
+    labels = [generator.choice(len(biases), p=row) for row in posterior]
+    return torch.from_numpy(log_joints), torch.tensor(labels)
+
+
+def test_biases_are_found_that_classes_lack() -> None:
+    log_joints, labels = judged(4000, (0.5, -0.5, 0.0))
+
+    found = find_biases(3 * log_joints, labels, temperature=3.0, seed=0)
+
+    assert found.helps
+    np.testing.assert_allclose(found.biases, (0.5, -0.5, 0.0), atol=0.1)
+    assert sum(found.biases) == pytest.approx(0, abs=1e-3)
+    assert found.nll_cross_fitted < found.nll_without
+
+
+def test_biases_that_are_noise_are_left_out() -> None:
+    log_joints, labels = judged(300, (0.0, 0.0, 0.0))
+
+    found = find_biases(log_joints, labels, temperature=1.0, seed=0)
+
+    assert not found.helps
+    assert found.biases == (0.0, 0.0, 0.0)
+
+
+def test_fitted_biases_are_the_likeliest_under_the_prior() -> None:
+    log_joints, labels = judged(200, (1.0, -1.0))
+    scaled, truth = log_joints.numpy(), labels.numpy()
+
+    found = fit_biases(scaled, truth)
+
+    def cost(half: np.ndarray) -> float:
+        moved = scaled + np.array([half[0], -half[0]])
+        return float(-log_softmax(moved, axis=1)[np.arange(200), truth].sum() + (half[0] / WIDTH) ** 2)
+
+    expected = minimize(cost, [0.0], method="Nelder-Mead", options={"xatol": 1e-6}).x[0]
+    np.testing.assert_allclose(found, (expected, -expected), atol=1e-4)
+
+
+def test_few_images_move_biases_little() -> None:
+    log_joints, labels = torch.zeros(3, 3), torch.tensor([0, 0, 0])
+
+    found = find_biases(log_joints, labels, temperature=1.0, seed=0)
+
+    assert max(map(abs, found.fitted)) < 0.3
