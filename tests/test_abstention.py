@@ -65,7 +65,7 @@ def test_curve_and_areas_are_of_the_test_split(evidence: Evidence) -> None:
     assert figures["at"]["1.0"] == figures["error"] == figures["curve"]["risk"][-1]
     assert figures["curve"]["coverage"][-1] == 1
     assert len(figures["curve"]["coverage"]) == len(figures["curve"]["risk"]) == 200
-    assert (figures["sets"], figures["typicality"]) == (None, None)
+    assert (figures["sets"], figures["groups"], figures["typicality"]) == (None, None, None)
 
 
 def test_sets_and_typicality_are_judged_where_images_were_held_out(evidence: Evidence) -> None:
@@ -86,6 +86,7 @@ def test_sets_and_typicality_are_judged_where_images_were_held_out(evidence: Evi
         least = max(float(coverage), 1 - figures["error"])  # the likeliest label is always there
         assert found["coverage"] == pytest.approx(least, abs=0.04)
     typicality = figures["typicality"]
+    assert figures["groups"] == 1
     assert (typicality["images"], typicality["held_out"]) == (898, 899)
     assert typicality["below"]["0.05"]["share"] == pytest.approx(0.05, abs=0.02)
     assert typicality["below"]["0.05"]["interval"][0] < typicality["below"]["0.05"]["share"]

@@ -377,9 +377,10 @@ def test_what_is_quick_answers_as_torch_does(lda: Run, sources: Sources) -> None
     classifier.temperature = 3.0
     some = images.dataset.images[:5]
 
-    made = run_graph(quickly(classifier, CPU), some, images.dataset.input)
+    made = run_graph(quickly(classifier, CPU, pooled=True), some, images.dataset.input)
 
-    expected = run_graph(eager(classifier, CPU), some, images.dataset.input)
+    expected = run_graph(eager(classifier, CPU, pooled=True), some, images.dataset.input)
+    assert made["pooled"].shape == (5, 512)
     assert list(made) == list(expected)
     for name, values in made.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=1e-3, err_msg=name)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from training_samples import FOLDER_DATA, begun, digits, small_recipe, write_dig
 
 from training.__main__ import main
 from training.analysis import ood
+from training.analysis.abstention import typicality_figures
 from training.analysis.diagnostics import reliability
 from training.analysis.evidence import gather
 from training.calibrate import FoundTemperature
@@ -27,6 +29,7 @@ from training.devices import PrecisionChoice, describe_device
 from training.digests import temperature_digest
 from training.evaluate import eager, measure, run_graph
 from training.recipe import Recipe
+from training.report.abstention_section import abstention_section
 from training.report.components_section import component_calibration
 from training.report.galleries import component_members
 from training.report.sections import calibration_section
@@ -39,6 +42,14 @@ NAMES = {"0": "<b>0", "1": "1 & one"}  # class folders
 REFIT = {"dim": 4, "components": 2, "ridge": 0.01}
 MEASURED = ("images", "accuracy", "nll", "brier", "ece", "ece_equal_mass", "aurc", "e_aurc")
 IMAGES_OF_THE_DATA = {"components.png", "confused-images.png", "close-classes.png"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_drawn() -> Iterator[None]:
+    """Drawing 200 pages of text for every report takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ood, "DRAWN_IMAGES", 20)
+        yield
 
 
 def finished(folder: Path, recipe: Recipe, sources: Sources, name: str = "small") -> Run:
@@ -140,7 +151,7 @@ def test_page_says_what_was_trained_and_how_good_it_is(page: Path, run: Run) -> 
     assert 'kind = "six-conv"' in words
     assert f"AURC {after['aurc']:.4f}, E-AURC {after['e_aurc']:.4f}." in words
     assert "No images were held out" in words
-    assert "noise (far, 200)" in words
+    assert "noise (far, 20)" in words
 
 
 def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, tmp_path: Path) -> None:
@@ -252,6 +263,39 @@ def test_section_explains_an_ece_that_rises_while_the_nll_falls(nll: float, ece:
     assert (
         any(text.startswith("The NLL falls and the ECE rises: T is fitted to the NLL") for text in section.text) == said
     )
+
+
+@pytest.mark.parametrize(
+    ("groups", "where"),
+    [
+        (1, "over all images of this kind, not over those of each class"),
+        (2, "for the images of each of 2 groups of classes that are alike"),
+        (3, "for the images of each class by itself"),
+    ],
+)
+def test_section_says_for_whom_the_coverage_holds_and_what_it_is(groups: int, where: str) -> None:
+    found = {
+        "images": 400, "coverage": 0.9125, "mean_size": 1.5,
+        "classes": {"least": 0.8, "mean": 0.91, "worst": [{"class": 2, "images": 40, "coverage": 0.8}]},
+        "sizes": [{"labels": 1, "images": 300, "coverage": 0.95}, {"labels": 6, "images": 60, "coverage": 0.75},
+                  {"labels": 7, "images": 40, "coverage": 1.0}],
+    }  # fmt: skip
+    figures = {
+        "images": 400, "error": 0.1, "aurc": 0.02, "e_aurc": 0.01, "best_aurc": 0.01,
+        "curve": {"coverage": [0.5, 1.0], "risk": [0.05, 0.1]}, "at": {"0.5": 0.05, "1.0": 0.1},
+        "sets": {"0.9": found, "0.99": None}, "groups": groups,
+        "typicality": typicality_figures(np.arange(1, 401) / 401, 400),
+    }  # fmt: skip
+
+    section = abstention_section(figures, ("a", "b", "c"))
+
+    assert f"That share holds {where}; the sets of one size may miss it." in section.text[1]
+    assert section.text[1].endswith("Too few images were held out for a coverage of 99%.")
+    assert re.search(r" 1\.00% \[[\d., ]+\] are below 1% and 5\.00% \[[\d., ]+\] are below 5%; ", section.text[2])
+    risk, sets, sizes = section.tables
+    assert risk.rows == [["error among them", "5.00%", "10.00%"]]
+    assert sets.rows == [["90%", "91.25%", "1.50", "91.00%", "80.0% (c, 40 images)"]]
+    assert sizes.rows == [["1 label", "300", "95.0%"], ["more than 5 labels", "100", "85.0%"]]
 
 
 def test_page_without_images_shows_none_of_the_data(run: Run, sources: Sources, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from statistics import mean, stdev
 from typing import Any
 
 from training.abstention_tables import abstention_table
-from training.analysis.familiarity import SCORE_NAMES
 from training.calibration_error import TRADE, trades_ece_for_nll
 from training.figure_lists import figures_lists
 from training.files import replace_text
@@ -20,6 +19,7 @@ from training.marked import explained, markdown, named
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
+from training.stranger_tables import ood_table
 
 README = Path("README.md")
 RESULTS_PAGE = Path("docs/results.md")
@@ -213,12 +213,8 @@ def responsibilities_table(results: dict[str, Any]) -> str:
         of = (row.get("components") or {}).get("calibration", {})
         if "before" in of:
             figures = (f"{of['temperature']:.3g}", f"{of['images']:,}", f"{100 * of['agreement']:.1f} %")
-            pairs = (
-                _pair(of, "nll"),
-                _pair(of, "brier"),
-                *(_percent_pair(of, key) for key in ("ece", "ece_equal_mass", "sure")),
-            )
-            rows.append((named("models", name, row), *figures, *pairs))
+            errors = (_percent_pair(of, key) for key in ("ece", "ece_equal_mass", "sure"))
+            rows.append((named("models", name, row), *figures, _pair(of, "nll"), _pair(of, "brier"), *errors))
     if not rows:
         return ""
     text = (
@@ -226,35 +222,6 @@ def responsibilities_table(results: dict[str, Any]) -> str:
         "put the image into it too: pairs of bootstrap refits, on training images that neither has seen."
     )
     return f"{text}\n\n{explained(markdown(head, rows), 'models', results)}"
-
-
-def ood_table(results: dict[str, Any]) -> str:
-    """How well each score of a network tells strangers; scores that no record has are left out."""
-    found = [
-        (named("models", name, row), strangers, scores)
-        for name, row in results.get("models", {}).items()
-        for strangers, scores in _scores_by_strangers(row.get("ood"))
-    ]
-    shown = {name: title for name, title in SCORE_NAMES.items() if any(name in scores for _, _, scores in found)}
-    rows = [
-        (name, strangers, *(_separation(scores.get(score)) for score in shown)) for name, strangers, scores in found
-    ]
-    return explained(markdown(("recipe", "strangers", *shown.values()), rows), "models", results)
-
-
-def _scores_by_strangers(of: dict[str, Any] | None) -> Iterable[tuple[str, dict[str, Any]]]:
-    """What strangers a record is of, in words, and their scores; one of before is of a single data set."""
-    if of is None:
-        return
-    if "scores" in of:
-        yield of["strangers"], of["scores"]
-        return
-    for kind, means in of["means"].items():
-        sets = {name: one["scores"] for name, one in of["sets"].items() if one["kind"] == kind}
-        if len(sets) == 1:
-            yield f"{kind}: {next(iter(sets))}", next(iter(sets.values()))
-        else:
-            yield f"{kind}: {len(sets)} sets", means
 
 
 def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -322,13 +289,6 @@ def _percent_pair(row: dict[str, Any], key: str) -> str:
     ends = row["after"].get("intervals", {}).get(key)
     interval = "" if ends is None else f" {_percents(ends)}"
     return f"{100 * row['before'][key]:.2f} → {100 * row['after'][key]:.2f} %{interval}"
-
-
-def _separation(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return ""
-    interval = f" {_percents(score['auroc_interval'])}" if "auroc_interval" in score else ""
-    return f"{100 * score['auroc']:.1f}{interval} ({100 * score['fpr_at_95_tpr']:.0f})"
 
 
 def _duration(seconds: float) -> str:

@@ -79,8 +79,8 @@ def abstention_figures(evidence: Evidence) -> dict[str, Any]:
 
     Returns:
         images; error; aurc; e_aurc; best_aurc, what is left of the former without the latter; curve, coverage and risk;
-        at, the risk at some coverages; and sets (see `set_figures`) and typicality (see `typicality_figures`), both
-        None without held-out images.
+        at, the risk at some coverages; and sets (see `set_figures`), groups, of classes within which their coverage
+        holds, and typicality (see `typicality_figures`), all None without held-out images.
     """
     outputs, labels, held_out = evidence.test.outputs, evidence.test.labels, evidence.held_out
     confidence, right = confidences(outputs["posterior"], labels)
@@ -94,10 +94,12 @@ def abstention_figures(evidence: Evidence) -> dict[str, Any]:
         "curve": _curve(risk),
         "at": {str(share): _risk_at(risk, share) for share in SHARES},
         "sets": None,
+        "groups": None,
         "typicality": None,
     }
     if held_out is not None:
         figures["sets"] = set_figures(outputs["posterior"], labels, held_out)
+        figures["groups"] = 1 + int(held_out.groups.max())
         figures["typicality"] = typicality_figures(held_out.typicality(outputs["typicality_score"]), len(held_out))
     return figures
 

@@ -38,7 +38,7 @@ def typicality_histogram(figures: dict[str, Any]) -> Figure:
     figure, (ax,) = figure_of(5.4, 3.4)
     edges = np.array(figures["edges"])
     ax.bar(edges[:-1], figures["count"], np.diff(edges), align="edge", color=PALETTE[5], edgecolor="white")
-    for key, label in (("low", None), ("high", "where 95 % of such bars end")):
+    for key, label in (("low", None), ("high", "95 % of such bars end between these lines")):
         ax.stairs(figures[key], edges, color=PALETTE[1], linewidth=1.2, baseline=None, label=label)
     ax.set(xlim=(0, 1), ylim=(0, None))
     ax.set_xlabel("typicality: share of held-out images that are no more typical", fontsize=9)

@@ -29,7 +29,7 @@ def abstention_section(figures: Figures, classes: Sequence[str]) -> Section:
     if figures["sets"] is None:
         text.append("No images were held out, so that neither its sets of labels nor its typicality can be judged.")
         return Section("abstention", "When it should not decide", text, tables, pictures)
-    text += [_on_sets(figures["sets"]), _on_typicality(figures["typicality"])]
+    text += [_on_sets(figures["sets"], figures["groups"], len(classes)), _on_typicality(figures["typicality"])]
     tables += [_sets(figures["sets"], classes), *_sizes(figures["sets"])]
     return Section(
         "abstention", "When it should not decide", text, tables, [*pictures, _p_values(figures["typicality"])]
@@ -47,11 +47,16 @@ def _curve(figures: Figures) -> Picture:
     return Picture("risk-coverage", caption, alt, risk_coverage(figures))
 
 
-def _on_sets(sets: Figures) -> str:
+def _on_sets(sets: Figures, groups: int, classes: int) -> str:
+    where = "over all images of this kind, not over those of each class"
+    if groups == classes:
+        where = "for the images of each class by itself"
+    elif groups > 1:
+        where = f"for the images of each of {groups} groups of classes that are alike"
     text = (
         "A prediction set holds every label that is possible, so many that the right one is among them for the share "
-        "of images asked for (coverage). That share holds over all images of this kind; over those of one class, or "
-        "the sets of one size, it may be missed."
+        f"of images asked for (coverage). That share holds {where}; the sets of one size may miss it. The likeliest "
+        "label is always in the set, which makes the coverage at least the accuracy."
     )
     if lost := [coverage for coverage, found in sets.items() if found is None]:
         text += f" Too few images were held out for a coverage of {' and '.join(f'{float(c):.0%}' for c in lost)}."
@@ -96,10 +101,11 @@ def _on_typicality(figures: Figures) -> str:
         f"{float(p):.0%}"
         for p, found in figures["below"].items()
     ]
+    shares = " and ".join(f"{float(p):.0%}" for p in figures["below"])
     return (
         f"The typicality of an image is the share of {figures['held_out']:,} held-out images that are no more typical. "
-        f"Of the {figures['images']:,} test images {' and '.join(below)}; for images of the kind it has learned, these "
-        "shares are the same numbers, and the bars below are as high as one another."
+        f"Of the {figures['images']:,} test images {' and '.join(below)}; of images like those that it has learned "
+        f"{shares} would be, and the bars would be of one height but for chance."
     )
 
 

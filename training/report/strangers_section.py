@@ -44,7 +44,7 @@ def _auroc_of_sets(sets: Figures) -> Table:
         cells = [_auroc(one["scores"][score]) for score in scores]
         flagged = [f"{one['flagged']:.1%}"] if is_flagged else []
         rows.append([f"{name} ({one['kind']}, {one['images']:,})", *cells, *flagged])
-    header = ["strangers", *(SCORE_NAMES[score] for score in scores), *(["flagged as atypical"] if is_flagged else [])]
+    header = ["strangers", *(SCORE_NAMES[score] for score in scores), *(["atypical"] if is_flagged else [])]
     return Table("AUROC in % [95 % interval] of each set", header, rows)
 
 
