@@ -2,6 +2,7 @@
 
     examples = read_examples(bundle)             # None if it was exported without
     examples.of(7, 2)["nearest"]                 # base64 of up to three WebP images
+    examples.add_to(answers, options, labels)    # where a request asks for them
 
 `examples.zip` holds uncompressed entries, each a WebP image of at most `Manifest.examples.side` pixels a side:
 
@@ -16,13 +17,16 @@ The file is of at most `MAX_BYTES`.
 import base64
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serving.bundle import EXAMPLES, Bundle
-from serving.errors import BundleError
+from serving.errors import BadParameter, BundleError
+from serving.parameters import Options
 
 MAX_BYTES = 8 * 1024 * 1024
+MOST_CLASSES = 2  # of an answer whose components are shown
 ENTRY = re.compile(r"(\d+)/(\d+)/(?:mean|nearest-(\d+))\.webp")
 
 Shown = dict[str, str | list[str]]
@@ -49,6 +53,23 @@ class Examples:
         if nearest := self.nearest.get((label, component)):
             shown["nearest"] = [_text(one) for one in nearest]
         return shown
+
+    def add_to(self, answers: Sequence[dict[str, Any]], options: Sequence[Options], labels: Sequence[str]) -> None:
+        """Put into the answers to images whose options ask for it the examples of the first two classes in `top_k`.
+
+        Args:
+            answers: as `respond.encode` makes them.
+            options: the client's choices for each image.
+            labels: of the model.
+        """
+        for answer, one in zip(answers, options, strict=True):
+            if "examples" in one.returns:
+                likeliest = answer["top_k"][:MOST_CLASSES]
+                answer["examples"] = [self._of_candidate(candidate, labels) for candidate in likeliest]
+
+    def _of_candidate(self, candidate: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        label, component = candidate["label"], candidate["component"]
+        return {"label": label, "component": component, **self.of(labels.index(label), component)}
 
     def longest(self) -> Shown:
         """The longest that `of` can be: by it, how long an answer can be is known before it is made."""
@@ -82,6 +103,21 @@ def read_examples(bundle: Bundle) -> Examples | None:
     except (zipfile.BadZipFile, ValueError) as exc:
         raise BundleError(f"{file} must be a zip file of thumbnails of components, got {exc}") from exc
     return Examples(means, {at: tuple(found[n] for n in sorted(found)) for at, found in nearest.items()})
+
+
+def check_examples(options: Options, examples: Examples | None, name: str) -> None:
+    """Refuse examples of a model that has none.
+
+    Args:
+        options: of a request.
+        examples: of the model's bundle.
+        name: of the model.
+
+    Raises:
+        BadParameter: which says how the model would have them.
+    """
+    if "examples" in options.returns and examples is None:
+        raise BadParameter(f"return must be without examples, as {name} has none: export it anew with --examples")
 
 
 def entry_name(label: int, component: int, number: int | None) -> str:

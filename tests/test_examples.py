@@ -2,20 +2,30 @@
 
 import base64
 import io
+import json
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 import torch
+from conftest import encoded, openapi
+from openapi_schema_validator import OAS31Validator
 from PIL import Image
 from training_samples import FOLDER_DATA, digits, small_recipe, write_digit_folder
 
 from serving import examples as serving_examples
+from serving.answer_size import AnswerSizes
 from serving.bundle import Bundle, write_manifest
-from serving.errors import BundleError
+from serving.errors import BadParameter, BundleError
 from serving.examples import Examples, read_examples
+from serving.limits import Limits
+from serving.parameters import Options
+from serving.predictor import Predictor
+from serving.request import Request
+from serving.respond import EACH
 from training import examples as training_examples
 from training.classifier import Architecture, Classifier, build_classifier
 from training.data import Dataset, Sources
@@ -177,7 +187,8 @@ def bundle(bundle_dir: Path, tmp_path: Path) -> Path:
 
 def rewrite(folder: Path, **changes: object) -> None:
     """Write a bundle's manifest anew, digests included."""
-    fields = Bundle.load(folder).manifest.model_dump(exclude={"sha256"})
+    fields = json.loads((folder / "bundle.json").read_text())
+    del fields["sha256"]
     (folder / "bundle.json").unlink()
     write_manifest(folder, **fields | changes)
 
@@ -199,6 +210,65 @@ def test_server_reads_what_was_written(bundle: Path) -> None:
     assert examples.of(1, 0) == {}
     assert examples.longest() == first
     assert Examples({}, {}).longest() == {}
+
+
+def noises(count: int = 64) -> list[bytes]:
+    """Image files of noise, from dark to bright, on whichever side."""
+    rng = np.random.default_rng(0)
+    ramps = rng.normal(size=(count, 8, 1)) * np.linspace(-1, 1, 8) + rng.normal(size=(count, 1, 8)).transpose(0, 2, 1)
+    return [encoded((128 + 60 * ramp).clip(0, 255).astype(np.uint8)) for ramp in ramps]
+
+
+def test_answers_show_the_components_of_the_two_likeliest_classes(bundle: Path) -> None:
+    files, labels = noises(), Bundle.load(bundle).manifest.labels
+    (first,) = Predictor.open(bundle).predict(files[:1])
+    assert isinstance(first, dict)
+    found = ComponentExamples(labels.index(first["label"]), first["component"], noise(8, 0), (noise(8, 1), noise(8, 2)))
+    rewrite(bundle, examples=write_examples([found], bundle / "examples.zip"))
+    predictor = Predictor.open(bundle)
+
+    answers = predictor.predict(files, Options(top_k=4, returns=frozenset({"examples"})))
+
+    examples = read_examples(Bundle.load(bundle))
+    assert examples is not None
+    for answer in answers:
+        assert isinstance(answer, dict)
+        for shown_of, one in zip(answer["examples"], answer["top_k"][:2], strict=True):
+            expected = examples.of(labels.index(one["label"]), one["component"])
+            assert shown_of == {"label": one["label"], "component": one["component"], **expected}
+    (only_one,) = predictor.predict(files[:1], Options(top_k=1, returns=frozenset({"examples"})))
+    (plain,) = predictor.predict(files[:1])
+    assert isinstance(only_one, dict)
+    assert [one.keys() for one in only_one["examples"]] == [{"label", "component", "mean", "nearest"}]
+    assert len(only_one["examples"][0]["nearest"]) == 2
+    assert isinstance(plain, dict)
+    assert "examples" not in plain
+    schema = {"$ref": "#/components/schemas/Answer", "components": openapi()["components"]}
+    OAS31Validator(schema).validate(only_one)
+
+
+def test_examples_are_refused_by_a_model_that_has_none(bundle_dir: Path) -> None:
+    with pytest.raises(
+        BadParameter, match=r"^return must be without examples, as tiny-mda has none: export it anew wi"
+    ):
+        Predictor.open(bundle_dir).predict(
+            [encoded(np.zeros((8, 8), np.uint8))], Options(returns=frozenset({"examples"}))
+        )
+
+
+def test_length_of_answers_with_examples_is_known_before(bundle: Path) -> None:
+    predictor = Predictor.open(bundle)
+    options = Options(returns=frozenset({"examples", "probabilities"}))
+    files = noises()
+    request = Request(files, options, EACH)
+
+    head, each = AnswerSizes(predictor.bundle.manifest, Limits(), predictor.examples).of(request)
+
+    _, body = EACH.respond(predictor.predict(files, options))
+    longest = max(len(orjson.dumps(answer)) for answer in body["predictions"])
+    assert len(orjson.dumps(body)) <= head + each * len(files)
+    assert each < 4 * longest
+    assert each > AnswerSizes(predictor.bundle.manifest, Limits()).of(request)[1]
 
 
 def test_file_is_held_to_its_digest(bundle: Path) -> None:
