@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import Manifest
 from serving.errors import AnswerTooLarge, ServingError
+from serving.examples import MOST_CLASSES, Examples
 from serving.judgement import FLAGS
 from serving.limits import Limits
 from serving.parameters import Accept, Options
@@ -35,12 +36,13 @@ class AnswerSizes:
     Args:
         manifest: of the model's bundle.
         limits: how many bytes the answers of one request may have.
+        examples: of the same bundle, if it has any.
     """
 
-    def __init__(self, manifest: Manifest, limits: Limits) -> None:
+    def __init__(self, manifest: Manifest, limits: Limits, examples: Examples | None = None) -> None:
         self._most = limits.max_response_bytes
         self._classes = manifest.head.classes
-        self._longest = lru_cache(KEPT)(lambda options: longest_answer(manifest, options))
+        self._longest = lru_cache(KEPT)(lambda options: longest_answer(manifest, options, examples))
         self._of_form = lru_cache(KEPT)(lambda form, options: _sizes(form, self._longest(options)))
 
     def check(self, request: Request) -> None:
@@ -84,7 +86,7 @@ def _sizes(form: Form, longest: Answer) -> tuple[int, int]:
     return max(one, ERROR_BYTES) - each, each
 
 
-def longest_answer(manifest: Manifest, options: Options) -> Answer:
+def longest_answer(manifest: Manifest, options: Options, examples: Examples | None = None) -> Answer:
     """An answer that is as long as any of a model can be, by what is asked for."""
     head = manifest.head
     shapes = {
@@ -109,6 +111,9 @@ def longest_answer(manifest: Manifest, options: Options) -> Answer:
         answer["labels_at"] = {"coverage": options.coverage, "set": [f"{label} " for label in labels]}
     if manifest.held_out is not None or options.accept is not None:
         answer["flags"] = list(FLAGS)
+    if "examples" in options.returns and examples is not None:
+        longest_example = {"label": labels[0], "component": head.components - 1, **examples.longest()}
+        answer["examples"] = [longest_example] * min(MOST_CLASSES, options.top_k)
     return answer
 
 

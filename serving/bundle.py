@@ -16,6 +16,10 @@ and, if images were held out from the training, for each of these graphs,
 
     held_out.npz, held_out.<variant>.npz   what it answered for them (serving/held_out.py)
 
+and, if it was exported with examples,
+
+    examples.zip           thumbnails of training images that show what the components are (serving/examples.py)
+
 All graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
 `Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `typicality_score` (N,),
 `features` (N, D). Not every head has responsibilities and a log-density; a server goes by the outputs, not by the kind
@@ -43,6 +47,7 @@ TORCHSCRIPT = "model.pt"
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
 HELD_OUT = "held_out.npz"
+EXAMPLES = "examples.zip"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
@@ -125,6 +130,18 @@ class HeldOutInfo(_Strict):
     by: Literal["split", "cross-fit"]
 
 
+class ExamplesInfo(_Strict):
+    """What the file of examples has of each component, beside the mean of its training images.
+
+    Attributes:
+        nearest: how many training images at most; 0 where no single image may be shown.
+        side: of the longer side of every thumbnail, in pixels, at most.
+    """
+
+    nearest: int = Field(ge=0)
+    side: int = Field(ge=1)
+
+
 class VariantCost(_Strict):
     """What a graph of another precision changes on some images. Pairs are of the float32 graph and of the variant.
 
@@ -174,6 +191,7 @@ class Manifest(_Strict):
         held_out: which images answers are compared with; None if the recipe held none out, or in a bundle of schema 1.
         priors: each class's share of the training images; None in a bundle of schema 1.
         component_names: what people call components, by label and component; those that nobody has named are missing.
+        examples: what there is to see of the components; None if there is no such file.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -189,6 +207,7 @@ class Manifest(_Strict):
     held_out: HeldOutInfo | None = None
     priors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     component_names: dict[str, dict[int, ComponentName]] = Field(default_factory=dict)
+    examples: ExamplesInfo | None = None
     metrics: dict[str, Any]
     variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
@@ -222,7 +241,9 @@ class Manifest(_Strict):
         """Names of the bundle's files, all but `bundle.json`."""
         precisions: tuple[Precision, ...] = ("float32", *self.variants)
         held_out = () if self.held_out is None else (held_out_file(precision) for precision in precisions)
-        return *REQUIRED_FILES, *(name for precision in self.variants for name in graph_files(precision)), *held_out
+        examples = () if self.examples is None else (EXAMPLES,)
+        graphs = (name for precision in self.variants for name in graph_files(precision))
+        return *REQUIRED_FILES, *graphs, *held_out, *examples
 
     @property
     def atypical_below(self) -> float | None:
@@ -334,8 +355,13 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
         manifest = Manifest(sha256=digests, **fields)
     except ValidationError as exc:
         raise BundleError(f"bundle must follow its schema, got {_problems(exc)}") from exc
-    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+    (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     return manifest
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What stands in `bundle.json`."""
+    return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 @contextmanager

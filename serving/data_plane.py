@@ -56,7 +56,7 @@ class DataPlane:
     ) -> None:
         self.predictor = predictor
         self._budget = Budget(batch_size)
-        self._sizes = AnswerSizes(predictor.bundle.manifest, predictor.limits)
+        self._sizes = AnswerSizes(predictor.bundle.manifest, predictor.limits, predictor.examples)
         self._metrics = metrics or Metrics(predictor.bundle.manifest)
         self._log = log
         self._aside = ThreadPoolExecutor(max_workers=1)  # counts and logs while the replies are on their way

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.errors import BadParameter, shown
 
-RETURNABLE = ("probabilities", "components", "features")
+RETURNABLE = ("probabilities", "components", "features", "examples")
 SUM_TOLERANCE = 1e-6  # of priors
 
 Rule = tuple[str, Callable[[float], bool]]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from serving.budget import NUMBER_S, UNLIMITED, Allowance, Pace, PaceMeter
 from serving.bundle import Bundle, Precision
 from serving.errors import BadParameter, BundleError, ServingError
+from serving.examples import check_examples, read_examples
 from serving.held_out import HeldOut
 from serving.intake import Decoded, Images, Intake
 from serving.judgement import check_options
@@ -97,7 +98,7 @@ class Predictor:
 
         Raises:
             DeviceUnavailable: if the device is not there.
-            BundleError: if the runtime cannot read the graph, or the file of the held-out images holds something else.
+            BundleError: if the runtime cannot read the graph, or a file of it holds something else.
         """
         self.bundle = bundle
         self.limits = limits
@@ -106,6 +107,7 @@ class Predictor:
         self._run = open_runtime(bundle, runtime, device, threads, precision)
         held_out = bundle.held_out(precision)
         self.held_out = None if held_out is None else HeldOut.read(held_out)
+        self.examples = read_examples(bundle)
         self._intake = Intake(bundle.manifest.input, limits, threads)
         self._meter = PaceMeter()
 
@@ -139,7 +141,10 @@ class Predictor:
 
     def encode(self, outputs: Outputs, options: Sequence[Options]) -> list[Answer]:
         """The graph's outputs for N images → N answers, each by its options."""
-        return encode(outputs, self.bundle.manifest, options, self.held_out)
+        answers = encode(outputs, self.bundle.manifest, options, self.held_out)
+        if self.examples is not None:
+            self.examples.add_to(answers, options, self.bundle.manifest.labels)
+        return answers
 
     def predict(self, images: Sequence[bytes | ServingError], options: Options = DEFAULT_OPTIONS) -> list[Result]:
         """Answer the images of one request in order; one that cannot be answered gets its error in its place.
@@ -194,6 +199,7 @@ class Predictor:
         """The images of a request, or the error of one that asks for what the model cannot tell."""
         try:
             check_options(options, self.bundle.manifest, self.held_out)
+            check_examples(options, self.examples, self.bundle.manifest.name)
         except BadParameter as error:
             return error
         return images

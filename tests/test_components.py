@@ -13,17 +13,16 @@ from sklearn.mixture import GaussianMixture
 from training_samples import digits, small_recipe
 
 from training.analysis.components import (
-    assignments,
     bic_by_components,
     component_figures,
     entropy_of,
-    of_class,
     refit_spec,
     repeatability,
     stability,
     usage,
 )
 from training.analysis.evidence import Evidence, answers_of, gather, log_joints_of_features, stratified
+from training.components import assignments, of_class
 from training.data import Sources
 from training.heads import lda_head, mda_head
 from training.refit import choose_components, fit_head

@@ -111,7 +111,7 @@ def test_moved_features_move_answers_by_no_more_than_the_bound(refitted: dict[st
     classifier = copy.deepcopy(refitted[name]).double()
     images = digits_from(2000, 16).images
     bounds = condition(classifier, images)
-    names, head = classifier.head.outputs, classifier.head.served(1.0)
+    names, head = classifier.head.outputs, classifier.head.served(1.0, 1.0)
     features = classifier.encoder(classifier.normalise(images))
     generator = torch.Generator().manual_seed(0)
 

@@ -36,6 +36,8 @@ def test_digest_is_that_of_the_values_whatever_their_order() -> None:
         ("refit.ridge=0.5", True, False, True),
         ("calibration.temperature=2.0", True, False, False),
         ("calibration.found_for=abc", False, False, False),
+        ("calibration.components=none", False, False, False),  # the default, written out
+        ("calibration.components=bootstrap", True, False, False),
     ],
 )
 def test_digest_changes_with_what_it_is_for(
@@ -101,3 +103,18 @@ def test_bundle_of_before_holds_a_temperature_that_names_no_recipe_and_loads() -
     assert recipe.calibration is not None
     assert (recipe.calibration.temperature, recipe.calibration.found_for) == (21.63, None)
     assert temperature_digest(recipe) == temperature_digest(load_recipe("mnist-mda")[1])
+
+
+def test_temperature_of_components_is_held_to_its_recipe_too(tmp_path: Path) -> None:
+    _, recipe = load_recipe("digits-mda", ["calibration.components=3.0"])
+    own = temperature_digest(recipe)
+
+    with pytest.raises(RecipeError) as refused:
+        Run.create("digits-mda", recipe, "a", tmp_path)
+
+    assert str(refused.value) == (
+        "calibration.components 3 must be found for this very recipe (calibration.found_for = "
+        f'"{own}"), got None: find it anew with --set calibration.components=bootstrap'
+    )
+    _, named = load_recipe("digits-mda", ["calibration.components=3.0", f"calibration.found_for='{own}'"])
+    assert not Run.create("digits-mda", named, "a", tmp_path).has_begun

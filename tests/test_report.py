@@ -30,6 +30,7 @@ from training.digests import temperature_digest
 from training.evaluate import eager, measure, run_graph
 from training.recipe import Recipe
 from training.report.abstention_section import abstention_section
+from training.report.components_section import component_calibration
 from training.report.galleries import component_members
 from training.report.sections import calibration_section
 from training.report.write import write_report
@@ -363,6 +364,26 @@ def test_components_without_images_are_counted_and_left_out(run: Run, sources: S
     assert "Left out: 1 components that have none." in picture.caption
     assert [name for name in names if name.startswith("1 & one")] == ["1 & one · comp. 1 · 100%"]
     assert sum("comp." in name for name in names) == 5
+
+
+def test_galleries_call_components_by_their_names(run: Run, sources: Sources) -> None:
+    picture = component_members(gather(run, sources, CPU), {"1 & one": {1: "with serifs"}, "4": {0: "open"}})
+
+    names = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert sum(name.startswith("1 & one · with serifs · ") for name in names) == 1
+    assert sum(name.startswith("4 · open · ") for name in names) == 1
+    assert sum("comp." in name for name in names) == len(names) - 4  # two captions above the groups of images
+
+
+def test_probability_of_components_is_explained_where_it_was_calibrated() -> None:
+    quality = {"nll": 0.5, "ece": 0.08, "ece_equal_mass": 0.07, "sure": 0.6}
+    calibration = {"temperature": 3.21, "why": "fitted", "before": quality, "after": quality | {"sure": 0.1}}
+
+    text = component_calibration(calibration)
+
+    assert "would put the image into it too, at T = 3.21: fitted. At T = 1 it is above 0.999 for 60%" in text
+    assert text.endswith("for 60% of these images, as served for 10%.")
+    assert component_calibration({"temperature": 2.0, "why": "named"}).endswith("at T = 2: named.")
 
 
 def test_components_are_named_where_someone_has_looked(run: Run, sources: Sources, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from serving.parameters import PARAMETERS, Accept, Options
 from serving.request import FORMS, Message, Request, read
 from serving.respond import ALONE, EACH
 
+NAMES = "probabilities, components, features, examples"
+
 IMAGE = b"\x89PNG..."
 B64 = base64.b64encode(IMAGE).decode()
 
@@ -139,9 +141,15 @@ def test_json_of_the_wrong_shape(body: bytes, message: str) -> None:
         ({"top_k": True}, "top_k must be an integer of at least 1, got True"),
         ({"top_k": 1.0}, "top_k must be an integer of at least 1, got 1.0"),
         ({"top_k": "x" * 99}, f"top_k must be an integer of at least 1, got '{'x' * 59}..."),
-        ({"return": "features"}, "return must be a list of probabilities, components, features, got 'features'"),
-        ({"return": ["logits"]}, "return must be a list of probabilities, components, features, got ['logits']"),
-        ({"return": [[]]}, "return must be a list of probabilities, components, features, got [[]]"),
+        (
+            {"return": "features"},
+            f"return must be a list of {NAMES}, got 'features'",
+        ),
+        (
+            {"return": ["logits"]},
+            f"return must be a list of {NAMES}, got ['logits']",
+        ),
+        ({"return": [[]]}, f"return must be a list of {NAMES}, got [[]]"),
         ({"coverage": 1}, "coverage must be a number above 0 and below 1, got 1"),
         ({"coverage": 0.0}, "coverage must be a number above 0 and below 1, got 0.0"),
         ({"coverage": True}, "coverage must be a number above 0 and below 1, got True"),

@@ -19,7 +19,15 @@ from training.images import load_images
 from training.recipe import load_recipe, notes_of, recipe_names
 from training.results import load_results, model_figures, record
 from training.run import Run
-from training.tables import END, START, components_table, models_table, results_page, with_table
+from training.tables import (
+    END,
+    START,
+    components_table,
+    models_table,
+    responsibilities_table,
+    results_page,
+    with_table,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = load_results(ROOT / "docs" / "results.json")
@@ -164,6 +172,28 @@ def test_components_row_of_before_shows_no_stability_and_what_its_recipe_tries()
     del row["components"]["bootstrap_adjusted_rand"], row["components"]["bic_tried"]
 
     assert components_table({"models": {"digits-mda": row}}).splitlines()[2].endswith("| 0.91 |  | ≥ 5 |")
+
+
+def test_responsibilities_are_shown_before_and_after_where_they_were_calibrated() -> None:
+    quality = {"nll": 0.5, "brier": 0.2, "ece": 0.08, "ece_equal_mass": 0.07, "sure": 0.6}
+    calibration = {
+        "temperature": 3.21, "why": "…", "images": 12_345, "agreement": 0.876,
+        "before": quality, "after": {"nll": 0.3, "brier": 0.1, "ece": 0.01, "ece_equal_mass": 0.02, "sure": 0.1},
+    }  # fmt: skip
+    report = REPORT | {"components": COMPONENTS | {"calibration": calibration}}
+    row = model_figures(report, load_recipe("digits-mda")[1], recipe_epochs=25)
+
+    table = responsibilities_table({"models": {"digits-mda": row}}).splitlines()
+
+    assert table[-1] == (
+        "| `digits-mda` | 3.21 | 12,345 | 87.6 % | 0.5000 → 0.3000 | 0.2000 → 0.1000 | 8.00 → 1.00 % | 7.00 → 2.00 % | "
+        "60.00 → 10.00 % |"
+    )
+    assert "\n".join(table) in results_page({"models": {"digits-mda": row}})
+    named = REPORT | {"components": COMPONENTS | {"calibration": {"temperature": 2.0, "why": "named by the recipe"}}}
+    for other in (named, REPORT | {"components": COMPONENTS}, REPORT):
+        row = model_figures(other, load_recipe("digits-mda")[1], recipe_epochs=25)
+        assert responsibilities_table({"models": {"digits-mda": row}}) == ""
 
 
 def test_published_figure_of_something_else_is_marked_and_explained() -> None:

@@ -23,7 +23,19 @@ from training.recipe import dump_recipe, recipe_names
 from training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("recipes", "train", "evaluate", "export", "samples", "report", "thresholds", "sweep", "study", "benchmark")
+COMMANDS = (
+    "recipes",
+    "train",
+    "evaluate",
+    "export",
+    "samples",
+    "name",
+    "report",
+    "thresholds",
+    "sweep",
+    "study",
+    "benchmark",
+)
 
 
 class Answer(NamedTuple):
@@ -409,6 +421,102 @@ def test_export_shows_the_metrics_and_the_next_command(cli: Cli, finished: Path,
     assert_one_line(
         cli("export", finished, "--name", "digits", "--version", 4, "--model-store", "store"),
         "store/digits/4 must not exist yet, got a bundle that is there: choose another version or replace it",
+    )
+
+
+# Names of components
+
+
+@pytest.fixture
+def to_name(work: Path, exported: Path) -> Path:
+    """A copy of the exported bundle, relative to `work`, whose components have no names."""
+    folder = Path("store/to-name/1")
+    shutil.rmtree(work / folder, ignore_errors=True)
+    shutil.copytree(work / exported, work / folder)
+    return folder
+
+
+def test_components_are_shown_with_their_shares_and_where_to_see_them(cli: Cli, to_name: Path, work: Path) -> None:
+    answer = cli("name", to_name)
+
+    occupancy = Bundle.load(work / to_name).manifest.metrics["occupancy"]
+    lines = answer.out.splitlines()
+    assert answer.code == 0
+    for label, shares in zip("014", occupancy, strict=True):
+        assert [label, *(f"{share:.1%}" for share in shares)] in [line.split() for line in lines]
+    assert f"see images of each component with  python -m training report RUN, of the run that {to_name} is of" in lines
+    assert lines[-1].startswith(f"name one with  python -m training name {to_name} '0' 0 \"what they show\", all of")
+    (work / to_name / "report").mkdir()
+    for file in ("index.html", "components.png"):
+        (work / to_name / "report" / file).touch()
+    assert f"images of each component: {to_name}/report/index.html" in cli("name", to_name).out.splitlines()
+
+
+def test_one_component_is_named_and_its_name_taken_away(cli: Cli, to_name: Path, work: Path) -> None:
+    named = cli("name", to_name, "4", 1, "with a [b]bar[/b]")
+
+    assert named.code == 0
+    assert "with a [b]bar[/b]" in named.out
+    assert named.out.endswith(f"named; servers get it with  python -m serving package {to_name}\n")
+    assert Bundle.load(work / to_name).manifest.component_names == {"4": {1: "with a [b]bar[/b]"}}
+    assert "with a [b]bar[/b]" in cli("evaluate", to_name, "--data", "some-digits").out
+    assert cli("name", to_name, "4", 1, "").code == 0
+    assert Bundle.load(work / to_name).manifest.component_names == {}
+
+
+def test_file_that_was_written_is_filled_in_and_read(cli: Cli, to_name: Path, work: Path) -> None:
+    written = cli("name", to_name, "--write", "names.toml")
+    assert written.out == (
+        f"written: names.toml; fill it in, then  python -m training name {to_name} --names names.toml\n"
+    )
+    text = (work / "names.toml").read_text().replace('# 1 = ""', '1 = "second"')
+    (work / "names.toml").write_text(text)
+
+    answer = cli("name", to_name, "--names", "names.toml")
+
+    assert answer.code == 0
+    assert Bundle.load(work / to_name).manifest.component_names == {label: {1: "second"} for label in "014"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["4"], r'one name must be given as LABEL COMPONENT NAME, such as 7 2 "crossed", got 4 alone'),
+        (["4", "2", "x"], r"component_names must name components below 2, got 2 of 4"),
+        (["5", "0", "x"], r"component_names must name classes of store/to-name/1, 0, 1, 4, got '5'"),
+        (
+            ["4", "0", "x", "--names", "n.toml"],
+            r"--names must come without LABEL, COMPONENT and NAME, got both n.toml .*",
+        ),
+    ],
+)
+def test_wrong_names_are_refused(arguments: list[str], message: str, cli: Cli, to_name: Path) -> None:
+    assert_one_line(cli("name", to_name, *arguments), message)
+
+
+def test_export_takes_names_and_does_not_lose_them(cli: Cli, finished: Path, work: Path) -> None:
+    (work / "few.toml").write_text('[4]\n0 = "open"\n')
+    export = ["export", finished, "--name", "named", "--replace"]
+
+    named = cli(*export, "--names", "few.toml")
+    lost = cli(*export)
+    kept = cli(*export, "--names", "model_store/named/1", "--examples", "means")
+
+    manifest = Bundle.load(work / "model_store/named/1").manifest
+    assert named.code == kept.code == 0
+    assert re.search(r"^ *4 +[\d.]+% open", named.out, re.MULTILINE)
+    assert_one_line(
+        lost,
+        r"--names must be given in the place of the 1 names of components that model_store/named/1 has, got none: "
+        r"a TOML file, which may be empty, or model_store/named/1 itself if it is of the same run",
+    )
+    assert manifest.component_names == {"4": {0: "open"}}
+    assert manifest.examples is not None
+    assert manifest.examples.nearest == 0
+    assert "thumbnails of each component: model_store/named/1/examples.zip" in cli("name", "model_store/named/1").out
+    assert_one_line(
+        cli("export", "model_store/named/1", "--names", "few.toml"),
+        "--names and --examples must come with a run, got the bundle model_store/named/1: see training name",
     )
 
 

@@ -1,26 +1,28 @@
 """The command line of training: python -m training --help."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, Variant, VariantPrecision
+from serving.bundle import MANIFEST, NAME_PATTERN, Bundle, VariantPrecision
 from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.choice import chosen_recipe
-from training.commands import abstention, experiments, reports, samples
+from training.commands import abstention, experiments, naming, reports, samples
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
+from training.commands.shown import show_costs, show_metrics
+from training.component_names import names_for_run
 from training.data import DataError, Sources
 from training.devices import choose_device
 from training.evaluate import measure, quickly, run_graph
+from training.examples import WhichExamples
 from training.export import ParityError, export
 from training.fit import DivergedError
 from training.images import LabelledImages, load_images, sources_of
@@ -117,14 +119,16 @@ def evaluate_command(
     if (target / MANIFEST).is_file():
         bundle = Bundle.load(target)
         call, images = open_runtime(bundle, "onnx", str(chosen), None), _images_of_bundle(bundle, data_root, data)
+        names = bundle.manifest.component_names
     else:
         run = Run.open(target)
         call, images = quickly(run.load_classifier(), chosen), _images_of_run(run, data_root, data)
+        names = {}
     part = images.streamed(split)
     if not len(part):
         raise DataError(f"split must have images, got {split}, which is empty in this recipe")
     metrics = {"split": split, **measure(run_graph(call, part.images, images.dataset.input), part.labels)}
-    _show_metrics(metrics, images.dataset.classes, as_json)
+    show_metrics(metrics, images.dataset.classes, as_json, names)
 
 
 @app.command("export")
@@ -142,6 +146,15 @@ def export_command(
     float16: Annotated[
         bool, typer.Option("--float16", help="Add a graph in 16 bits but for its head, for GPUs.")
     ] = False,
+    names: Annotated[
+        Path | None, typer.Option(help="Names of components: a TOML file, or a bundle that has them.")
+    ] = None,
+    examples: Annotated[
+        WhichExamples | None,
+        typer.Option(
+            help="Add thumbnails of each component: the three nearest training images and the mean, or means alone."
+        ),
+    ] = None,
     data_root: DataRootOption = Path("data"),
     data: FolderOption = None,
 ) -> None:
@@ -154,6 +167,8 @@ def export_command(
     wanted: dict[VariantPrecision, bool] = {"float16": float16, "int8": int8}
     variants = [precision for precision, add in wanted.items() if add]
     if (run / MANIFEST).is_file():
+        if names or examples:
+            raise ValueError(f"--names and --examples must come with a run, got the bundle {run}: see training name")
         _renew(run, variants, Sources(data_root, data))
         return
     finished = Run.open(run)
@@ -161,14 +176,27 @@ def export_command(
     if not re.fullmatch(NAME_PATTERN, name):
         raise ValueError(f"name must be lower-case letters, digits, dots, dashes and underscores, got {name!r}: --name")
     target = model_store / name / str(version)
-    bundle = export(finished, sources_of(finished, data_root, data), target, replace=replace, variants=variants)
-    _show_metrics(bundle.manifest.metrics, bundle.manifest.labels, as_json=False)
-    for precision, one in bundle.manifest.variants.items():
-        _show_costs(precision, one, bundle.manifest.metrics["accuracy"])
+    named = names_for_run(names, finished) if names else {}
+    if replace and names is None:
+        _require_names_kept(target)
+    bundle = export(
+        finished,
+        sources_of(finished, data_root, data),
+        target,
+        replace=replace,
+        variants=variants,
+        names=named,
+        examples=examples,
+    )
+    manifest = bundle.manifest
+    show_metrics(manifest.metrics, manifest.labels, as_json=False, names=manifest.component_names)
+    for precision, one in manifest.variants.items():
+        show_costs(precision, one, manifest.metrics["accuracy"])
     say(f"exported: {target}; package it with  python -m serving package {target}")
 
 
 app.command("samples")(samples.samples)
+app.command("name")(naming.name)
 app.command("report")(reports.report)
 app.command("thresholds")(abstention.thresholds)
 app.command("sweep")(experiments.sweep)
@@ -205,34 +233,14 @@ def _require_classes(images: LabelledImages, classes: tuple[str, ...]) -> None:
         raise DataError(f"classes must be the model's, {', '.join(classes)}, got {', '.join(images.dataset.classes)}")
 
 
-def _show_costs(precision: str, variant: Variant, exact: float) -> None:
-    """Print what a variant costs: on the test split, and in log-density where it was judged."""
-    line = f"{precision}: accuracy {variant.accuracy:.2%} (float32 {exact:.2%})"
-    line += f", {variant.agreement:.2%} of the assignments as in float32"
-    if (judged := variant.judged) and (shift := judged.density_shift):
-        line += f"; log-density {shift['0.5']:+.2f} nats in the median, {shift['0.01']:+.2f} to {shift['0.99']:+.2f}"
-    say(line + (f"; judged on {judged.images:,} {judged.split} images" if judged else ""))
-
-
-def _show_metrics(metrics: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(metrics))
-        return
-    table = Table(
-        "split", "images", "accuracy", "NLL", "Brier", "ECE", "ECE, equal mass", "AURC", "mean log-density", box=None
-    )
-    density = metrics.get("log_density")
-    table.add_row(
-        metrics["split"], f"{metrics['images']:,}", f"{metrics['accuracy']:.2%}", f"{metrics['nll']:.4f}",
-        f"{metrics['brier']:.4f}", f"{metrics['ece']:.2%}", f"{metrics['ece_equal_mass']:.2%}",
-        f"{metrics['aurc']:.4f}", "" if density is None else f"{density:.2f}",
-    )  # fmt: skip
-    console.print(table)
-    if occupancy := metrics.get("occupancy"):
-        shares = Table("class", *[f"component {k}" for k in range(len(occupancy[0]))], box=None)
-        for name, row in zip(classes, occupancy, strict=True):
-            shares.add_row(name, *[f"{share:.1%}" for share in row])
-        console.print("\nshare of each class's images per component:", shares, sep="\n")
+def _require_names_kept(replaced: Path) -> None:
+    """Refuse to lose the names that somebody has given to a bundle's components."""
+    if (replaced / MANIFEST).is_file() and (named := Bundle.load(replaced).manifest.component_names):
+        count = sum(map(len, named.values()))
+        raise ValueError(
+            f"--names must be given in the place of the {count} names of components that {replaced} has, got none: "
+            f"a TOML file, which may be empty, or {replaced} itself if it is of the same run"
+        )
 
 
 def _renew(folder: Path, variants: Sequence[VariantPrecision], sources: Sources) -> None:
@@ -246,7 +254,7 @@ def _renew(folder: Path, variants: Sequence[VariantPrecision], sources: Sources)
     if images.counts() != manifest.dataset.splits:
         raise DataError(f"splits of {folder} must be {manifest.dataset.splits}, got {images.counts()}: train it anew")
     for precision, one in renew_variants(folder, variants, images).manifest.variants.items():
-        _show_costs(precision, one, manifest.metrics["accuracy"])
+        show_costs(precision, one, manifest.metrics["accuracy"])
 
 
 def _resolve(

@@ -45,6 +45,9 @@ class Classifier(nn.Module):
         temperature: what the log-joints are divided by before they become a posterior; see training/calibrate.py.
         calibration: how it was come by, as plain values: why, in words, and held_out, the figures; empty if it is 1
             because nobody asked for another.
+        component_temperature: what component log-joints are divided by before they become responsibilities; see
+            training/component_calibration.py.
+        component_calibration: how that was come by, likewise.
         typicality: how typical an image is, if images were held out that this can be compared with.
     """
 
@@ -61,6 +64,8 @@ class Classifier(nn.Module):
         self.head = head
         self.temperature = 1.0
         self.calibration: dict[str, Any] = {}
+        self.component_temperature = 1.0
+        self.component_calibration: dict[str, Any] = {}
         self.typicality: Typicality | None = None
 
     @torch.no_grad()
@@ -115,7 +120,7 @@ class ServedGraph(nn.Module):
         *answers, features = classifier.head.outputs
         scores: tuple[OutputName, ...] = () if classifier.typicality is None else ("typicality_score",)
         self.output_names: tuple[OutputName, ...] = (*answers, *scores, features)
-        self.served_head = classifier.head.served(classifier.temperature)
+        self.served_head = classifier.head.served(classifier.temperature, classifier.component_temperature)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Answer images."""

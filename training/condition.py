@@ -44,7 +44,8 @@ def condition(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
     odds = log_odds(scores.log_joints / classifier.temperature)
     bounds["posterior"] = _change(odds, shift["posterior"] / classifier.temperature)
     if scores.component_log_joints is not None:
-        bounds["responsibilities"] = _change(log_odds(scores.component_log_joints), shift["responsibilities"])
+        odds = log_odds(scores.component_log_joints / classifier.component_temperature)
+        bounds["responsibilities"] = _change(odds, shift["responsibilities"] / classifier.component_temperature)
     if "log_density" in classifier.head.outputs:
         bounds["log_density"] = shift["log_density"]
     if classifier.typicality is not None:

@@ -14,6 +14,10 @@ from training.recipe import Recipe, RecipeError
 
 DIGITS = 16  # hexadecimal
 HOW = {"fit": {"precision", "compile"}}  # how it is computed, not what
+FOUND_BY = {  # temperatures, and what finds them
+    "temperature": "--set calibration.temperature=fit --set data.validation=0.1",
+    "components": "--set calibration.components=bootstrap",
+}
 
 
 def digest_of(values: Any) -> str:
@@ -38,19 +42,21 @@ def temperature_digest(recipe: Recipe) -> str:
 
 
 def require_own_temperature(recipe: Recipe) -> None:
-    """Refuse a temperature in numbers that was found for another recipe.
+    """Refuse temperatures in numbers that were found for another recipe.
 
     Raises:
         RecipeError: if `calibration.found_for` is not the recipe's digest.
     """
     calibration = recipe.calibration
-    if calibration is None or isinstance(calibration.temperature, str):
+    if calibration is None:
         return
-    if (own := temperature_digest(recipe)) != calibration.found_for:
+    for key, cure in FOUND_BY.items():
+        temperature: float | str = getattr(calibration, key)
+        if isinstance(temperature, str) or (own := temperature_digest(recipe)) == calibration.found_for:
+            continue
         raise RecipeError(
-            f"calibration.temperature {calibration.temperature:g} must be found for this very recipe "
-            f'(calibration.found_for = "{own}"), got {calibration.found_for}: find it anew with '
-            "--set calibration.temperature=fit --set data.validation=0.1"
+            f"calibration.{key} {temperature:g} must be found for this very recipe "
+            f'(calibration.found_for = "{own}"), got {calibration.found_for}: find it anew with {cure}'
         )
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from serving.bundle import (
+    EXAMPLES,
     GOLDEN,
     HELD_OUT,
     MANIFEST,
@@ -37,9 +38,11 @@ from serving.held_out import HeldOut
 from serving.predictor import TOLERANCES
 from serving.runtimes import Outputs, onnxruntime, open_onnx, open_runtime
 from training.classifier import Architecture, Classifier, ServedGraph
+from training.component_names import ComponentNames
 from training.condition import condition
 from training.data import Sources
 from training.evaluate import measure, run_graph
+from training.examples import ComponentExamples, WhichExamples, find_examples, write_examples
 from training.held_out import HeldOutImages, Tables, compared, held_out_images
 from training.images import LabelledImages, Streamed, images_of
 from training.onnx_graph import write_onnx
@@ -54,7 +57,14 @@ class ParityError(RuntimeError):
 
 
 def export(
-    run: Run, sources: Sources, target: Path, *, replace: bool = False, variants: Collection[VariantPrecision] = ()
+    run: Run,
+    sources: Sources,
+    target: Path,
+    *,
+    replace: bool = False,
+    variants: Collection[VariantPrecision] = (),
+    names: ComponentNames | None = None,
+    examples: WhichExamples | None = None,
 ) -> Bundle:
     """Write the bundle of a finished run to `target`, a folder <name>/<version>.
 
@@ -66,12 +76,15 @@ def export(
         target: the bundle's folder.
         replace: whether a bundle that is there may be replaced.
         variants: graphs of other precisions to add.
+        names: what people call its components.
+        examples: which of them to add, if any; they show training images.
 
     Raises:
         ParityError: if float32 cannot hold the classifier, or a graph differs from it; nothing is left behind.
         VariantError: if one of them costs too much; nothing is left behind.
         RunError: if the run is not finished or the images are not those that it was trained on.
         BundleError: if `target` is there and may not be replaced.
+        ValueError: if examples are wanted of a head without densities, or take too much room.
     """
     classifier = run.load_classifier()
     images = images_of(run, sources)
@@ -82,6 +95,7 @@ def export(
         images.streamed("test"),
         held_out=held_out,
         variants=wanted_variants(variants, images, held_out) if variants else None,
+        examples=find_examples(classifier, images, examples, torch.device("cpu")) if examples else None,
         replace=replace,
         priors=_shares(images),
         labels=images.dataset.classes,
@@ -89,6 +103,7 @@ def export(
         recipe=run.recipe.model_dump(mode="json", exclude_none=True),
         dataset=run.description()["dataset"],
         backbone=run.description().get("backbone"),
+        component_names=names or {},
     )
 
 
@@ -99,6 +114,7 @@ def write_bundle(
     *,
     held_out: HeldOutImages | None = None,
     variants: WantedVariants | None = None,
+    examples: list[ComponentExamples] | None = None,
     replace: bool = False,
     **fields: Any,
 ) -> Bundle:
@@ -110,8 +126,9 @@ def write_bundle(
         test: the images that the metrics are measured on.
         held_out: the images that answers are compared with.
         variants: graphs of other precisions to add.
+        examples: what there is to see of the components, if anything.
         replace: whether a bundle that is there may be replaced.
-        fields: the manifest's labels, input, recipe, dataset, backbone and priors.
+        fields: the manifest's labels, input, recipe, dataset, backbone, priors and component names.
     """
     names, spec = ServedGraph(classifier).output_names, InputSpec.model_validate(fields["input"])
     fields |= {
@@ -119,11 +136,12 @@ def write_bundle(
         "version": target.name,
         "head": _head_spec(classifier.architecture),
         "outputs": names,
-        "calibration": {"temperature": classifier.temperature, **classifier.calibration},
+        "calibration": _calibration(classifier),
         "versions": _versions(),
     }
     with staged(target, replace=replace) as stage:
         write_graphs(classifier, stage)
+        fields["examples"] = None if examples is None else write_examples(examples, stage / EXAMPLES)
         if held_out is not None:
             tables = Tables.of(held_out, open_onnx(stage / ONNX, names), spec)
             tables.table(tables.plain).write(stage / HELD_OUT)
@@ -249,6 +267,13 @@ def _head_spec(architecture: Architecture) -> dict[str, Any]:
         "dim": architecture.dim,
         "components": head.components,
     }
+
+
+def _calibration(classifier: Classifier) -> dict[str, Any]:
+    """The temperature of the posterior and how it was come by; under `components` the same of responsibilities."""
+    of_components = classifier.component_calibration
+    known = {"components": {"temperature": classifier.component_temperature, **of_components}} if of_components else {}
+    return {"temperature": classifier.temperature, **classifier.calibration, **known}
 
 
 def _shares(images: LabelledImages) -> tuple[float, ...]:

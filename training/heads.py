@@ -70,11 +70,13 @@ class Head(nn.Module):
         """Score features (N, D)."""
 
     @abstractmethod
-    def served(self, temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float) -> nn.Module:
         """Features (N, D) to the tuple of `outputs`, with no parameter left to derive.
 
         Args:
             temperature: what the log-joints are divided by before they become the posterior.
+            component_temperature: what component log-joints are divided by before they become responsibilities; a head
+                without components has no use for it.
         """
 
 
@@ -114,9 +116,9 @@ class DiscriminantHead(Head):
         component_log_joints = self.log_weights() + densities
         return Scores(features, component_log_joints.logsumexp(2), component_log_joints)
 
-    def served(self, temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float) -> nn.Module:
         """The same with whitening and weights worked out."""
-        return ServedMixtures(self, temperature)
+        return ServedMixtures(self, temperature, component_temperature)
 
 
 class ServedMixtures(nn.Module):
@@ -127,10 +129,11 @@ class ServedMixtures(nn.Module):
     whitening: Tensor
     half_log_det: Tensor
 
-    def __init__(self, head: DiscriminantHead, temperature: float):
+    def __init__(self, head: DiscriminantHead, temperature: float, component_temperature: float):
         super().__init__()
         whitening, half_log_det = head.gaussians.whitening()
         self.temperature = temperature
+        self.component_temperature = component_temperature
         self.log_density_constant = head.log_density_constant
         self.shape = (head.classes, head.components)
         self.shared = head.gaussians.shared
@@ -147,7 +150,8 @@ class ServedMixtures(nn.Module):
         log_joints = component_log_joints.logsumexp(2)
         log_density = log_joints.logsumexp(1) + self.log_density_constant
         posterior = (log_joints / self.temperature).softmax(1)
-        return posterior, component_log_joints.softmax(2), log_density, features
+        responsibilities = (component_log_joints / self.component_temperature).softmax(2)
+        return posterior, responsibilities, log_density, features
 
 
 class LinearHead(Head):
@@ -162,7 +166,7 @@ class LinearHead(Head):
         """Score features (N, D)."""
         return Scores(features, self.linear(features), None)
 
-    def served(self, temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float) -> nn.Module:
         """The same layer and a softmax."""
         return ServedLinear(self, temperature)
 

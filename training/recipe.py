@@ -105,22 +105,8 @@ class Recipe(TomlSection):
             raise ValueError(f"head.components must be 1 for the head {head}, got {self.head.components}")
         if loss == "fisher" and self.refit is None:
             raise ValueError("loss.kind fisher must go with a [refit], which fits the head, got none")
-        if (
-            self.calibration
-            and self.calibration.temperature == "fit"
-            and self.data.validation == 0
-            and self.calibration.share == 0
-        ):
-            rule = "calibration.temperature fit must have calibration.share or a validation split"
-            raise ValueError(f"{rule}, got data.validation = 0")
-        if (
-            self.calibration
-            and self.calibration.temperature == "cross-fit"
-            and (self.learns_features or not self.refit)
-        ):
-            raise ValueError(
-                "calibration.temperature cross-fit must go with a [refit] on features that are not learned"
-            )
+        if self.calibration is not None:
+            self.calibration.require_suitable(self.refit, self.data.validation, learns_features=self.learns_features)
         if self.fit.scales != (1.0,) and not self._takes_scales:
             raise ValueError(f"fit.scales must be [1.0] for the encoder {self.encoder.kind}, got {[*self.fit.scales]}")
         if self.encoder.kind == "mlp" and not self.encoder.hidden:

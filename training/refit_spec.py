@@ -51,8 +51,9 @@ class CalibrationSpec(TomlSection):
 
     The temperature is fitted on images that are held out, or a number that another run has found. `cross-fit` fits it
     on the training images, each judged by a head that the refit has fitted without it; the features must not have been
-    learned from them. `found_for` is the digest of the recipe that the number is of (training/digests.py); no other
-    trains with it.
+    learned from them. `components` is the temperature of responsibilities, which refits of bootstrap samples give
+    (training/component_calibration.py), or a number; it concerns only heads with several components. `found_for` is the
+    digest of the recipe that numbers are of (training/digests.py); no other trains with them.
 
     `share` of the images outside the test split is held out. A fitted temperature gets one half of them, and answers
     are compared with the others (serving/held_out.py). Without a share the temperature is fitted on the validation
@@ -60,6 +61,7 @@ class CalibrationSpec(TomlSection):
     """
 
     temperature: Positive | Literal["fit", "cross-fit"] = "fit"
+    components: Positive | Literal["bootstrap", "none"] = "none"
     found_for: str | None = None
     share: Share = 0.0
 
@@ -69,3 +71,19 @@ class CalibrationSpec(TomlSection):
             rule = "calibration.share must be 0 for the temperature cross-fit, which judges all training images"
             raise ValueError(f"{rule}, got {self.share}")
         return self
+
+    def require_suitable(self, refit: RefitSpec | None, validation: float, *, learns_features: bool) -> None:
+        """Refuse what does not go with the refit, the share of validation images and the encoder.
+
+        Raises:
+            ValueError: naming the key, the rule and the value.
+        """
+        if self.temperature == "fit" and validation == 0 and self.share == 0:
+            rule = "calibration.temperature fit must have calibration.share or a validation split"
+            raise ValueError(f"{rule}, got data.validation = 0")
+        if self.temperature == "cross-fit" and (learns_features or refit is None):
+            raise ValueError(
+                "calibration.temperature cross-fit must go with a [refit] on features that are not learned"
+            )
+        if self.components != "none" and refit is None:
+            raise ValueError(f"calibration.components {self.components} must go with a [refit], got none")

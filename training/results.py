@@ -86,6 +86,8 @@ def _component_figures(components: dict[str, Any]) -> dict[str, Any]:
         "bic_least": components["bic"]["least"],
         "bic_tried": components["bic"]["components"],
     }
+    if "calibration" in components:
+        kept["calibration"] = components["calibration"]
     if "refit" in components:
         refit = components["refit"]
         kept["refit"] = {key: refit[key] for key in ("accuracy_as_trained", "accuracy", *usage)}

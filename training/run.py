@@ -214,6 +214,8 @@ class Run:
             "architecture": architecture,
             "temperature": classifier.temperature,
             "calibration": classifier.calibration,
+            "component_temperature": classifier.component_temperature,
+            "component_calibration": classifier.component_calibration,
             "typicality": classifier.typicality and classifier.typicality.state_dict(),
             "state": {name: v for name, v in classifier.state_dict().items() if not name.startswith("typicality.")},
         }
@@ -239,6 +241,8 @@ class Run:
         classifier.load_state_dict(saved["state"])
         classifier.temperature = saved["temperature"]
         classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
+        classifier.component_temperature = saved.get("component_temperature", 1.0)
+        classifier.component_calibration = saved.get("component_calibration", {})
         if (typicality := saved.get("typicality")) is not None:
             classifier.typicality = Typicality(**typicality)
         return classifier.eval()

@@ -96,6 +96,7 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         "fits to bootstrap samples. BIC: the number of components with the least; ≥ where that is the most that were "
         "tried, so that more may be better still.",
         components_table(results),
+        responsibilities_table(results),
         "## Out-of-distribution detection",
         "AUROC in % [95 % interval] (FPR at 95 % TPR in %) of telling the test split from strangers. Near ones are "
         "test images of another data set of the same kind; of far ones, drawn images among them, it is the mean over "
@@ -202,6 +203,25 @@ def components_table(results: dict[str, Any]) -> str:
             entropy = f"{usage['mean_normalised_entropy']:.2f}"
             rows.append((named("models", name, row), fitted_by, str(of["components"]), spread, entropy, *rest))
     return explained(markdown(head, rows), "models", results)
+
+
+def responsibilities_table(results: dict[str, Any]) -> str:
+    """How the probability of a component holds in refits, before and after its temperature; nothing without records."""
+    head = ("recipe", "T", "images", "agree", "NLL", "Brier", "ECE, equal width", "ECE, equal mass", "above 0.999")
+    rows = []
+    for name, row in results.get("models", {}).items():
+        of = (row.get("components") or {}).get("calibration", {})
+        if "before" in of:
+            figures = (f"{of['temperature']:.3g}", f"{of['images']:,}", f"{100 * of['agreement']:.1f} %")
+            errors = (_percent_pair(of, key) for key in ("ece", "ece_equal_mass", "sure"))
+            rows.append((named("models", name, row), *figures, _pair(of, "nll"), _pair(of, "brier"), *errors))
+    if not rows:
+        return ""
+    text = (
+        "The probability of the likeliest component, before and after its temperature, and the share of refits that "
+        "put the image into it too: pairs of bootstrap refits, on training images that neither has seen."
+    )
+    return f"{text}\n\n{explained(markdown(head, rows), 'models', results)}"
 
 
 def _model_row(name: str, row: dict[str, Any]) -> tuple[str, ...]:

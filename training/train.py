@@ -10,6 +10,7 @@ from training import progress
 from training.backbones import backbone_of, normalisation_of, require_backbone
 from training.calibrate import calibrate, calibrate_by
 from training.classifier import Architecture, Classifier, build_classifier
+from training.component_calibration import calibrate_components
 from training.cross_fit import CrossFitted, cross_fit, judge
 from training.data import Dataset, Sources, as_served, batch_count
 from training.devices import choose_precision, describe_device
@@ -22,6 +23,7 @@ from training.principal import Rows
 from training.progress import say, warn
 from training.recipe import Recipe
 from training.refit import check_limits, refit, typicality_of
+from training.refit_spec import RefitSpec
 from training.run import Run
 from training.splits import require_images
 from training.weights import load_backbone, require_weights
@@ -170,7 +172,8 @@ def _train_stages(
         _fit(classifier, run, training, validation)
     found = None
     if recipe.refit is not None:
-        classifier, found = refitted(classifier, recipe, training)
+        classifier, spec, found = refitted(classifier, recipe, training)
+        _calibrate_components(classifier, recipe, spec, training)
     if recipe.calibration is None:
         return classifier
     if recipe.calibration.temperature != "cross-fit":
@@ -183,24 +186,46 @@ def _train_stages(
     return classifier
 
 
-def refitted(
-    classifier: Classifier, recipe: Recipe, training: Labelled | _Features
-) -> tuple[Classifier, CrossFitted | None]:
-    """Fit the head anew; where the recipe leaves it open, or wants the temperature so, by what folds say of it.
+class Refitted(NamedTuple):
+    """What a refit gives.
 
-    Returns:
-        The classifier, and what heads fitted without them say of the training images if that gave it its temperature.
+    Attributes:
+        classifier: the one with the new head.
+        spec: how that was fitted, with nothing left open but the number of components.
+        found: what heads fitted without them say of the training images, if that gave it its temperature.
     """
+
+    classifier: Classifier
+    spec: RefitSpec
+    found: CrossFitted | None
+
+
+def refitted(classifier: Classifier, recipe: Recipe, training: Labelled | _Features) -> Refitted:
+    """Fit the head anew; where the recipe leaves it open, or wants the temperature so, by what folds say of it."""
     spec, seed, calibration = recipe.refit, recipe.seed, recipe.calibration
     assert spec is not None
     is_cross_fitted = calibration is not None and calibration.temperature == "cross-fit"
     if spec.head != "auto" and spec.shrinkage != "cross-fit" and not is_cross_fitted:
-        return refit(classifier, spec, training.images, training.labels, seed), None
+        return Refitted(refit(classifier, spec, training.images, training.labels, seed), spec, None)
     judged = cross_fit(classifier, spec, training.images, training.labels, seed)
     classifier = refit(classifier, judged.spec, training.images, training.labels, seed)
     if is_cross_fitted:
         calibrate_by(classifier, judged.log_joints, training.labels.cpu(), seed, by="each by a head fitted without it")
-    return classifier, judged if is_cross_fitted else None
+    return Refitted(classifier, judged.spec, judged if is_cross_fitted else None)
+
+
+def _calibrate_components(
+    classifier: Classifier, recipe: Recipe, spec: RefitSpec, training: Labelled | _Features
+) -> None:
+    """Give responsibilities their temperature, if the recipe wants one and the refit has found several components."""
+    wanted = "none" if recipe.calibration is None else recipe.calibration.components
+    if wanted == "none" or classifier.head.components == 1:
+        return
+    if isinstance(wanted, str):
+        calibrate_components(classifier, spec, training.images, training.labels, recipe.seed)
+    else:
+        classifier.component_temperature, classifier.component_calibration = wanted, {"why": "named by the recipe"}
+    say(f"temperature of components {classifier.component_temperature:.6g}: {classifier.component_calibration['why']}")
 
 
 def _fit(classifier: Classifier, run: Run, training: Labelled, validation: Labelled) -> None:

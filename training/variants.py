@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from serving.bundle import (
+    EXAMPLES,
     HELD_OUT,
     MANIFEST,
     REQUIRED_FILES,
@@ -148,7 +149,7 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
     wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images, wanted_held_out)
     test = images.streamed("test")
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
-    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, {HELD_OUT})
+    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, {EXAMPLES, HELD_OUT})
     with staged(folder, replace=True) as stage:
         shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(*made_anew), dirs_exist_ok=True)
         write_manifest(stage, **fields)

@@ -14,55 +14,23 @@ References: Hubert & Arabie 1985, Comparing Partitions, J. Classification 2; Hen
 Cluster Stability, Comput. Stat. Data Anal. 52; Schwarz 1978, Estimating the Dimension of a Model, Ann. Statist. 6.
 """
 
-import tomllib
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
+from training.components import assignments, bootstrap, of_class
 from training.evaluate import occupancy_of
-from training.gaussians import gaussian_log_density
 from training.heads import DiscriminantHead
 from training.progress import track
 from training.refit import fit_head
 from training.refit_spec import RefitSpec
-from training.run import Run
 
 SEEDS, BOOTSTRAP_SAMPLES = (0, 1, 2), 5
-
-ComponentNames = dict[str, dict[int, str]]
-
-
-def read_component_names(file: Path, run: Run) -> ComponentNames:
-    """Names for components, by someone who has seen what is in them: a TOML table a class.
-
-        [Sandal]
-        0 = "flat"
-        1 = "with a heel"
-
-    Raises:
-        RunError: if the run is not finished.
-        ValueError: if a class or a component is not one of the run's, or a name is no text.
-    """
-    head, classes = run.load_classifier().head, run.description()["classes"]
-    known = set(range(head.components if isinstance(head, DiscriminantHead) else 0))
-    try:
-        names = TypeAdapter(ComponentNames).validate_python(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (ValidationError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        rule = 'must be TOML with a table a class of lines such as 0 = "flat"'
-        raise ValueError(f"{file} {rule}, got {str(exc).splitlines()[0]}") from None
-    for name, of_class in names.items():
-        if name not in classes:
-            raise ValueError(f"{file} must name classes of {run.path}, {', '.join(classes)}, got {name!r}")
-        if strange := sorted(of_class.keys() - known):
-            raise ValueError(f"{file} must name components below {len(known)}, got {strange[0]} of {name}")
-    return names
 
 
 def component_figures(evidence: Evidence) -> dict[str, Any] | None:
@@ -70,7 +38,8 @@ def component_figures(evidence: Evidence) -> dict[str, Any] | None:
 
     Returns:
         components; covariance; fitted_by (`em` or `gradient`); images, how many the statistics of refits are from; test
-        (see `usage`); repeatability; stability; bic; and for a head trained by gradient `refit`, what EM makes of the
+        (see `usage`); repeatability; stability; bic; calibration, how the temperature of responsibilities was come by,
+        if the recipe wants one; and for a head trained by gradient `refit`, what EM makes of the
         same features.
 
     Raises:
@@ -91,6 +60,8 @@ def component_figures(evidence: Evidence) -> dict[str, Any] | None:
         "stability": stability(features, labels, head.classes, spec, evidence.run.recipe.seed),
         "bic": bic_by_components(features, labels, head.classes, spec, evidence.run.recipe.seed),
     }
+    if known := evidence.classifier.component_calibration:
+        figures["calibration"] = {"temperature": evidence.classifier.component_temperature, **known}
     if figures["fitted_by"] == "gradient":
         figures["refit"] = compare_with_refit(evidence, spec)
     return figures
@@ -157,7 +128,7 @@ def stability(
     """
     heads = []
     for number in track(range(samples), "stability over bootstrap samples"):
-        drawn = _bootstrap(labels, np.random.default_rng((seed, number)))
+        drawn = bootstrap(labels, np.random.default_rng((seed, number)))
         heads.append(fit_head(features[drawn], labels[drawn], classes, spec, seed))
     return {"bootstrap_samples": samples, **_agreement(heads, features, labels)}
 
@@ -196,33 +167,6 @@ def compare_with_refit(evidence: Evidence, spec: RefitSpec) -> dict[str, Any]:
         "accuracy": round(float((scores.argmax(1) == test.labels).mean()), 6),
         **usage(responsibilities, test.labels),
     }
-
-
-@torch.no_grad()
-def of_class(head: DiscriminantHead, points: FloatArray, label: int) -> FloatArray:
-    """Score log p(k|c) + log N(z; mu_ck, Sigma_ck) of points (n, D) under one class's components, in nats, (n, K)."""
-    whitening, half_log_det = head.gaussians.whitening()
-    own = slice(label * head.components, (label + 1) * head.components)
-    shared = slice(None) if len(whitening) == 1 else own
-    parts = (head.gaussians.means[own], whitening[shared], half_log_det[shared])
-    points_and_parts = torch.from_numpy(points), *(part.double() for part in parts)
-    density = gaussian_log_density(*points_and_parts, shared=head.gaussians.shared)
-    joint = head.weight_logits[label].double().log_softmax(0) + density + head.log_density_constant
-    return joint.numpy()
-
-
-def assignments(head: DiscriminantHead, features: FloatArray, labels: Labels) -> NDArray[np.int64]:
-    """The component, of an image's own class, that an image belongs to: (N,)."""
-    assigned = np.zeros(len(labels), np.int64)
-    for label in range(head.classes):
-        assigned[labels == label] = of_class(head, features[labels == label], label).argmax(1)
-    return assigned
-
-
-def _bootstrap(labels: Labels, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Positions drawn with replacement, of each class as many as it has."""
-    members = (np.flatnonzero(labels == label) for label in np.unique(labels))
-    return np.concatenate([generator.choice(of_one, len(of_one)) for of_one in members])
 
 
 def _agreement(heads: Sequence[DiscriminantHead], features: FloatArray, labels: Labels) -> dict[str, Any]:

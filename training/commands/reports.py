@@ -26,7 +26,10 @@ def report(
         int, typer.Option(min=1, help="About how many training images to fit the statistics of features to.")
     ] = SAMPLE,
     names: Annotated[
-        Path | None, typer.Option(help='TOML with names for components: a table a class, lines such as 0 = "flat".')
+        Path | None,
+        typer.Option(
+            help='Names of components: a bundle that has them, or TOML, a table a class, lines such as 0 = "flat".'
+        ),
     ] = None,
     data_root: DataRootOption = Path("data"),
     data: FolderOption = None,

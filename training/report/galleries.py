@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.analysis.components import assignments, of_class
 from training.analysis.evidence import Answers, Evidence
+from training.component_names import ComponentNames
+from training.components import assignments, of_class
+from training.examples import mean_image
 from training.heads import DiscriminantHead
 from training.image_files import in_memory
 from training.report.image_plots import GalleryRow, gallery
@@ -20,12 +22,17 @@ COLUMNS = 8  # images of a group
 MOST_ROWS = 40
 PAIRS_SHOWN = 8
 SEED = 0  # of the images that are picked at random
+BLANK = 255  # a gray level
 
 
-def component_members(evidence: Evidence) -> Picture:
+def component_members(evidence: Evidence, named: ComponentNames | None = None) -> Picture:
     """Images of each component that has any: those most typical of it, and others at random.
 
     Of many classes, those are shown whose components are used most evenly.
+
+    Args:
+        evidence: the network's answers.
+        named: what people call the components.
     """
     head, train = evidence.classifier.head, evidence.train
     if not isinstance(head, DiscriminantHead):
@@ -42,7 +49,8 @@ def component_members(evidence: Evidence) -> Picture:
             if not own.any():
                 continue
             ranked = members[own][np.argsort(-closeness[own, k], kind="stable")]
-            name = f"{shortened(evidence.dataset.classes[label], 12)} · comp. {k} · {own.mean():.0%}"
+            called = shortened((named or {}).get(evidence.dataset.classes[label], {}).get(k, f"comp. {k}"), 30)
+            name = f"{shortened(evidence.dataset.classes[label], 12)} · {called} · {own.mean():.0%}"
             rows.append(GalleryRow(name, [_pick(train, ranked[:COLUMNS]), _some(train, ranked[COLUMNS:], generator)]))
     figure = gallery(rows, ["most typical", "at random"], COLUMNS)
     caption = "Training images of each component, with the component's share of its class."
@@ -51,6 +59,26 @@ def component_members(evidence: Evidence) -> Picture:
     if len(chosen) < head.classes:
         caption += f" The {len(chosen)} classes whose components are used most evenly."
     return Picture("components", caption, f"Images of {len(rows)} components.", figure, wide=True)
+
+
+def component_means(evidence: Evidence) -> Picture:
+    """The mean image of each component, of as many classes as fit; it shows no single image and may be published."""
+    head, train = evidence.classifier.head, evidence.train
+    if not isinstance(head, DiscriminantHead):
+        raise ValueError(f"a head with components must be generative, got {head.kind}")
+    assigned = assignments(head, train.features, train.labels)
+    chosen, rows = _most_even(head, assigned, train.labels), []
+    for label in chosen:
+        members = (np.flatnonzero((train.labels == label) & (assigned == k)) for k in range(head.components))
+        means = (mean_image(train.images, own) for own in members)
+        blank = np.full(train.images.shape[1:], BLANK, np.uint8)
+        tiles = [torch.from_numpy(blank if mean is None else mean)[None] for mean in means]
+        rows.append(GalleryRow(shortened(evidence.dataset.classes[label]), tiles))
+    figure = gallery(rows, [str(k) for k in range(head.components)], 1)
+    caption = "The mean of the training images of each component, by its number; blank where they are few."
+    if len(chosen) < head.classes:
+        caption += f" The {len(chosen)} classes whose components are used most evenly."
+    return Picture("component-means", caption, f"Mean images of the components of {len(chosen)} classes.", figure)
 
 
 def confused_images(evidence: Evidence, pairs: Sequence[dict[str, Any]]) -> Picture:

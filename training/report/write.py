@@ -13,7 +13,7 @@ import torch
 
 from serving.bundle import staged
 from training.analysis.abstention import abstention_figures
-from training.analysis.components import component_figures, read_component_names
+from training.analysis.components import component_figures
 from training.analysis.diagnostics import (
     calibration_figures,
     class_accuracy,
@@ -23,6 +23,7 @@ from training.analysis.diagnostics import (
 )
 from training.analysis.evidence import SAMPLE, Evidence, gather
 from training.analysis.ood import ood_of
+from training.component_names import names_for_run
 from training.data import Sources
 from training.progress import say
 from training.report.facts import run_facts
@@ -53,7 +54,7 @@ def write_report(
         images: whether to show images of the data set; without them the page may be published.
         device: where the network runs; the CPU if left out.
         sample: about how many training images the statistics of features and components are from.
-        names: a file of names for the components (see `read_component_names`).
+        names: a file of names for the components, or a bundle that has them (see `read_component_names`).
 
     Returns:
         The page.
@@ -66,7 +67,7 @@ def write_report(
     out = out or run.path / "report"
     _require_report(out)
     device = device or torch.device("cpu")
-    named = read_component_names(names, run) if names else {}
+    named = names_for_run(names, run) if names else {}
     say("reading the images and running the network over them")
     evidence = gather(run, sources, device, sample)
     figures = {**report_figures(evidence, sources, device), "component_names": named}

@@ -73,7 +73,7 @@ def measure_head(stage: Classifier, recipe: Recipe, train: Labelled, test: Label
         train: features (N, P, 1, 1).
         test: features (M, P, 1, 1), on the CPU.
     """
-    fitted, _ = refitted(stage, recipe, train)
+    fitted = refitted(stage, recipe, train).classifier
     outputs = run_graph(eager(fitted, stage.mean.device), test.images, batch_size=1024)
     found = measure(outputs, test.labels)
     return {**{key: found[key] for key in ("accuracy", "nll", "ece")}, "mda": float(fitted.head.kind == "mda")}
@@ -113,8 +113,8 @@ def measure_from_scratch(recipe: Recipe, train: Labelled, test: Labelled, classe
     classifier.learn_normalisation(train.images)
     for _ in fit(classifier, recipe, train, Labelled(train.images[:0], train.labels[:0])):
         pass
-    classifier, _ = refitted(classifier, recipe, train)
-    return {"accuracy": validation_metrics(classifier, test)["validation_accuracy"]}
+    fitted = refitted(classifier, recipe, train).classifier
+    return {"accuracy": validation_metrics(fitted, test)["validation_accuracy"]}
 
 
 def kept(folder: Path, name: str, measure_it: Measure) -> Measure:

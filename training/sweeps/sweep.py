@@ -158,7 +158,7 @@ def _accuracy(recipe: Recipe, images: Prepared, is_poor: Callable[[int, float], 
         if is_poor(epoch.metrics["epoch"], accuracy):
             return accuracy, "pruned"
     if recipe.refit is not None:
-        classifier, _ = refitted(classifier, recipe, images.train)
+        classifier = refitted(classifier, recipe, images.train).classifier
         accuracy = validation_metrics(classifier, images.validation)["validation_accuracy"]
     return accuracy, "finished"
 
