@@ -240,7 +240,7 @@ class Run:
         classifier.temperature = saved["temperature"]
         classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
         if (typicality := saved.get("typicality")) is not None:
-            classifier.typicality = Typicality(**typicality)
+            classifier.typicality = Typicality.from_state(typicality)
         return classifier.eval()
 
     def save_judged(self, judged: Judged) -> None:
