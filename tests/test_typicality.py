@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,10 @@ from sklearn.covariance import ledoit_wolf
 from torch import nn
 from training_samples import digits
 
-from training.classifier import Architecture, build_classifier
+from serving.runtimes import _load_torchscript, open_onnx
+from training.classifier import Architecture, ServedGraph, build_classifier
 from training.encoders import Encoder
+from training.export import write_graphs
 from training.principal import Rows, as_linear, moments_of, principal_components
 from training.recipe import EncoderSpec, HeadSpec
 from training.typicality import Parts, Scale, Seen, Typicality, score
@@ -324,6 +327,42 @@ def test_a_saved_state_gives_the_same_scores() -> None:
 
 
 # What a classifier sees
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "parts"),
+    [
+        (EncoderSpec(dim=3, width=4), (1, 8, 8), ("first_block",)),
+        (EncoderSpec(kind="none"), (1, 18, 18), ("mean", "directions")),
+        (EncoderSpec(kind="mlp", hidden=(12,)), (3, 4, 4), ()),
+    ],
+    ids=["first block", "directions of its own", "plain"],
+)
+def test_both_graphs_answer_what_float64_does(
+    spec: EncoderSpec, shape: tuple[int, int, int], parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    classifier = build_classifier(Architecture(shape, 10, spec, HeadSpec(kind="softmax"))).eval()
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (600, *shape), dtype=np.uint8))
+    labels, known = np.arange(300) % 10, images[:300]
+    classifier.learn_normalisation(images)
+    fitted = fit_parts(evidence_of(classifier, known), labels, 10)
+    scale = Scale.of(measured(fitted, evidence_of(classifier, images[300:])))
+    classifier.typicality = Typicality(fitted, scale).float()
+
+    write_graphs(classifier, tmp_path)
+
+    with np.load(tmp_path / "golden.npz") as golden:
+        expected, seen = golden["typicality_score"], golden["images"]
+    names = ServedGraph(classifier).output_names
+    found = open_onnx(tmp_path / "model.onnx", names)(seen)["typicality_score"]
+    traced = _load_torchscript(tmp_path / "model.pt", torch.device("cpu"))(torch.from_numpy(seen))[
+        names.index("typicality_score")
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(traced.numpy(), expected, atol=1e-4)
+    for name in ("first_block", "mean", "directions"):
+        assert (getattr(fitted, name) is not None) == (name in parts)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
