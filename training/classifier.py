@@ -86,7 +86,7 @@ class Classifier(nn.Module):
 
     @property
     def sees_pixels(self) -> bool:
-        """Whether its images are pixels and no features of a frozen backbone, and no backbone sees them first."""
+        """Whether its images are pixels that no backbone sees first; to a `head_stage` they are features."""
         _, height, width = self.architecture.image_shape
         return backbone_of(self.architecture.encoder.kind) is None and height * width > 1
 

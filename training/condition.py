@@ -2,10 +2,11 @@
 
 An encoder that computes in float32 rounds its features, and a steep head magnifies that. Each pooled feature is taken
 to be off by `OF_FEATURES` times its size, independently of the others, and a projected one by the root of the summed
-squares of what is added up to it. Moving one feature
-after the other by that much shows what it makes of the log-odds of every class and component and of the log-density:
-the root of the summed squares. The head's own rounding of log-joints comes on top. What the log-odds' shift makes of a
-probability is its change over the whole shift, not a derivative, which is zero at a sure answer however steep the head.
+squares of what is added up to it. Moving one feature after the other by that much shows what it makes of the log-odds
+of every class and component and of the log-density: the root of the summed squares. For the typicality the first
+block's means and the pixels' contrast are moved too. The head's own rounding of log-joints comes on top. What the
+log-odds' shift makes of a probability is its change over the whole shift, not a derivative, which is zero at a sure
+answer however steep the head.
 
 `OF_FEATURES` is 32 units of rounding, `OF_HEAD` 8. The graphs of 100 classifiers (digits with every covariance, ridges
 of 0.1 to 1e-6, 16 to 256 pooled features; MNIST, Fashion-MNIST, CIFAR-100; photos on EfficientNet-Lite0) stayed below

@@ -6,7 +6,7 @@
 No single measure knows all strangers. What a class looks like is told by few directions of the pooled features z;
 strangers that resemble a class are off in them. Others leave the rest of the features, which tells no classes and which
 the loss has not shaped, in a state that no training image has; some do so as early as in the first block, or in the
-pixels. Each of these is a part, higher for stranger images; x is at length one where it says u(x):
+pixels. Each of these is a part, higher for stranger images; u(x) is x at length one:
 
 * `relative`: min_c |a - nu_c|^2 - sum_d a_d^2 / (1 + b_d), where `a` is z in the D = min(C - 1, R) directions that hold
   all class means nu, white within classes, and b the variance between classes: the squared distance to the nearest
@@ -14,8 +14,8 @@ pixels. Each of these is a part, higher for stranger images; x is at length one 
 * `outside`: ln |B (v - mean)|^2, the white distance in all directions that tell no classes, of v = [u(z), u(w)]; w are
   the spatial means of the first block's channels, where the encoder has such a block, and else v = u(z). Lengths tell
   of contrast rather than of what is seen.
-* `flatness`: -ln(1 + the pixels' standard deviation in gray levels), where pixels are seen: an even picture gives the
-  network nothing to look at, and its features come near to those of many a pale image.
+* `flatness`: -ln(1 + the pixels' standard deviation in gray levels): an even picture gives the network nothing to look
+  at, and its features come near to those of many a pale image. A backbone tells them without it.
 * `first_block`: ln |W (u(w) - mean)|^2, the white distance of the first block's means: colours and textures.
 * `residual`: ln(|v - mean|^2 - |V (v - mean)|^2), what lies beyond the R principal directions V, where some are left
   out: in the other parts it would be lost.
