@@ -252,7 +252,9 @@ def test_given_temperature_is_taken(folder: Path, tmp_path: Path) -> None:
 
 
 def test_fit_needs_a_validation_split() -> None:
-    with pytest.raises(RecipeError, match=r"^calibration.temperature fit must have a validation split, got"):
+    with pytest.raises(
+        RecipeError, match=r"^calibration.temperature fit must have calibration.share or a validation split, got"
+    ):
         small_recipe(data={"validation": 0.0}, calibration={"temperature": "fit"})
 
 

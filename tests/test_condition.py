@@ -22,6 +22,8 @@ from training.refit import refit
 from training.refit_spec import RefitSpec
 from training.run import Run
 from training.train import train
+from training.typicality import Scale, Seen, Typicality
+from training.typicality_fit import evidence_of, fit_parts, measured
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = golden_images((1, 8, 8))
@@ -57,6 +59,16 @@ def refitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Classifier]:
         for covariance in ("spherical", "diagonal", "full")
         for ridge in (1e-1, 1e-6)
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def typical(refitted: dict[str, Classifier]) -> Classifier:
+    """One of them with a typicality."""
+    classifier, train, others = copy.deepcopy(refitted["full 1e-06"]), digits_from(0, 800), digits_from(800, 800)
+    parts = fit_parts(evidence_of(classifier, train.images), train.labels.numpy(), 10)
+    scale = Scale.of(measured(parts, evidence_of(classifier, others.images)))
+    classifier.typicality = Typicality(parts, scale).float()
+    return classifier
 
 
 def decisions() -> list[bool]:
@@ -121,6 +133,37 @@ def test_moved_features_move_answers_by_no_more_than_the_bound(refitted: dict[st
         for output, before, after in zip(names, head(features), moved, strict=True):
             off, allowed = (after - before).abs(), 4 * bounds[output] + 1e-15  # four standard deviations
             assert (off <= allowed).all(), output
+
+
+def test_what_is_seen_moves_the_typicality_by_no_more_than_the_bound(typical: Classifier) -> None:
+    """Pooled features, first block and contrast are off by 32 units of rounding, each at random, in float64."""
+    classifier, images = copy.deepcopy(typical).double(), digits_from(2000, 16).images
+    bounds, seen = condition(classifier, images)["typicality_score"], classifier.inspect(images)
+    generator, typicality = torch.Generator().manual_seed(0), classifier.typicality
+    assert typicality is not None
+
+    def score(moved: Seen) -> torch.Tensor:
+        features = classifier.encoder.projection(moved.pooled)
+        posterior = classifier.head.served(1.0)(features)[0]
+        return typicality(moved, features, posterior)
+
+    for _ in range(20):
+        off = (2.0**-19 * torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in seen)
+        moved = Seen(*(part * (1 + error) for part, error in zip(seen, off, strict=True)))
+        assert ((score(moved) - score(seen)).abs() <= 4 * bounds).all()
+
+
+@pytest.mark.isa
+def test_typicality_in_float32_stays_within_half_of_the_bound(typical: Classifier) -> None:
+    exact, images = copy.deepcopy(typical).double(), torch.cat([GOLDEN, digits_from(1600, 100).images])
+    at = ServedGraph(typical).output_names.index("typicality_score")
+
+    with torch.inference_mode():
+        before, after = (ServedGraph(one)(images)[at] for one in (exact, typical))
+        bounds = condition(exact, images)["typicality_score"]
+
+    assert ((after - before).abs() <= 0.5 * bounds).all()
+    assert bounds.max() < 1e-3
 
 
 @pytest.mark.isa

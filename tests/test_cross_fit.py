@@ -26,7 +26,8 @@ from training.principal import Rows, moments_of, principal_components, project
 from training.recipe import EncoderSpec, HeadSpec, Recipe, parse_recipe
 from training.refit import fit_head, most_components, refit
 from training.refit_spec import RefitSpec
-from training.typicality import fit_typicality
+from training.typicality import Scale, score
+from training.typicality_fit import Evidence, fit_parts, measured
 
 FloatArray = NDArray[np.float64]
 
@@ -313,6 +314,7 @@ class _Known:
 
 @pytest.mark.parametrize("dim", [None, 6])
 def test_typicality_of_every_image_is_by_what_was_fitted_without_it(dim: int | None) -> None:
+    """Its parts; their scale is that of all images, each judged so."""
     features, labels = blobs(20)
     truth, images = torch.from_numpy(labels), as_images(features)
     spec = RefitSpec(head="lda", dim=dim, features="output" if dim is None else "pooled", shrinkage="ledoit-wolf")
@@ -320,13 +322,15 @@ def test_typicality_of_every_image_is_by_what_was_fitted_without_it(dim: int | N
     classifier.temperature = 2.0
     found = cross_fit(classifier, spec, images, truth, seed=3)
 
-    judged = judge(classifier, found, images, truth, seed=3)
+    judged, scale = judge(classifier, found, images, truth, seed=3)
 
-    fold = folds_of_classes(labels, 3, seed=3)
+    fold, parts = folds_of_classes(labels, 3, seed=3), np.empty((60, 2))
     for k in range(5):
         own, others = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-        typicality = fit_typicality(Rows(features.astype(np.float32), others), labels[others], 3)
-        expected = typicality(torch.from_numpy(features[own]).float(), torch.zeros(0), torch.zeros(0))
-        np.testing.assert_allclose(judged.typicality_scores[own], expected.numpy(), rtol=1e-3)
-    posterior = (found.log_joints / 2.0).softmax(1).numpy()
-    np.testing.assert_allclose(judged.label_probabilities, posterior[np.arange(60), labels], rtol=1e-5)
+        fitted = fit_parts(Evidence(Rows(features.astype(np.float32), others)), labels[others], 3)
+        parts[own] = measured(fitted, Evidence(Rows(features.astype(np.float32), own)))
+    posterior = (found.log_joints / 2.0).softmax(1)
+    expected = score(torch.from_numpy(parts), posterior, 3, Scale.of(parts))
+    np.testing.assert_allclose(judged.typicality_scores, expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(scale.usual.numpy(), np.quantile(parts, 0.9, axis=0))
+    np.testing.assert_allclose(judged.label_probabilities, posterior[torch.arange(60), truth].numpy(), rtol=1e-5)

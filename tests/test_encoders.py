@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.encoders import build_encoder, six_conv_trunk
+from training.encoders import SixConv, build_encoder
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -23,14 +23,14 @@ def test_six_conv_takes_images_of_many_sizes(shape: tuple[int, int], channels: i
 
 
 def test_six_conv_has_six_convolutions_of_the_given_widths() -> None:
-    layers = [layer for layer in six_conv_trunk(3, 5) if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in SixConv(3, 5) if isinstance(layer, nn.Conv2d)]
 
     assert [(c.in_channels, c.out_channels) for c in layers] == [(3, 5), (5, 5), (5, 10), (10, 10), (10, 20), (20, 20)]
     assert all(c.kernel_size == (3, 3) and c.padding == (1, 1) for c in layers)
 
 
 def test_six_conv_halves_the_image_after_the_second_and_the_fourth_convolution() -> None:
-    trunk, sizes = six_conv_trunk(1, 2).eval(), []
+    trunk, sizes = SixConv(1, 2).eval(), []
     for layer in trunk:
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda *call: sizes.append(tuple(call[2].shape[2:])))

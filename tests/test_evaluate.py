@@ -199,4 +199,4 @@ def test_pooled_features_are_what_is_projected() -> None:
     features = classifier.encoder.projection(torch.from_numpy(outputs["pooled"])).detach()
     np.testing.assert_allclose(outputs["features"], features, rtol=1e-5, atol=1e-6)
     assert "pooled" not in run_graph(eager(classifier, torch.device("cpu")), images)
-    assert not classifier.encoder.trunk._forward_hooks
+    assert not classifier.encoder.projection._forward_pre_hooks

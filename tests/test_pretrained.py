@@ -18,6 +18,7 @@ from training_samples import same_weights, small_recipe
 
 from serving.bundle import InputSpec
 from serving.decode import decode
+from serving.held_out import HeldOut
 from serving.preprocess import to_input
 from serving.runtimes import open_runtime
 from training.backbones import backbone_of, normalisation_of, require_backbone
@@ -311,6 +312,38 @@ def test_timms_network_becomes_a_bundle(photos: Path, tmp_path: Path) -> None:
         found = open_runtime(bundle, runtime, "cpu", None)(test.numpy())  # type: ignore[arg-type]
         np.testing.assert_allclose(found["posterior"], expected["posterior"], atol=1e-4)
         np.testing.assert_allclose(found["features"], expected["features"], rtol=1e-3, atol=1e-4)
+
+
+def test_typicality_of_a_backbone_is_one_score_in_training_and_in_both_graphs(photos: Path, tmp_path: Path) -> None:
+    """The typicality has no directions of its own. No pixels are seen."""
+    torch.manual_seed(0)
+    own = timm.create_model("resnet10t", num_classes=7)
+    save_file(own.state_dict(), weights := tmp_path / "resnet10t.safetensors")
+    recipe = small_recipe(
+        data={"name": "folder", "size": 64, "validation": 0.0, "test": 0.2},
+        encoder={"kind": "timm:resnet10t", "dim": None, "width": 64, "side": 64, "power": True},
+        fit={"epochs": 0},
+        refit={"head": "lda", "features": "pooled", "dim": 8, "covariance": "full", "shrinkage": "ledoit-wolf"},
+        calibration={"temperature": "cross-fit"},
+    )
+    sources = Sources(folder=photos, weights=weights, cache=tmp_path / "cache")
+    run = Run.create("timm", recipe, "one", tmp_path)
+    classifier = train(run, sources, CPU)
+
+    bundle = export(run, sources, tmp_path / "store" / "timm" / "1")
+
+    info, typicality, judged = bundle.manifest.held_out, classifier.typicality, run.load_judged()
+    assert info is not None
+    assert typicality is not None
+    assert judged is not None
+    assert (info.by, info.images) == ("cross-fit", len(judged.typicality_scores))
+    assert (typicality.parts.directions, len(typicality.usual)) == (None, 3)
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 64, 64), dtype=np.uint8))
+    expected = run_graph(eager(classifier, CPU), noise)["typicality_score"]
+    for runtime in ("onnx", "torchscript"):
+        found = open_runtime(bundle, runtime, "cpu", None)(noise.numpy())["typicality_score"]  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert (HeldOut.read(bundle.path / "held_out.npz").typicality(expected) < 0.1).all()
 
 
 def features_by_timm(network: nn.Module, images: torch.Tensor) -> np.ndarray:

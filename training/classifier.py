@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from serving.bundle import OutputName
+from training.backbones import backbone_of
 from training.encoders import Encoder, build_encoder, pooled_dim
 from training.heads import Head, Scores, build_head
 from training.recipe import EncoderSpec, HeadSpec
-from training.typicality import Typicality
+from training.typicality import Seen, Typicality
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,28 @@ class Classifier(nn.Module):
         """uint8 to zero mean and unit variance per channel."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
+    def inspect(self, images: Tensor) -> Seen:
+        """What is seen of uint8 images before the projection: for their typicality."""
+        pixels = images.to(self.mean.dtype)
+        pooled, first_block = self.encoder.inspect(self.normalise(pixels))
+        return Seen(pooled, first_block, _contrast(pixels) if self.sees_pixels else None)
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether its images are pixels that no backbone sees first; to a `head_stage` they are features."""
+        _, height, width = self.architecture.image_shape
+        return backbone_of(self.architecture.encoder.kind) is None and height * width > 1
+
     def forward(self, images: Tensor) -> Scores:
         """Score uint8 images (N, channels, H, W)."""
         scores: Scores = self.head(self.encoder(self.normalise(images)))
         return scores
+
+
+def _contrast(pixels: Tensor) -> Tensor:
+    """Standard deviation over space, root mean square over the channels, of (N, channels, H, W); (N,)."""
+    by_channel = pixels.flatten(2)
+    return (by_channel - by_channel.mean(2, keepdim=True)).square().mean((1, 2)).sqrt()
 
 
 def build_classifier(architecture: Architecture) -> Classifier:
@@ -125,7 +144,9 @@ class ServedGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Answer images."""
         encoder, typicality = self.classifier.encoder, self.classifier.typicality
-        pooled = encoder.trunk(self.classifier.normalise(images))
-        *answers, features = self.served_head(encoder.projection(pooled))
-        scores = () if typicality is None else (typicality(pooled, features, answers[0]),)
-        return (*answers, *scores, features)
+        if typicality is None:
+            answers: tuple[Tensor, ...] = self.served_head(encoder(self.classifier.normalise(images)))
+            return answers
+        seen = self.classifier.inspect(images)
+        *others, features = self.served_head(encoder.projection(seen.pooled))
+        return (*others, typicality(seen, features, others[0]), features)

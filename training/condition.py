@@ -2,10 +2,11 @@
 
 An encoder that computes in float32 rounds its features, and a steep head magnifies that. Each pooled feature is taken
 to be off by `OF_FEATURES` times its size, independently of the others, and a projected one by the root of the summed
-squares of what is added up to it. Moving one feature
-after the other by that much shows what it makes of the log-odds of every class and component and of the log-density:
-the root of the summed squares. The head's own rounding of log-joints comes on top. What the log-odds' shift makes of a
-probability is its change over the whole shift, not a derivative, which is zero at a sure answer however steep the head.
+squares of what is added up to it. Moving one feature after the other by that much shows what it makes of the log-odds
+of every class and component and of the log-density: the root of the summed squares. For the typicality the first
+block's means and the pixels' contrast are moved too. The head's own rounding of log-joints comes on top. What the
+log-odds' shift makes of a probability is its change over the whole shift, not a derivative, which is zero at a sure
+answer however steep the head.
 
 `OF_FEATURES` is 32 units of rounding, `OF_HEAD` 8. The graphs of 100 classifiers (digits with every covariance, ridges
 of 0.1 to 1e-6, 16 to 256 pooled features; MNIST, Fashion-MNIST, CIFAR-100; photos on EfficientNet-Lite0) stayed below
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from training.classifier import Classifier
 from training.heads import Head, Scores
 from training.power import split_power
+from training.typicality import Seen
 
 OF_FEATURES, OF_HEAD = 32 * 2.0**-24, 8 * 2.0**-24
 AT_ONCE = 32  # features that are moved, each in a copy of the images
@@ -49,7 +51,7 @@ def condition(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
     if "log_density" in classifier.head.outputs:
         bounds["log_density"] = shift["log_density"]
     if classifier.typicality is not None:
-        bounds["typicality_score"] = _of_typicality(classifier, pooled, OF_FEATURES * size)
+        bounds["typicality_score"] = _of_typicality(classifier, classifier.inspect(images), OF_FEATURES * size)
     return bounds
 
 
@@ -96,23 +98,40 @@ def _moved_by(head: Head, features: Tensor, error: Tensor) -> dict[str, Tensor]:
     return {name: total.sqrt() for name, total in squares.items()}
 
 
-def _of_typicality(classifier: Classifier, pooled: Tensor, error: Tensor) -> Tensor:
-    """How far the typicality score may be off, (N,), if each pooled feature is by `error` (N, P)."""
+def _of_typicality(classifier: Classifier, seen: Seen, error: Tensor) -> Tensor:
+    """How far the typicality score may be off, (N,), if each pooled feature is by `error` (N, P); the others alike."""
     typicality, head, projection = classifier.typicality, classifier.head, classifier.encoder.projection
     assert typicality is not None
 
     def score(moved: Tensor) -> Tensor:
-        features = projection(moved)
+        like = _apart(moved, seen)
+        features = projection(like.pooled)
         posterior = (head(features).log_joints / classifier.temperature).softmax(1)
-        scored: Tensor = typicality(moved, features, posterior)
+        scored: Tensor = typicality(like, features, posterior)
         return scored
 
-    before, squares = score(pooled), torch.zeros(len(pooled), dtype=pooled.dtype)
-    for chosen in torch.eye(pooled.shape[1], dtype=pooled.dtype).split(AT_ONCE):  # (d, P)
-        moved = pooled[:, None] + error[:, None] * chosen  # (N, d, P)
+    parts = _together(seen)
+    error = torch.cat([error, *(OF_FEATURES * _size(part) for part in parts[1:])], 1)
+    together = torch.cat(parts, 1)  # (N, M)
+    before, squares = score(together), torch.zeros(len(together), dtype=together.dtype)
+    for chosen in torch.eye(together.shape[1], dtype=together.dtype).split(AT_ONCE):  # (d, M)
+        moved = together[:, None] + error[:, None] * chosen  # (N, d, M)
         change = score(moved.flatten(0, 1)).unflatten(0, moved.shape[:2]) - before[:, None]
         squares += change.square().sum(1)
     return squares.sqrt() + OF_HEAD * (1 + before.abs())
+
+
+def _together(seen: Seen) -> list[Tensor]:
+    """All that is seen, (N, P), (N, W) and (N, 1), as far as there is such."""
+    contrast = None if seen.contrast is None else seen.contrast[:, None]
+    return [part for part in (seen.pooled, seen.first_block, contrast) if part is not None]
+
+
+def _apart(together: Tensor, like: Seen) -> Seen:
+    """The same of other images, all in one (n, P + W + 1), as it was seen."""
+    pooled, *rest = together.split([part.shape[1] for part in _together(like)], 1)
+    first_block = None if like.first_block is None else rest[0]
+    return Seen(pooled, first_block, None if like.contrast is None else rest[-1][:, 0])
 
 
 def _quantities(scores: Scores) -> dict[str, Tensor]:

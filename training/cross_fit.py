@@ -34,7 +34,8 @@ from training.refit import (
     rows_of,
 )
 from training.refit_spec import RefitSpec, Shrinkage
-from training.typicality import Judged, fit_typicality
+from training.typicality import Judged, Scale, score
+from training.typicality_fit import Evidence, directions_of, evidence_of, fit_parts, measured
 
 FOLDS = 5
 SHRINKAGES: tuple[Shrinkage, ...] = (
@@ -84,7 +85,9 @@ def cross_fit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, la
     return found[best]
 
 
-def judge(classifier: Classifier, found: CrossFitted, images: Tensor | Rows, labels: Tensor, seed: int) -> Judged:
+def judge(
+    classifier: Classifier, found: CrossFitted, images: Tensor | Rows, labels: Tensor, seed: int
+) -> tuple[Judged, Scale]:
     """How typical every training image is, and how probable its label, to what was fitted without it.
 
     Args:
@@ -93,14 +96,18 @@ def judge(classifier: Classifier, found: CrossFitted, images: Tensor | Rows, lab
         images: as `refit` takes them.
         labels: int64 (N,).
         seed: of the folds.
+
+    Returns:
+        That, and the scale of the typicality, which is that of these images.
     """
-    architecture, truth = classifier.architecture, labels.cpu().numpy()
-    rows = rows_of(classifier, "pooled", images)
+    evidence, truth = evidence_of(classifier, images), labels.cpu().numpy()
     posterior = (found.log_joints / classifier.temperature).softmax(1)
-    folds = _Folds.of(rows, truth, architecture.classes, found.spec, seed)
-    scores = folds.typicality_scores(posterior, of_one_length=architecture.encoder.power)
+    folds = _Folds.of(evidence.pooled, truth, classifier.architecture.classes, found.spec, seed)
+    parts = folds.typicality_parts(evidence, in_features=directions_of(classifier) is not None)
+    scale = Scale.of(parts)
+    scores = score(torch.from_numpy(parts), posterior, folds.classes, scale)
     of_label = posterior.gather(1, labels.cpu()[:, None])[:, 0]
-    return Judged(scores, of_label.float().numpy())
+    return Judged(scores.float().numpy(), of_label.float().numpy()), scale
 
 
 @dataclass(frozen=True)
@@ -138,19 +145,20 @@ class _Folds:
                 result[torch.from_numpy(own)] = log_joints_under(head, features)
         return [CrossFitted(*one) for one in zip(specs, results, strict=True)]
 
-    def typicality_scores(self, posterior: Tensor, *, of_one_length: bool) -> NDArray[np.float32]:
-        """Scores (N,) of every row by what is fitted on the other folds, given its posterior (N, C)."""
-        scores = np.empty(len(self.labels), np.float32)
+    def typicality_parts(self, evidence: Evidence, *, in_features: bool) -> FloatArray:
+        """The parts (N, K) of the typicality of every row, by what is fitted on the other folds.
+
+        Args:
+            evidence: of the rows.
+            in_features: whether features stand for the directions of a typicality's own.
+        """
+        found = []
         for k in track(range(1 + int(self.fold.max())), "refit: typicality"):
             own, others = np.flatnonzero(self.fold == k), np.flatnonzero(self.fold != k)
-            held_out = self.rows.at(own)
-            directions = self._without(held_out)
-            seen = directions.weights if directions and of_one_length else None
-            typicality = fit_typicality(self.rows.at(others), self.labels[others], self.classes, seen)
-            pooled, features = project(held_out, None), project(held_out, directions)
-            parts = (torch.from_numpy(part).float() for part in (pooled, features))
-            scores[own] = typicality(*parts, posterior[torch.from_numpy(own)].float()).numpy()
-        return scores
+            directions = self._without(self.rows.at(own)) if in_features else None
+            parts = fit_parts(evidence.at(others), self.labels[others], self.classes, directions)
+            found.append(measured(parts, evidence.at(own), directions))
+        return np.concatenate(found)[self.fold.argsort(kind="stable").argsort()]
 
     def _without(self, rows: Rows) -> Projection | None:
         """The principal components of all rows but these."""

@@ -17,6 +17,7 @@ from training.backbones import BACKBONES, LEAST_SIDE, TIMM, Backbone, backbone_o
 from training.power import with_power
 
 OWN = ("six-conv", "two-conv", "mlp", "linear", "none")
+FIRST_BLOCK = 7  # layers of `SixConv`
 
 
 def _known(kind: str) -> str:
@@ -45,6 +46,16 @@ class Encoder(nn.Module):
         """(N, channels, H, W) to features (N, D)."""
         features: Tensor = self.projection(self.trunk(images))
         return features
+
+    def inspect(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, channels, H, W) to pooled features (N, P) and the means over space of the first block's channels (N, W).
+
+        The latter are None for a trunk that is not of such blocks.
+        """
+        if not isinstance(self.trunk, SixConv):
+            return self.trunk(images), None
+        first_block = self.trunk.first_block(images)
+        return self.trunk.rest(first_block), first_block.mean((2, 3))
 
 
 def build_encoder(
@@ -115,7 +126,7 @@ def _trunk(
 ) -> nn.Module:
     channels, height, columns = image_shape
     if kind == "six-conv":
-        return six_conv_trunk(channels, width)
+        return SixConv(channels, width)
     if kind == "two-conv":
         flat = 2 * width * (height // 4) * (columns // 4)
         return nn.Sequential(*two_conv_layers(channels, width), nn.Flatten(), *_hidden_layers((flat, *hidden), dropout))
@@ -136,15 +147,34 @@ def two_conv_layers(channels: int, width: int) -> list[nn.Module]:
     ]  # fmt: skip
 
 
-def six_conv_trunk(channels: int, width: int) -> nn.Sequential:
+class SixConv(nn.Sequential):
     """Six 3 x 3 convolutions, pooled after the second, the fourth and (globally) the sixth: (N, 4 * width).
 
-    The encoder of Tezekbayev et al., arXiv 2601.01619, with width 64.
+    The encoder of Tezekbayev et al., arXiv 2601.01619, with width 64. What ends in a pooling is a block.
+
+    Args:
+        channels: of the images.
+        width: of the first block.
     """
-    plan = [channels, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
-    layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(pairwise(plan)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-        if index in (1, 3):
-            layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def __init__(self, channels: int, width: int):
+        plan = [channels, width, width, 2 * width, 2 * width, 4 * width, 4 * width]
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(pairwise(plan)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            if index in (1, 3):
+                layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def first_block(self, images: Tensor) -> Tensor:
+        """(N, channels, H, W) to (N, width, H / 2, W / 2)."""
+        return self._through(images, 0, FIRST_BLOCK)
+
+    def rest(self, first_block: Tensor) -> Tensor:
+        """What `first_block` gives to (N, 4 * width)."""
+        return self._through(first_block, FIRST_BLOCK, len(self))
+
+    def _through(self, features: Tensor, start: int, stop: int) -> Tensor:
+        for layer in list(self)[start:stop]:
+            features = layer(features)
+        return features

@@ -58,7 +58,7 @@ def eager(
     @torch.inference_mode()
     def call(images: NDArray[np.uint8]) -> Outputs:
         made: list[Tensor] = []
-        hook = classifier.encoder.trunk.register_forward_hook(lambda module, inputs, output: made.append(output))
+        hook = classifier.encoder.projection.register_forward_pre_hook(lambda module, inputs: made.extend(inputs))
         with hook:
             outputs = graph(torch.from_numpy(images).to(device))
         answers = dict(zip(graph.output_names, outputs, strict=True))

@@ -79,7 +79,6 @@ def load_images(recipe: Recipe, sources: Sources) -> LabelledImages:
         seed=recipe.seed,
         split_seed=spec.split_seed,
         held_out=recipe.held_out_share,
-        calibrates=recipe.calibration is not None and recipe.calibration.temperature == "fit",
     )
     return LabelledImages(dataset, cut)
 

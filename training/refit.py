@@ -24,7 +24,6 @@ from training.principal import Projection, Rows, as_linear, moments_of, principa
 from training.progress import track
 from training.recipe import HeadSpec
 from training.refit_spec import RefitSpec
-from training.typicality import Typicality, fit_typicality
 
 Labels = NDArray[np.int64]
 
@@ -57,28 +56,6 @@ def refit(classifier: Classifier, spec: RefitSpec, images: Tensor | Rows, labels
     refitted.mean.copy_(classifier.mean)
     refitted.std.copy_(classifier.std)
     return refitted.to(classifier.mean.device).eval()
-
-
-@torch.no_grad()
-def typicality_of(classifier: Classifier, images: Tensor | Rows, labels: Tensor) -> Typicality:
-    """How typical an image is, by the pooled features of `images`.
-
-    Args:
-        classifier: a trained one.
-        images: uint8 (N, channels, H, W), not augmented; or the trunk's features of them.
-        labels: int64 (N,).
-    """
-    rows, architecture = rows_of(classifier, "pooled", images), classifier.architecture
-    directions = _directions_of(classifier.encoder.projection) if architecture.encoder.power else None
-    return fit_typicality(rows, labels.cpu().numpy(), architecture.classes, directions).to(labels.device)
-
-
-def _directions_of(projection: nn.Module) -> FloatArray | None:
-    """The principal directions that features are seen in, (D, P); None if the projection is of another kind."""
-    if not isinstance(projection, nn.Linear):
-        return None
-    weights: FloatArray = projection.weight.double().cpu().numpy()
-    return weights if np.allclose(weights @ weights.T, np.eye(len(weights)), atol=1e-4) else None
 
 
 def check_limits(spec: RefitSpec, labels: Tensor, classes: int, pooled: int) -> None:

@@ -55,9 +55,10 @@ class CalibrationSpec(TomlSection):
     (training/component_calibration.py), or a number; it concerns only heads with several components. `found_for` is the
     digest of the recipe that numbers are of (training/digests.py); no other trains with them.
 
-    `share` of the images outside the test split is held out. A fitted temperature gets one half of them, and answers
-    are compared with the others (serving/held_out.py). Without a share the temperature is fitted on the validation
-    split, and answers are compared with none; with `cross-fit` with all training images.
+    `share` of the images outside the test split is held out. A fitted temperature and the scale of the typicality
+    (training/typicality.py) get one half of them, and answers are compared with the others (serving/held_out.py).
+    Without a share the temperature is fitted on the validation split, and answers are compared with none; with
+    `cross-fit` with all training images.
     """
 
     temperature: Positive | Literal["fit", "cross-fit"] = "fit"

@@ -244,7 +244,7 @@ class Run:
         classifier.component_temperature = saved.get("component_temperature", 1.0)
         classifier.component_calibration = saved.get("component_calibration", {})
         if (typicality := saved.get("typicality")) is not None:
-            classifier.typicality = Typicality(**typicality)
+            classifier.typicality = Typicality.from_state(typicality)
         return classifier.eval()
 
     def save_judged(self, judged: Judged) -> None:

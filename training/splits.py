@@ -3,7 +3,7 @@
 splits = split(dataset, validation=0.1, test=0.2, seed=0)
 
 Images may be held out besides, from weights and validation alike: in `held_out` they are what answers are compared with
-(serving/held_out.py), and in `calibration` what the temperature is fitted to.
+(serving/held_out.py), and in `calibration` what the temperature and the scale of the typicality are fitted to.
 """
 
 import numpy as np
@@ -26,7 +26,6 @@ def split(
     seed: int,
     split_seed: int = 0,
     held_out: float = 0.0,
-    calibrates: bool = False,
 ) -> Splits:
     """Cut a data set into train, validation and test, every class in the same shares.
 
@@ -39,8 +38,8 @@ def split(
         test: share of all images; unused if the data set has a test split of its own.
         seed: of all splits but the test split.
         split_seed: of the test split.
-        held_out: share of the images outside the test split that are held out; without it there is no such split.
-        calibrates: whether half of those are for calibration.
+        held_out: share of the images outside the test split that are held out, half of them for calibration; without it
+            there are no such splits.
 
     Raises:
         DataError: if a class has too few images to be in every split.
@@ -55,10 +54,8 @@ def split(
     rest, kept = _cut(dataset, rest, copies, held_out, seed + 2)
     train, chosen = _cut(dataset, rest, copies, validation, seed + 1)
     splits = {"train": train, "validation": chosen}
-    if held_out and calibrates:
+    if held_out:
         splits["held_out"], splits["calibration"] = _cut(dataset, kept, copies, 0.5, seed + 3)
-    elif held_out:
-        splits["held_out"] = kept
     splits["test"] = of_test
     for name, positions in splits.items():
         if name != "validation" or validation:

@@ -22,10 +22,12 @@ from training.power import with_power
 from training.principal import Rows
 from training.progress import say, warn
 from training.recipe import Recipe
-from training.refit import check_limits, refit, typicality_of
+from training.refit import check_limits, refit
 from training.refit_spec import RefitSpec
 from training.run import Run
 from training.splits import require_images
+from training.typicality import Scale, Typicality
+from training.typicality_fit import directions_of, evidence_of, fit_parts, measured
 from training.weights import load_backbone, require_weights
 
 FEWEST_PHOTOS = 5  # of a class, for a head on a backbone's features
@@ -180,10 +182,22 @@ def _train_stages(
         _calibrate(classifier, recipe.calibration.temperature, calibration, recipe.seed)
     say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
     if found is not None:
-        run.save_judged(judge(classifier, found, training.images, training.labels, recipe.seed))
-    if found is not None or recipe.calibration.share:
-        classifier.typicality = typicality_of(classifier, training.images, training.labels)
+        judged, scale = judge(classifier, found, training.images, training.labels, recipe.seed)
+        run.save_judged(judged)
+        classifier.typicality = _typicality_of(classifier, training, scale)
+    elif recipe.calibration.share:
+        classifier.typicality = _typicality_of(classifier, training, calibration)
     return classifier
+
+
+def _typicality_of(classifier: Classifier, training: Labelled | _Features, unseen: Labelled | Scale) -> Typicality:
+    """How typical an image is: fitted to the training images, on the scale of images that the weights have not seen."""
+    directions = directions_of(classifier)
+    evidence, labels = evidence_of(classifier, training.images), training.labels.cpu().numpy()
+    parts = fit_parts(evidence, labels, classifier.architecture.classes, directions)
+    if isinstance(unseen, Labelled):
+        unseen = Scale.of(measured(parts, evidence_of(classifier, unseen.images), directions))
+    return Typicality(parts, unseen).float().to(classifier.mean.device)
 
 
 class Refitted(NamedTuple):

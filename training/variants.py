@@ -171,20 +171,36 @@ def _judged_in(bundle: Bundle, file: Path) -> Judged | None:
 def _write_float16(source: Path, target: Path) -> None:
     """All before the pooled features in float16.
 
-    The graph is cut there, for the converter would round what passes among nodes that it is told to leave alone.
+    The graph is cut there, for the converter would round what passes among nodes that it is told to leave alone. What
+    else the typicality takes from before them passes the cut in float32.
     """
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(source)
-    outputs, pooled = [output.name for output in model.graph.output], _pooled_features(model)
+    outputs, passing = [output.name for output in model.graph.output], _passing(model)
     parts = onnx.utils.Extractor(model)
-    trunk = parts.extract_model(["images"], [pooled])
-    head = parts.extract_model([pooled], [name for name in outputs if name != pooled])
+    trunk = parts.extract_model(["images"], passing)
+    head = parts.extract_model(passing, [name for name in outputs if name not in passing])
     trunk = convert_float_to_float16(trunk, keep_io_types=True)
     for part in (trunk, head):
         part.graph.ClearField("value_info")  # both name the pooled features there
-    onnx.save(onnx.compose.merge_models(trunk, head, [(pooled, pooled)], outputs=outputs), target)
+    merged = onnx.compose.merge_models(trunk, head, [(name, name) for name in passing], outputs=outputs)
+    onnx.save(merged, target)
+
+
+def _passing(model: Any) -> list[str]:
+    """The names of the tensors that what leads to the pooled features makes and that others take: them first."""
+    pooled = _pooled_features(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    made, waiting = set(), [pooled]
+    while waiting:
+        name = waiting.pop()
+        if name in makers and name not in made:
+            made.add(name)
+            waiting += makers[name].input
+    taken = {name for node in model.graph.node if made.isdisjoint(node.output) for name in node.input}
+    return [pooled, *sorted(made & taken - {pooled})]
 
 
 def _pooled_features(model: Any) -> str:
