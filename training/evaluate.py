@@ -6,12 +6,13 @@ posterior alone; float32 holds no probability below 1e-45 and some runtimes none
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from serving.bundle import InputSpec
 from serving.runtimes import Outputs
@@ -58,8 +59,7 @@ def eager(
     @torch.inference_mode()
     def call(images: NDArray[np.uint8]) -> Outputs:
         made: list[Tensor] = []
-        hook = classifier.encoder.projection.register_forward_pre_hook(lambda module, inputs: made.extend(inputs))
-        with hook:
+        with _inputs_of(classifier.encoder.projection, made) if pooled else nullcontext():
             outputs = graph(torch.from_numpy(images).to(device))
         answers = dict(zip(graph.output_names, outputs, strict=True))
         if pooled:
@@ -69,6 +69,11 @@ def eager(
         return {name: out.cpu().numpy() for name, out in answers.items()}
 
     return call
+
+
+def _inputs_of(module: nn.Module, found: list[Tensor]) -> AbstractContextManager[Any]:
+    """Puts what a module is called with into `found`."""
+    return module.register_forward_pre_hook(lambda _, inputs: found.extend(inputs))
 
 
 def quickly(
