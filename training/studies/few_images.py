@@ -147,5 +147,5 @@ def _accuracy_of(model: Any, choices: dict[str, Sequence[float]], train: Labelle
 
     features, labels = train.images.flatten(1).numpy(), train.labels.numpy()
     folds = StratifiedKFold(min(FOLDS, int(np.bincount(labels).min())), shuffle=True, random_state=0)
-    found = GridSearchCV(model, choices, cv=folds).fit(features, labels)
+    found = GridSearchCV(model, choices, cv=folds, n_jobs=-1).fit(features, labels)
     return {"accuracy": float(found.score(test.images.flatten(1).numpy(), test.labels.numpy()))}
