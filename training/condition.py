@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from training.classifier import Classifier
 from training.heads import Head, Scores
 from training.power import split_power
-from training.typicality import Seen
+from training.typicality import Seen, Typicality
 
 OF_FEATURES, OF_HEAD = 32 * 2.0**-24, 8 * 2.0**-24
 AT_ONCE = 32  # features that are moved, each in a copy of the images
@@ -118,7 +118,19 @@ def _of_typicality(classifier: Classifier, seen: Seen, error: Tensor) -> Tensor:
         moved = together[:, None] + error[:, None] * chosen  # (N, d, M)
         change = score(moved.flatten(0, 1)).unflatten(0, moved.shape[:2]) - before[:, None]
         squares += change.square().sum(1)
-    return squares.sqrt() + OF_HEAD * (1 + before.abs())
+    features = projection(seen.pooled)
+    posterior = (head(features).log_joints / classifier.temperature).softmax(1)
+    return squares.sqrt() + _own_rounding_of(typicality, typicality.parts(seen, features), posterior)
+
+
+def _own_rounding_of(typicality: Typicality, parts: Tensor, posterior: Tensor) -> Tensor:
+    """What relative errors of its parts (N, K) make of a typicality score, all in the worst direction, (N,)."""
+    before = typicality.score(parts, posterior)
+    off = OF_HEAD * (1 + before.abs())
+    for part in torch.eye(parts.shape[1], dtype=parts.dtype):
+        moved = [parts + sign * OF_HEAD * (1 + parts.abs()) * part for sign in (-1, 1)]
+        off += torch.stack([(typicality.score(one, posterior) - before).abs() for one in moved]).amax(0)
+    return off
 
 
 def _together(seen: Seen) -> list[Tensor]:

@@ -210,8 +210,11 @@ class Typicality(nn.Module):
 
     def forward(self, seen: Seen, features: Tensor, posterior: Tensor) -> Tensor:
         """Score images."""
-        scale = Scale(self.centre, self.spread, self.usual, self.tail)
-        return score(self.parts(seen, features), posterior, self.parts.classes, scale)
+        return self.score(self.parts(seen, features), posterior)
+
+    def score(self, parts: Tensor, posterior: Tensor) -> Tensor:
+        """Score images by their parts (N, K)."""
+        return score(parts, posterior, self.parts.classes, Scale(self.centre, self.spread, self.usual, self.tail))
 
 
 def score(parts: Tensor, posterior: Tensor, classes: int, scale: Scale) -> Tensor:
