@@ -144,7 +144,7 @@ def test_what_is_seen_moves_the_typicality_by_no_more_than_the_bound(typical: Cl
 
     def score(moved: Seen) -> torch.Tensor:
         features = classifier.encoder.projection(moved.pooled)
-        posterior = classifier.head.served(1.0)(features)[0]
+        posterior = classifier.head.served(1.0, 1.0)(features)[0]
         return typicality(moved, features, posterior)
 
     for _ in range(20):
