@@ -173,5 +173,6 @@ def test_page_shows_the_mark_of_every_record(section: ResultsSection, name: str)
     mark = mark_of(section, name, record)
 
     assert mark in MARKS.values()
-    assert f"`{shown}`{mark} |" in page() or f"### {shown}{mark}\n" in page()
+    sent = f", {record['image']} of " if "image" in record else " |"  # a photo is named behind the mark
+    assert f"`{shown}`{mark}{sent}" in page() or f"### {shown}{mark}\n" in page()
     assert "digest:" not in page()
