@@ -103,24 +103,21 @@ def _of_typicality(classifier: Classifier, seen: Seen, error: Tensor) -> Tensor:
     typicality, head, projection = classifier.typicality, classifier.head, classifier.encoder.projection
     assert typicality is not None
 
-    def score(moved: Tensor) -> Tensor:
+    def measured(moved: Tensor) -> tuple[Tensor, Tensor]:
         like = _apart(moved, seen)
         features = projection(like.pooled)
-        posterior = (head(features).log_joints / classifier.temperature).softmax(1)
-        scored: Tensor = typicality(like, features, posterior)
-        return scored
+        return typicality.parts(like, features), (head(features).log_joints / classifier.temperature).softmax(1)
 
     parts = _together(seen)
     error = torch.cat([error, *(OF_FEATURES * _size(part) for part in parts[1:])], 1)
     together = torch.cat(parts, 1)  # (N, M)
-    before, squares = score(together), torch.zeros(len(together), dtype=together.dtype)
+    parts_before = measured(together)
+    before, squares = typicality.score(*parts_before), torch.zeros(len(together), dtype=together.dtype)
     for chosen in torch.eye(together.shape[1], dtype=together.dtype).split(AT_ONCE):  # (d, M)
         moved = together[:, None] + error[:, None] * chosen  # (N, d, M)
-        change = score(moved.flatten(0, 1)).unflatten(0, moved.shape[:2]) - before[:, None]
-        squares += change.square().sum(1)
-    features = projection(seen.pooled)
-    posterior = (head(features).log_joints / classifier.temperature).softmax(1)
-    return squares.sqrt() + _own_rounding_of(typicality, typicality.parts(seen, features), posterior)
+        after = typicality.score(*measured(moved.flatten(0, 1))).unflatten(0, moved.shape[:2])
+        squares += (after - before[:, None]).square().sum(1)
+    return squares.sqrt() + _own_rounding_of(typicality, *parts_before)
 
 
 def _own_rounding_of(typicality: Typicality, parts: Tensor, posterior: Tensor) -> Tensor:

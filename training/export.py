@@ -94,7 +94,7 @@ def export(
         classifier,
         images.streamed("test"),
         held_out=held_out,
-        variants=wanted_variants(variants, images, held_out) if variants else None,
+        variants=wanted_variants(variants, images) if variants else None,
         examples=find_examples(classifier, images, examples, torch.device("cpu")) if examples else None,
         replace=replace,
         priors=_shares(images),
@@ -142,6 +142,7 @@ def write_bundle(
     with staged(target, replace=replace) as stage:
         write_graphs(classifier, stage)
         fields["examples"] = None if examples is None else write_examples(examples, stage / EXAMPLES)
+        tables = None
         if held_out is not None:
             tables = Tables.of(held_out, open_onnx(stage / ONNX, names), spec)
             tables.table(tables.plain).write(stage / HELD_OUT)
@@ -153,7 +154,7 @@ def write_bundle(
         metrics = {"split": "test", **measure(outputs, test.labels)}
         if (table := unmeasured.held_out()) is not None:
             metrics["held_out"] = compared(outputs, test.labels.numpy(), HeldOut.read(table))
-        fields["variants"] = {} if variants is None else add_variants(unmeasured, variants, test, outputs)
+        fields["variants"] = {} if variants is None else add_variants(unmeasured, variants, test, outputs, tables)
         (stage / MANIFEST).unlink()
         write_manifest(stage, metrics=metrics, **fields)
     return Bundle.load(target)

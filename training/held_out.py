@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import InputSpec
 from serving.held_out import HeldOut
+from serving.judgement import ATYPICAL_BELOW
 from serving.runtimes import Outputs
 from training.evaluate import run_graph
 from training.groups import Scored, groups_of
@@ -28,7 +29,6 @@ from training.splits import stratified_order
 from training.typicality import Judged
 
 MOST_IMAGES = 10_000  # of a table
-ATYPICAL_BELOW = 0.01
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.judgement import ATYPICAL_BELOW
+
 FloatArray = NDArray[np.float64]
 Right = NDArray[np.bool_]
 
-ATYPICAL_BELOW = 0.01  # p-value; what a server flags unless it is told otherwise
 CONFIDENCE = 0.95
 CANDIDATES = (
     *(n / 10_000 for n in range(9_999, 9_990, -1)),

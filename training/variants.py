@@ -35,7 +35,7 @@ from serving.held_out import HeldOut
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
-from training.held_out import HeldOutImages, Tables, held_out_images
+from training.held_out import Tables, held_out_images
 from training.image_files import in_memory
 from training.images import LabelledImages, Streamed
 from training.int8 import write_int8
@@ -59,19 +59,15 @@ class WantedVariants:
         calibration: uint8 (N, channels, H, W), training images of all classes, by which int8 is calibrated.
         judged: the images that decide; none of those.
         judged_split: which these are from.
-        held_out: the images that answers are compared with, if there are any.
     """
 
     precisions: Collection[VariantPrecision]
     calibration: torch.Tensor
     judged: Streamed
     judged_split: Literal["train", "validation"]
-    held_out: HeldOutImages | None = None
 
 
-def wanted_variants(
-    precisions: Collection[VariantPrecision], images: LabelledImages, held_out: HeldOutImages | None = None
-) -> WantedVariants:
+def wanted_variants(precisions: Collection[VariantPrecision], images: LabelledImages) -> WantedVariants:
     """Choose the images that variants are made and judged by: a seeded, stratified sample of those of the run."""
     dataset, train, validation = images.dataset, images.splits["train"], images.splits["validation"]
     train = train[stratified_order(dataset.labels[train], seed=0)]
@@ -81,11 +77,11 @@ def wanted_variants(
     judged = validation if len(validation) else train[count:]
     judged = judged[stratified_order(dataset.labels[judged], seed=0)[:JUDGED_IMAGES]]
     labelled = Streamed(dataset.images[judged], dataset.labels[judged])
-    return WantedVariants(precisions, in_memory(dataset.images[train[:count]]), labelled, judged_split, held_out)
+    return WantedVariants(precisions, in_memory(dataset.images[train[:count]]), labelled, judged_split)
 
 
 def add_variants(
-    bundle: Bundle, wanted: WantedVariants, test: Streamed, exact: Outputs
+    bundle: Bundle, wanted: WantedVariants, test: Streamed, exact: Outputs, tables: Tables | None = None
 ) -> dict[VariantPrecision, Variant]:
     """Write variants of a bundle that is being made, and measure them on the CPU.
 
@@ -94,6 +90,7 @@ def add_variants(
         wanted: which, and the images that they are made and judged by.
         test: the test split.
         exact: what the float32 graph answers for it.
+        tables: what makes a variant's table of held-out images, if there are any.
 
     Raises:
         VariantError: if one of them costs too much.
@@ -103,7 +100,6 @@ def add_variants(
     plain = open_onnx(bundle.onnx(), bundle.manifest.outputs)
     spec = bundle.manifest.input
     exact_judged = run_graph(plain, wanted.judged.images, spec)
-    tables = None if wanted.held_out is None else Tables.of(wanted.held_out, plain, spec)
     variants = {}
     for precision in wanted.precisions:
         write_variant(bundle, precision, wanted.calibration)
@@ -145,8 +141,8 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
         VariantError: if one of them costs too much; the bundle is left as it was.
     """
     old = Bundle.load(folder)
-    wanted_held_out = None if (file := old.held_out()) is None else held_out_images(images, _judged_in(old, file))
-    wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images, wanted_held_out)
+    held_out = None if (file := old.held_out()) is None else held_out_images(images, _judged_in(old, file))
+    wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images)
     test = images.streamed("test")
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
     made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, {EXAMPLES, HELD_OUT})
@@ -154,8 +150,9 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
         shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(*made_anew), dirs_exist_ok=True)
         write_manifest(stage, **fields)
         plain = Bundle.load(stage)
-        exact = run_graph(open_onnx(plain.onnx(), plain.manifest.outputs), test.images, plain.manifest.input)
-        variants = add_variants(plain, wanted, test, exact)
+        graph, spec = open_onnx(plain.onnx(), plain.manifest.outputs), plain.manifest.input
+        tables = None if held_out is None else Tables.of(held_out, graph, spec)
+        variants = add_variants(plain, wanted, test, run_graph(graph, test.images, spec), tables)
         (stage / MANIFEST).unlink()
         write_manifest(stage, variants=variants, **fields)
     return Bundle.load(folder)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from serving.judgement import ATYPICAL_BELOW
 from training.analysis.evidence import Answers, Evidence, FloatArray, answers_of
 from training.calibration_error import confidences
 from training.data import Sources
@@ -19,7 +20,6 @@ from training.intervals import accuracy_interval
 from training.prediction_sets import set_figures
 from training.run import Run, RunError
 from training.selective import (
-    ATYPICAL_BELOW,
     CONFIDENCE,
     Judged,
     Thresholds,

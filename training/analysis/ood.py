@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from serving.bundle import InputSpec
+from serving.judgement import ATYPICAL_BELOW
 from training.analysis.evidence import SAMPLE, Answers, Evidence, FloatArray, answers_of, gather
 from training.analysis.familiarity import FamiliarityScores, FittedScores, fit_scores, omitted, scores_of
 from training.data import DataError, Sources
@@ -31,7 +32,6 @@ from training.image_files import in_memory
 from training.intervals import auroc_interval
 from training.recipe import DataSpec
 from training.run import Run
-from training.selective import ATYPICAL_BELOW
 from training.strangers import drawn, in_channels, inverted, upside_down
 
 ACCEPTED = 0.95  # of the network's own kind

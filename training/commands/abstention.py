@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from serving.bundle import MANIFEST
+from serving.judgement import ATYPICAL_BELOW
 from training.analysis.abstention import thresholds_of
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.devices import choose_device
 from training.images import sources_of
 from training.progress import say
 from training.run import Run, RunError
-from training.selective import ATYPICAL_BELOW, CONFIDENCE, Thresholds, fewest_images
+from training.selective import CONFIDENCE, Thresholds, fewest_images
 
 
 def thresholds(
