@@ -108,6 +108,15 @@ def test_shrink_to_half_is_close_to_the_mean_of_each_square() -> None:
     assert shrink(images, 1.0) is images
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_shrinks_to_the_same_pixels() -> None:
+    images = torch.from_numpy(noise(4, 3, 32, 32))
+
+    off = shrink(images.cuda(), 0.75).cpu().int() - shrink(images, 0.75).int()
+
+    assert off.abs().max() <= 1  # bytes are summed up in fixed point on a CPU
+
+
 def test_augmentation_is_decided_by_the_generator() -> None:
     images = torch.from_numpy(noise(30, 1, 6, 6))
 

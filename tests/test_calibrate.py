@@ -197,7 +197,7 @@ def test_images_too_few_for_the_prior_are_named() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mda", "softmax"])
-def test_temperature_changes_the_posterior_and_nothing_else(kind: str) -> None:
+def test_calibration_changes_the_posterior_and_nothing_else(kind: str) -> None:
     torch.manual_seed(0)
     head = HeadSpec(kind=kind, components=2 if kind == "mda" else 1)
     classifier = build_classifier(Architecture((1, 8, 8), 10, EncoderSpec(dim=3, width=4), head)).eval()
@@ -210,6 +210,12 @@ def test_temperature_changes_the_posterior_and_nothing_else(kind: str) -> None:
 
     torch.testing.assert_close(posterior, (log_joints / 2.5).softmax(1))
     assert torch.equal(posterior.argmax(1), plain[0].argmax(1))
+    assert all(torch.equal(now, before) for now, before in zip(others, plain[1:], strict=True))
+
+    classifier.class_biases = torch.linspace(-1, 1, 10)
+    posterior, *others = ServedGraph(classifier).eval()(images)
+
+    torch.testing.assert_close(posterior, (log_joints / 2.5 + torch.linspace(-1, 1, 10)).softmax(1))
     assert all(torch.equal(now, before) for now, before in zip(others, plain[1:], strict=True))
 
 
@@ -239,7 +245,7 @@ def test_fitted_temperature_is_kept_exported_and_served(folder: Path, tmp_path: 
     assert classifier.calibration["held_out"]["images"] == 27
     assert classifier.calibration["why"]
     images = digits_from(0, 10).images
-    expected = (classifier(images).log_joints / classifier.temperature).softmax(1).detach().numpy()
+    expected = classifier.calibrated(classifier(images).log_joints).softmax(1).detach().numpy()
     for runtime in ("onnx", "torchscript"):
         outputs = Predictor(bundle, runtime).infer(images.numpy())
         assert outputs["posterior"] == pytest.approx(expected, abs=1e-4)

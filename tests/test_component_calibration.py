@@ -318,6 +318,6 @@ def test_head_without_components_takes_no_notice() -> None:
     head = mda_head(3, 4, 1)
     features = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
-    answers = head.served(1.0, 9.0)(features)
+    answers = head.served(1.0, 9.0, torch.zeros(3))(features)
 
     assert torch.equal(answers[1], torch.ones(5, 3, 1))

@@ -123,7 +123,7 @@ def test_moved_features_move_answers_by_no_more_than_the_bound(refitted: dict[st
     classifier = copy.deepcopy(refitted[name]).double()
     images = digits_from(2000, 16).images
     bounds = condition(classifier, images)
-    names, head = classifier.head.outputs, classifier.head.served(1.0, 1.0)
+    names, head = classifier.head.outputs, classifier.head.served(1.0, 1.0, torch.zeros(10))
     features = classifier.encoder(classifier.normalise(images))
     generator = torch.Generator().manual_seed(0)
 
@@ -144,7 +144,7 @@ def test_what_is_seen_moves_the_typicality_by_no_more_than_the_bound(typical: Cl
 
     def score(moved: Seen) -> torch.Tensor:
         features = classifier.encoder.projection(moved.pooled)
-        posterior = classifier.head.served(1.0, 1.0)(features)[0]
+        posterior = classifier.head.served(1.0, 1.0, torch.zeros(10))(features)[0]
         return typicality(moved, features, posterior)
 
     for _ in range(20):

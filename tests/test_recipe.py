@@ -332,7 +332,7 @@ def test_notes_of_a_recipe_are_none_of_its_settings(file: Path) -> None:
 
 def test_recipes_of_the_project_have_notes() -> None:
     assert notes_of("cifar10-lda").published == "90.42"
-    assert notes_of("cifar10-lda").remark.startswith("Crops and flips; ")
+    assert notes_of("cifar10-lda").remark.startswith("With random squares")
     assert all("\n" not in notes_of(name).remark for name in recipe_names())
     assert notes_of("a-recipe-of-mine") == Notes()
 

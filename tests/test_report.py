@@ -242,7 +242,7 @@ def test_section_says_why_the_temperature_stayed_at_one() -> None:
     bins = {"nll": 0.06, "ece": 0.01, "reliability": reliability(np.array([[0.9, 0.1]]), np.array([0]))}
 
     section = calibration_section(
-        {"calibration": {"temperature": found.temperature, "why": found.why, "before": bins, "after": bins}}
+        {"calibration": {"temperature": 1.0, "served_at": None, "why": found.why, "before": bins, "after": bins}}
     )
 
     assert section.text[1] == (
@@ -256,9 +256,9 @@ def test_section_says_why_the_temperature_stayed_at_one() -> None:
 def test_section_explains_an_ece_that_rises_while_the_nll_falls(nll: float, ece: float, said: bool) -> None:
     bins = {"nll": 0.06, "ece": 0.01, "reliability": reliability(np.array([[0.9, 0.1]]), np.array([0]))}
 
-    section = calibration_section(
-        {"calibration": {"temperature": 2.0, "before": bins, "after": {**bins, "nll": nll, "ece": ece}}}
-    )
+    calibration = {"temperature": 2.0, "served_at": "T = 2", "before": bins, "after": {**bins, "nll": nll, "ece": ece}}
+
+    section = calibration_section({"calibration": calibration})
 
     assert (
         any(text.startswith("The NLL falls and the ECE rises: T is fitted to the NLL") for text in section.text) == said

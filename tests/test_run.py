@@ -196,11 +196,13 @@ def test_saved_classifier_is_loaded_bit_for_bit(tmp_path: Path, encoder: Encoder
     torch.manual_seed(0)
     classifier = build_classifier(Architecture((1, 8, 8), 3, encoder, head))
     classifier.learn_normalisation(digits().images)
+    classifier.class_biases = torch.tensor([0.1, -0.2, 0.1])
 
     run.save_classifier(classifier)
     loaded = run.load_classifier()
 
     assert same_weights(loaded, classifier)
+    assert torch.equal(loaded.class_biases, classifier.class_biases)
     assert loaded.architecture == classifier.architecture
     assert not loaded.training
 

@@ -57,7 +57,10 @@ def shrink(images: Tensor, scale: float) -> Tensor:
     if scale == 1 or not len(images):
         return images
     size = [max(4, round(side * scale)) for side in images.shape[2:]]
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
+    if images.is_cpu or images.is_floating_point():
+        return F.interpolate(images, size, mode="bilinear", antialias=True)
+    shrunk = F.interpolate(images.float(), size, mode="bilinear", antialias=True)  # GPUs have no kernel for bytes
+    return shrunk.round_().clamp_(0, 255).to(images.dtype)
 
 
 def random_resized_crop(

@@ -1,6 +1,7 @@
 """Calibration: one temperature T, so that softmax(delta / T) is as confident as it is right.
 
-It changes no decision and neither responsibilities nor log-density.
+It changes no decision and neither responsibilities nor log-density. Where a bias a class helps besides, it is added to
+delta / T (training/class_biases.py).
 
 T has the least negative log-likelihood on held-out images, plus `PRIOR_NATS` |log T|. Without that term the likelihood
 has no maximum where no image is wrong (T falls to zero) or none is right (T grows without end). The term is a Laplace
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.class_biases import find_biases
 from training.classifier import Classifier
 from training.fit import log_joints_of
 from training.images import Labelled
@@ -137,14 +139,14 @@ def folds_of(log_joints: Tensor, labels: Tensor, seed: int) -> Tensor:
 
 
 def calibrate(classifier: Classifier, held_out: Labelled, seed: int) -> None:
-    """Give `classifier` the temperature that suits images it has not learned from, and say why it is that one."""
+    """Give `classifier` the temperature and biases that suit images it has not learned from, and say why."""
     calibrate_by(classifier, log_joints_of(classifier, held_out.images), held_out.labels, seed)
 
 
 def calibrate_by(
     classifier: Classifier, log_joints: Tensor, labels: Tensor, seed: int, *, by: str = "held out"
 ) -> None:
-    """Give `classifier` the temperature that suits log-joints, and say why it is that one.
+    """Give `classifier` the temperature and biases that suit log-joints, and say why.
 
     Args:
         classifier: what gets it.
@@ -156,7 +158,11 @@ def calibrate_by(
     found = find_temperature(log_joints, labels, seed)
     why = found.why if by == "held out" else f"{found.why}; {by}"
     classifier.temperature = found.temperature
-    classifier.calibration = {"why": why, "held_out": found._asdict()}
+    fold = folds_of(log_joints, labels, seed)
+    biases = find_biases(log_joints / found.temperature, labels, fold)
+    classifier.class_biases = torch.tensor(biases.biases).to(classifier.class_biases)
+    of_classes = {"why": biases.why, "helps": biases.helps, **biases._asdict(), "fitted": [*biases.fitted]}
+    classifier.calibration = {"why": why, "held_out": found._asdict(), "class_biases": of_classes}
 
 
 def _margins(log_joints: Tensor, labels: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ class Classifier(nn.Module):
 
     Attributes:
         temperature: what the log-joints are divided by before they become a posterior; see training/calibrate.py.
-        calibration: how it was come by, as plain values: why, in words, and held_out, the figures; empty if it is 1
-            because nobody asked for another.
+        class_biases: what is added to them then, (C,); zeros unless they help (training/class_biases.py).
+        calibration: how the two were come by, as plain values: why, in words, and held_out, the figures, of the
+            temperature, and class_biases, a `FoundBiases`; empty if nobody asked for them.
         component_temperature: what component log-joints are divided by before they become responsibilities; see
             training/component_calibration.py.
         component_calibration: how that was come by, likewise.
@@ -54,6 +55,7 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    class_biases: Tensor
 
     def __init__(self, architecture: Architecture, encoder: Encoder, head: Head):
         super().__init__()
@@ -64,6 +66,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head
         self.temperature = 1.0
+        self.register_buffer("class_biases", torch.zeros(architecture.classes), persistent=False)
         self.calibration: dict[str, Any] = {}
         self.component_temperature = 1.0
         self.component_calibration: dict[str, Any] = {}
@@ -82,6 +85,10 @@ class Classifier(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 to zero mean and unit variance per channel."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def calibrated(self, log_joints: Tensor) -> Tensor:
+        """Log-joints (..., C) as softmax makes the posterior of them: at the temperature, with the classes' biases."""
+        return log_joints / self.temperature + self.class_biases.to(log_joints)
 
     def inspect(self, images: Tensor) -> Seen:
         """What is seen of uint8 images before the projection: for their typicality."""
@@ -139,7 +146,9 @@ class ServedGraph(nn.Module):
         *answers, features = classifier.head.outputs
         scores: tuple[OutputName, ...] = () if classifier.typicality is None else ("typicality_score",)
         self.output_names: tuple[OutputName, ...] = (*answers, *scores, features)
-        self.served_head = classifier.head.served(classifier.temperature, classifier.component_temperature)
+        self.served_head = classifier.head.served(
+            classifier.temperature, classifier.component_temperature, classifier.class_biases
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Answer images."""

@@ -43,7 +43,7 @@ def condition(classifier: Classifier, images: Tensor) -> dict[str, Tensor]:
     own = _own_rounding(scores)
     shift = {name: moved[name] + own[name] for name in moved}
     bounds = {"features": error}
-    odds = log_odds(scores.log_joints / classifier.temperature)
+    odds = log_odds(classifier.calibrated(scores.log_joints))
     bounds["posterior"] = _change(odds, shift["posterior"] / classifier.temperature)
     if scores.component_log_joints is not None:
         odds = log_odds(scores.component_log_joints / classifier.component_temperature)
@@ -106,7 +106,7 @@ def _of_typicality(classifier: Classifier, seen: Seen, error: Tensor) -> Tensor:
     def measured(moved: Tensor) -> tuple[Tensor, Tensor]:
         like = _apart(moved, seen)
         features = projection(like.pooled)
-        return typicality.parts(like, features), (head(features).log_joints / classifier.temperature).softmax(1)
+        return typicality.parts(like, features), classifier.calibrated(head(features).log_joints).softmax(1)
 
     parts = _together(seen)
     error = torch.cat([error, *(OF_FEATURES * _size(part) for part in parts[1:])], 1)

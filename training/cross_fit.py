@@ -91,7 +91,7 @@ def judge(
     """How typical every training image is, and how probable its label, to what was fitted without it.
 
     Args:
-        classifier: with its temperature.
+        classifier: calibrated.
         found: what `cross_fit` found on these images, with this seed.
         images: as `refit` takes them.
         labels: int64 (N,).
@@ -101,7 +101,7 @@ def judge(
         That, and the scale of the typicality, which is that of these images.
     """
     evidence, truth = evidence_of(classifier, images), labels.cpu().numpy()
-    posterior = (found.log_joints / classifier.temperature).softmax(1)
+    posterior = classifier.calibrated(found.log_joints).softmax(1)
     folds = _Folds.of(evidence.pooled, truth, classifier.architecture.classes, found.spec, seed)
     parts = folds.typicality_parts(evidence, in_features=directions_of(classifier) is not None)
     scale = Scale.of(parts)

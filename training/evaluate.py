@@ -65,7 +65,7 @@ def eager(
         if pooled:
             answers["pooled"] = made[0]
         log_joints = classifier.head(answers["features"]).log_joints.double()
-        answers["log_posterior"] = (log_joints / classifier.temperature).log_softmax(1)
+        answers["log_posterior"] = classifier.calibrated(log_joints).log_softmax(1)
         return {name: out.cpu().numpy() for name, out in answers.items()}
 
     return call

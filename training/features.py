@@ -149,12 +149,13 @@ def head_stage(classifier: Classifier) -> Classifier:
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)
     stage.temperature, stage.component_temperature = classifier.temperature, classifier.component_temperature
+    stage.class_biases = classifier.class_biases
     stage.typicality = classifier.typicality
     return stage.to(classifier.mean.device)
 
 
 def joined(classifier: Classifier, trained: Classifier) -> Classifier:
-    """The backbone of `classifier` with the projection, head and temperatures of a trained `head_stage`."""
+    """The backbone of `classifier` with the projection, head and calibration of a trained `head_stage`."""
     whole, stage = classifier.architecture, trained.architecture
     spec = whole.encoder.model_copy(update={"dim": stage.encoder.dim})
     architecture = replace(whole, encoder=spec, head=stage.head)
@@ -162,6 +163,7 @@ def joined(classifier: Classifier, trained: Classifier) -> Classifier:
     result.mean.copy_(classifier.mean)
     result.std.copy_(classifier.std)
     result.temperature, result.calibration = trained.temperature, trained.calibration
+    result.class_biases = trained.class_biases
     result.component_temperature = trained.component_temperature
     result.component_calibration = trained.component_calibration
     result.typicality = trained.typicality

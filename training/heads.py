@@ -70,13 +70,14 @@ class Head(nn.Module):
         """Score features (N, D)."""
 
     @abstractmethod
-    def served(self, temperature: float, component_temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float, class_biases: Tensor) -> nn.Module:
         """Features (N, D) to the tuple of `outputs`, with no parameter left to derive.
 
         Args:
             temperature: what the log-joints are divided by before they become the posterior.
             component_temperature: what component log-joints are divided by before they become responsibilities; a head
                 without components has no use for it.
+            class_biases: what is added to the divided log-joints, (C,).
         """
 
 
@@ -116,9 +117,9 @@ class DiscriminantHead(Head):
         component_log_joints = self.log_weights() + densities
         return Scores(features, component_log_joints.logsumexp(2), component_log_joints)
 
-    def served(self, temperature: float, component_temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float, class_biases: Tensor) -> nn.Module:
         """The same with whitening and weights worked out."""
-        return ServedMixtures(self, temperature, component_temperature)
+        return ServedMixtures(self, temperature, component_temperature, class_biases)
 
 
 class ServedMixtures(nn.Module):
@@ -128,8 +129,9 @@ class ServedMixtures(nn.Module):
     means: Tensor
     whitening: Tensor
     half_log_det: Tensor
+    class_biases: Tensor
 
-    def __init__(self, head: DiscriminantHead, temperature: float, component_temperature: float):
+    def __init__(self, head: DiscriminantHead, temperature: float, component_temperature: float, class_biases: Tensor):
         super().__init__()
         whitening, half_log_det = head.gaussians.whitening()
         self.temperature = temperature
@@ -141,6 +143,7 @@ class ServedMixtures(nn.Module):
         self.register_buffer("means", head.gaussians.means.detach())
         self.register_buffer("whitening", whitening.detach())
         self.register_buffer("half_log_det", half_log_det.detach())
+        self.register_buffer("class_biases", class_biases)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Answer features (N, D)."""
@@ -149,7 +152,7 @@ class ServedMixtures(nn.Module):
         component_log_joints = self.log_weights + densities.unflatten(1, self.shape)
         log_joints = component_log_joints.logsumexp(2)
         log_density = log_joints.logsumexp(1) + self.log_density_constant
-        posterior = (log_joints / self.temperature).softmax(1)
+        posterior = (log_joints / self.temperature + self.class_biases).softmax(1)
         responsibilities = (component_log_joints / self.component_temperature).softmax(2)
         return posterior, responsibilities, log_density, features
 
@@ -166,22 +169,25 @@ class LinearHead(Head):
         """Score features (N, D)."""
         return Scores(features, self.linear(features), None)
 
-    def served(self, temperature: float, component_temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float, class_biases: Tensor) -> nn.Module:
         """The same layer and a softmax."""
-        return ServedLinear(self, temperature)
+        return ServedLinear(self, temperature, class_biases)
 
 
 class ServedLinear(nn.Module):
     """Features (N, D) to posterior (N, C) and features."""
 
-    def __init__(self, head: LinearHead, temperature: float):
+    class_biases: Tensor
+
+    def __init__(self, head: LinearHead, temperature: float, class_biases: Tensor):
         super().__init__()
         self.linear = head.linear
         self.temperature = temperature
+        self.register_buffer("class_biases", class_biases)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Answer features (N, D)."""
-        return (self.linear(features) / self.temperature).softmax(1), features
+        return (self.linear(features) / self.temperature + self.class_biases).softmax(1), features
 
 
 def lda_head(

@@ -213,6 +213,7 @@ class Run:
         state = {
             "architecture": architecture,
             "temperature": classifier.temperature,
+            "class_biases": classifier.class_biases,
             "calibration": classifier.calibration,
             "component_temperature": classifier.component_temperature,
             "component_calibration": classifier.component_calibration,
@@ -240,7 +241,8 @@ class Run:
         classifier = build_classifier(architecture)
         classifier.load_state_dict(saved["state"])
         classifier.temperature = saved["temperature"]
-        classifier.calibration = saved.get("calibration", {})  # runs of before it was kept lack it
+        classifier.class_biases.copy_(saved.get("class_biases", torch.zeros(())))  # runs of before these were kept
+        classifier.calibration = saved.get("calibration", {})
         classifier.component_temperature = saved.get("component_temperature", 1.0)
         classifier.component_calibration = saved.get("component_calibration", {})
         if (typicality := saved.get("typicality")) is not None:

@@ -79,10 +79,10 @@ def _on_models(results: dict[str, Any]) -> Sequence[str]:
         models_table(results),
         "\n".join(_notes_lines(results)),
         "Published: the accuracy in the paper or notebook that the recipe is from. NLL in nats and ECE (15 bins of "
-        "equal width): before and after the temperature. `epochs`: trained, of those in the recipe; what each of them "
+        "equal width): before and after calibration. `epochs`: trained, of those in the recipe; what each of them "
         "brought is in [metrics](metrics). Training: time of the epochs, and where.",
         "## Calibration",
-        "Of the test split, before and after the temperature; that is fitted on the validation split, or named by the "
+        "Of the test split, before and after calibration; that is fitted on held-out images, or named by the "
         "recipe. ECE over 15 bins, of equal width or of equal mass. [ ]: 95 % interval of "
         "the latter figure, where the record is not older.",
         calibration_table(results),
@@ -169,7 +169,7 @@ def _on_beside(results: dict[str, Any]) -> Sequence[str]:
 
 
 def calibration_table(results: dict[str, Any]) -> str:
-    """NLL, Brier score and ECE before and after the temperature."""
+    """NLL, Brier score and ECE before and after calibration."""
     head = ("recipe", "temperature", "NLL", "Brier", "ECE, equal width", "ECE, equal mass")
     rows = []
     for name, row in results.get("models", {}).items():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from serving.runtimes import Outputs
 from training.analysis.evidence import Evidence, FloatArray, Labels, log_joints_of_features
 from training.calibration_error import ECE_BINS, confidences, equal_mass_bins, equal_width_bins
+from training.classifier import Classifier
 from training.evaluate import measure, nll_of_images
 from training.intervals import Interval, accuracy_interval, ece_interval, nll_interval
 
@@ -29,10 +30,11 @@ class Pair:
 
 
 def calibration_figures(evidence: Evidence) -> dict[str, Any]:
-    """What the temperature does on the test split.
+    """What calibration does on the test split.
 
     Returns:
-        temperature; why and held_out, how it was come by (see `Classifier.calibration`); before and after, each with
+        temperature; why, held_out and class_biases, how calibration was come by (see `Classifier.calibration`);
+        served_at, it in short words, None where nothing is changed; before and after, each with
         the metrics of `evaluate.measure` (images, accuracy, nll, brier, both ECEs, AURC and E-AURC), intervals (see
         `intervals_of`) and reliability (see `reliability`).
     """
@@ -41,12 +43,18 @@ def calibration_figures(evidence: Evidence) -> dict[str, Any]:
     before = {"posterior": raw.exp().numpy(), "log_posterior": raw.numpy()}
     after = {name: test.outputs[name] for name in before}
     figures: dict[str, Any] = {"temperature": classifier.temperature, **classifier.calibration}
+    figures["served_at"] = _in_short(classifier)
     for name, outputs in (("before", before), ("after", after)):
         metrics = measure(outputs, torch.from_numpy(test.labels))
         figures[name] = {key: metrics[key] for key in CALIBRATED}
         figures[name]["intervals"] = intervals_of(outputs, test.labels)
         figures[name]["reliability"] = reliability(outputs["posterior"], test.labels)
     return figures
+
+
+def _in_short(classifier: Classifier) -> str | None:
+    at, is_biased = f"T = {classifier.temperature:.4g}", bool(classifier.class_biases.any())
+    return f"{at} and a bias a class" if is_biased else None if classifier.temperature == 1 else at
 
 
 def intervals_of(outputs: Outputs, labels: Labels) -> dict[str, Interval]:

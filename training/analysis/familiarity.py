@@ -126,7 +126,7 @@ def omitted(evidence: Evidence) -> dict[str, str]:
 def logits_of(classifier: Classifier, features: FloatArray) -> FloatArray:
     """What the energy is of, (N, C), for features (N, D)."""
     if (readout := linear_readout(classifier.head)) is None:
-        return log_joints_of_features(classifier, features) / classifier.temperature
+        return classifier.calibrated(torch.from_numpy(log_joints_of_features(classifier, features))).numpy()
     weights, bias = readout
     return features @ weights.T + bias
 

@@ -126,13 +126,13 @@ def class_accuracy_bars(accuracy: Sequence[float], classes: Sequence[str]) -> Fi
 
 
 def calibration(figures: dict[str, Any]) -> Figure:
-    """Reliability and confidence before and after the temperature; once if they are the same.
+    """Reliability and confidence before and after calibration; once if they are the same.
 
     Args:
         figures: as `diagnostics.calibration_figures` gives them.
     """
-    names = ["after"] if figures["temperature"] == 1 else ["before", "after"]
-    titles = {"before": "before: T = 1", "after": f"after: T = {figures['temperature']:.4g}"}
+    names = ["before", "after"] if figures["served_at"] else ["after"]
+    titles = {"before": "before: T = 1", "after": f"after: {figures['served_at']}"}
     if len(names) == 1:
         titles = {"after": "as trained: T = 1"}
     figure, axes = figure_of(0.6 + 3.7 * len(names), 5.0, len(names), 2)

@@ -51,8 +51,8 @@ def at_a_glance(figures: Figures) -> Section:
     """Metrics before and after calibration, and the facts of the run."""
     calibration, run = figures["calibration"], figures["run"]
     header = ["test split", "accuracy", "NLL, nats", "Brier score", *ECE_NAMES.values()]
-    names = {"before": "before calibration, T = 1", "after": f"as served, T = {calibration['temperature']:.4g}"}
-    if calibration["temperature"] == 1:
+    names = {"before": "before calibration, T = 1", "after": f"as served, {calibration['served_at']}"}
+    if calibration["served_at"] is None:
         names = {"after": "not calibrated, T = 1"}
     rows = [_metrics_row(name, calibration[key]) for key, name in names.items()]
     count = calibration["after"]["images"]
@@ -98,14 +98,17 @@ def errors_section(evidence: Evidence, figures: Figures, *, images: bool) -> Sec
 
 
 def calibration_section(figures: Figures) -> Section:
-    """Reliability and confidence before and after the temperature, and how that was come by."""
+    """Reliability and confidence before and after calibration, and how that was come by."""
     calibration = figures["calibration"]
     text = [
         "A calibrated classifier is right about 80 % of the images of which it is 80 % sure: its bars end on the "
-        "diagonal. The temperature T divides the log-joints before they become probabilities; it changes no decision."
+        "diagonal. The temperature T divides the log-joints before they become probabilities; it changes no decision. "
+        "A bias a class is added then, where that helps images that it was not fitted to."
     ]
     if "why" in calibration:
         text.append(f"T = {calibration['temperature']:.4g}: {calibration['why']}.")
+    if "class_biases" in calibration:
+        text.append(f"Biases {calibration['class_biases']['why']}.")
     if trades_ece_for_nll(calibration["before"], calibration["after"]):
         text.append(f"The NLL falls and the ECE rises: {TRADE}.")
     before, after = (
@@ -113,7 +116,8 @@ def calibration_section(figures: Figures) -> Section:
     )
     alt = f"Reliability diagrams and histograms of the confidence; {before} at T = 1, {after} as served."
     caption = "Above: accuracy per bin of confidence. Below: how many images each bin holds."
-    picture = Picture("calibration", caption, alt, plots.calibration(calibration), wide=calibration["temperature"] != 1)
+    is_wide = calibration["served_at"] is not None
+    picture = Picture("calibration", caption, alt, plots.calibration(calibration), wide=is_wide)
     return Section("calibration", "How sure it is", text, pictures=[picture])
 
 
