@@ -83,8 +83,8 @@ def find_biases(log_joints: Tensor, labels: Tensor, fold: Tensor) -> FoundBiases
     fitted = tuple(float(value) for value in fit_biases(scaled, truth).round(DIGITS) + 0.0)
     count = max(1, len(truth))
     error = float(np.sqrt(np.square(difference - difference.sum() / count).sum()) / count)
-    nlls = (float(values.sum()) / count for values in (without, cross_fitted))
-    return FoundBiases(fitted, len(truth), folds, *nlls, error)
+    nll_without, nll_cross_fitted = float(without.sum()) / count, float(cross_fitted.sum()) / count
+    return FoundBiases(fitted, len(truth), folds, nll_without, nll_cross_fitted, error)
 
 
 def fit_biases(scaled: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
