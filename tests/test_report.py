@@ -157,7 +157,8 @@ def test_page_says_what_was_trained_and_how_good_it_is(page: Path, run: Run) -> 
 def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "small" / "resumed")
     resumed = Run.open(tmp_path / "small" / "resumed")
-    begun_as = {"started": "1999-12-31T23:59:59+00:00", "device": "a slide rule", "epochs_from": "/runs/small/first"}
+    begun_as = {"started": "1999-12-31T23:59:59+00:00", "device": "a slide rule", "epochs_from": "/runs/small/first",
+                "taken_over": {"started": "2000-01-01T00:00:00+00:00", "device": "an abacus"}}  # fmt: skip
     (resumed.path / "run.json").write_text(json.dumps(resumed.description() | begun_as))
     resumed.resume(sources, CPU, PrecisionChoice("bfloat16", "this CPU has AMX"))
 
@@ -165,8 +166,9 @@ def test_page_says_when_a_run_was_begun_and_resumed(run: Run, sources: Sources, 
 
     at, facts = resumed.description()["resumed"][0]["at"], figures_of(page)["run"]
     history = (
-        f"2 epochs in {facts['seconds']:,.1f} s, taken over from /runs/small/first; "
+        f"2 epochs in {facts['seconds']:,.1f} s of the run small/first; "
         "begun 1999-12-31T23:59:59+00:00 on a slide rule in float32; "
+        "taken over 2000-01-01T00:00:00+00:00 on an abacus; "
         f"resumed {at} after epoch 2 on {describe_device(CPU)} in bfloat16"
     )
     assert history in Outline(page.read_text()).words

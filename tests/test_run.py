@@ -389,7 +389,9 @@ def test_run_that_starts_from_another_only_refits(tmp_path: Path, folder: Path) 
     assert after.architecture.head.components == 1
     assert same_weights(after.encoder.trunk, before.encoder.trunk)
     assert run.description()["epochs_from"] == str(first.path)
-    assert run.description()["started"] > "2026"
+    assert (run.description()["device"], run.description()["started"][:4]) == ("a slide rule", "1999")
+    assert run.description()["taken_over"]["device"].startswith("CPU")
+    assert run.description()["taken_over"]["started"] > "2026"
     assert "epochs_from" not in first.description()
 
 

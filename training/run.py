@@ -109,10 +109,7 @@ class Run:
             **_contents(dataset, splits),
             "backbone": self._backbone(sources),
             **_places(sources),
-            **_circumstances(device, precision),
-            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-            "started": _now(),
-            **({} if self.start is None else {"epochs_from": str(self.start.path.resolve())}),
+            **self._beginning(_circumstances(device, precision)),
         }
         positions: dict[str, Any] = {name: part.numpy() for name, part in splits.items()}
         with staged(self.path) as stage:
@@ -122,6 +119,16 @@ class Run:
             if self.start is not None:
                 for file in ("metrics.jsonl", "checkpoint.pt"):
                     shutil.copy2(self.start.path / file, stage / file)
+
+    def _beginning(self, circumstances: dict[str, Any]) -> dict[str, Any]:
+        """When and on what the epochs began, if in another run, and then when and on what this one took them over."""
+        versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+        begun = circumstances | {"versions": versions, "started": _now()}
+        if self.start is None:
+            return begun
+        theirs = self.start.description()
+        kept = {key: theirs[key] for key in begun if key in theirs}
+        return {**kept, "epochs_from": str(self.start.path.resolve()), "taken_over": begun}
 
     def resume(self, sources: Sources, device: torch.device, precision: PrecisionChoice) -> None:
         """Write into run.json that the run goes on, and where its images and weights are now."""
@@ -186,6 +193,12 @@ class Run:
     def has_checkpoint(self) -> bool:
         """Whether an epoch has come to its end."""
         return (self.path / "checkpoint.pt").is_file()
+
+    @property
+    def has_all_epochs(self) -> bool:
+        """Whether there is none left to train."""
+        epochs = self.recipe.fit.epochs
+        return not epochs or any(line["epoch"] == epochs for line in self.epochs())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest good state, or None before the first epoch's end."""

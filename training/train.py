@@ -95,7 +95,7 @@ def _begin(run: Run, images: LabelledImages, sources: Sources, device: torch.dev
     else:
         run.begin(images.dataset, images.splits, sources, device, precision)
         _tell_duplicates(run.description()["duplicates"])
-    if not run.recipe.fit.epochs:
+    if run.has_all_epochs:
         say(f"fitting {run.name} into {run.path} on {describe_device(device)}")
         return
     say(f"training {run.name} into {run.path} on {describe_device(device)} in {precision}")

@@ -1,19 +1,20 @@
 """The facts of a run that a report begins with: what was trained, on what, where and for how long."""
 
+from pathlib import Path
 from typing import Any
 
 from training.analysis.evidence import Evidence
 from training.duplicates import in_words
 from training.heads import DiscriminantHead
 
-NOT_OF_EVERY_RUN = ("backbone", "precision", "epochs_from", "resumed", "duplicates")
+NOT_OF_EVERY_RUN = ("backbone", "precision", "epochs_from", "taken_over", "resumed", "duplicates")
 
 
 def run_facts(evidence: Evidence) -> dict[str, Any]:
     """What was trained, on what, where and for how long; `seconds` are those of the epochs, without the refit.
 
-    With `epochs_from` if another run trained the first of them, `resumed` if the run was interrupted, and `backbone`
-    and `duplicates` unless the run is from before they were recorded.
+    With `epochs_from` and `taken_over` if another run trained them, `resumed` if the run was interrupted, and
+    `backbone` and `duplicates` unless the run is from before they were recorded.
     """
     run, head = evidence.run, evidence.classifier.head
     description, epochs = run.description(), run.epochs()
@@ -38,6 +39,7 @@ def run_facts(evidence: Evidence) -> dict[str, Any]:
         "versions": description["versions"],
         "started": description["started"],
         **{key: description[key] for key in NOT_OF_EVERY_RUN if key in description},
+        **({"epochs_from": _named(description["epochs_from"])} if "epochs_from" in description else {}),
         "temperature": evidence.classifier.temperature,
         "sample": len(evidence.train.labels),
     }
@@ -76,11 +78,18 @@ def _history(run: dict[str, Any]) -> str:
     """When and on what the run was begun and resumed, and whose epochs it took."""
     begun = f"{run['epochs']} epochs in {run['seconds']:,.1f} s"
     if run.get("epochs_from"):
-        begun += f", taken over from {run['epochs_from']}"
+        begun += f" of the run {run['epochs_from']}"
     parts = [f"{begun}; begun {run['started']} on {_circumstances(run)}"]
+    if taken := run.get("taken_over"):
+        parts.append(f"taken over {taken['started']} on {_circumstances(taken)}")
     for resumed in run.get("resumed", []):
         parts.append(f"resumed {resumed['at']} after epoch {resumed['after_epoch']} on {_circumstances(resumed)}")
     return "; ".join(parts)
+
+
+def _named(run_path: str) -> str:
+    """A run without its place on the machine: recipe/id."""
+    return "/".join(Path(run_path).parts[-2:])
 
 
 def _circumstances(run: dict[str, Any]) -> str:
