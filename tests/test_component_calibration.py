@@ -13,7 +13,7 @@ from training_samples import FOLDER_DATA, small_recipe, write_digit_folder
 from serving.bundle import Bundle
 from training.classifier import Architecture, Classifier, ServedGraph, build_classifier
 from training.component_calibration import (
-    Judged,
+    Matched,
     as_first,
     calibrate_components,
     fit_component_temperature,
@@ -128,8 +128,8 @@ def test_temperature_has_the_least_brier_score_under_the_prior() -> None:
 
 
 def test_temperature_stays_one_without_images_and_where_refits_never_differ() -> None:
-    none = Judged(torch.empty(0, 3, dtype=torch.float64), torch.empty(0, dtype=torch.int64), 0)
-    sure = Judged(torch.tensor([[50.0, 0.0]] * 900, dtype=torch.float64), torch.zeros(900, dtype=torch.int64), 900)
+    none = Matched(torch.empty(0, 3, dtype=torch.float64), torch.empty(0, dtype=torch.int64), 0)
+    sure = Matched(torch.tensor([[50.0, 0.0]] * 900, dtype=torch.float64), torch.zeros(900, dtype=torch.int64), 900)
 
     assert fit_component_temperature(none) == fit_component_temperature(sure) == 1
 
@@ -146,7 +146,7 @@ def test_responsibilities_hold_better_in_refits_on_images_that_are_really_others
     others = [fit_head(*blobs(1.6, seed=200 + seed), 2, spec, 0) for seed in range(20)]
 
     found = [as_first(joints.argmax(1), assignments(other, fresh, of_fresh), of_fresh) for other in others]
-    judged = Judged(torch.from_numpy(np.tile(joints, (20, 1))), torch.from_numpy(np.concatenate(found)), len(fresh))
+    judged = Matched(torch.from_numpy(np.tile(joints, (20, 1))), torch.from_numpy(np.concatenate(found)), len(fresh))
     before, after = (reliability_at(judged, at) for at in (1.0, classifier.component_temperature))
     assert classifier.component_temperature > 1
     assert after["brier"] < before["brier"] - 0.01
@@ -157,7 +157,7 @@ def test_reliability_is_that_worked_by_hand() -> None:
     """Three images of probability 3/4 by odds of 3, of which two are grouped so, and one of probability 1."""
     odds = np.log(3)
     log_joints = torch.tensor([[odds, 0.0], [odds, 0.0], [0.0, odds], [100.0, 0.0]], dtype=torch.float64)
-    judged = Judged(log_joints, torch.tensor([0, 0, 0, 0]), 4)
+    judged = Matched(log_joints, torch.tensor([0, 0, 0, 0]), 4)
 
     figures = reliability_at(judged, 1.0)
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from serving.held_out import HeldOut
 from training.selective import (
     CANDIDATES,
-    Judged,
+    Graded,
     Thresholds,
     aurc,
     best_aurc,
@@ -73,7 +73,7 @@ def test_bound_is_the_exact_one_of_scipy(wrong: int, accepted: int, confidence: 
 
 
 def test_299_images_without_an_error_hold_one_percent() -> None:
-    enough, too_few = (Judged(np.full(n, 0.7), np.ones(n, bool)) for n in (299, 298))
+    enough, too_few = (Graded(np.full(n, 0.7), np.ones(n, bool)) for n in (299, 298))
 
     assert fewest_images(0.01) == 299
     assert find_thresholds(enough, enough, 0.01).holds
@@ -94,9 +94,9 @@ def sure_of_the_wrong(probability: np.ndarray) -> np.ndarray:
     return np.where(probability > 0.98, 0.2, 1 - probability)
 
 
-def drawn_from(world: World, images: int, rng: np.random.Generator) -> Judged:
+def drawn_from(world: World, images: int, rng: np.random.Generator) -> Graded:
     probability = rng.beta(6, 1, images)
-    return Judged(probability, rng.random(images) >= world(probability))
+    return Graded(probability, rng.random(images) >= world(probability))
 
 
 @pytest.mark.parametrize("world", [calibrated, sure_of_the_wrong])
@@ -120,11 +120,11 @@ def test_accepted_answers_hold_the_error_among_typical_images() -> None:
     """One image in twenty is strange, less typical, sure and wrong; without a typicality nothing holds 2 %."""
     rng, error = np.random.default_rng(2), 0.02
 
-    def world(images: int) -> tuple[Judged, np.ndarray]:
+    def world(images: int) -> tuple[Graded, np.ndarray]:
         strange = rng.random(images) < 0.05
         probability = np.where(strange, 0.999, rng.beta(40, 1, images))
         right = ~strange & (rng.random(images) < probability)
-        return Judged(probability, right), rng.normal(size=images) - 5 * strange
+        return Graded(probability, right), rng.normal(size=images) - 5 * strange
 
     violations = holding = 0
     for _ in range(100):
@@ -149,9 +149,9 @@ def test_threshold_is_the_last_of_the_tests_that_pass() -> None:
     probability = np.repeat([0.995, 0.9, 0.8, 0.7, 0.6], 200)
     right = np.ones(1000, bool)
     right[600::2] = False
-    pilot = Judged(probability[:600], right[:600])
+    pilot = Graded(probability[:600], right[:600])
 
-    found = find_thresholds(pilot, Judged(probability, right), 0.05)
+    found = find_thresholds(pilot, Graded(probability, right), 0.05)
 
     assert binomtest(100, 800, 0.05, alternative="less").pvalue > 0.05
     assert (found.probability, found.accepted, found.wrong) == (0.71, 600, 0)
@@ -160,7 +160,7 @@ def test_threshold_is_the_last_of_the_tests_that_pass() -> None:
 
 
 def test_everything_is_accepted_where_everything_holds_the_error() -> None:
-    judged = Judged(np.linspace(0.3, 1, 1000), np.arange(1000) % 100 > 0)  # 1 % wrong
+    judged = Graded(np.linspace(0.3, 1, 1000), np.arange(1000) % 100 > 0)  # 1 % wrong
 
     found = find_thresholds(judged, judged, 0.03)
 
@@ -200,7 +200,7 @@ def test_typicality_is_what_a_server_answers() -> None:
     ],
 )
 def test_shares_that_are_none_are_refused(values: dict[str, float], message: str) -> None:
-    judged = Judged(np.ones(3), np.ones(3, bool))
+    judged = Graded(np.ones(3), np.ones(3, bool))
 
     with pytest.raises(ValueError, match=f"^{message}$"):
         find_thresholds(judged, judged, **values)

@@ -49,7 +49,7 @@ DIGITS = 6  # significant ones of T
 Figures = dict[str, Any]
 
 
-class Judged(NamedTuple):
+class Matched(NamedTuple):
     """What pairs of refits say of images that neither was fitted to; an image is there once for each such pair.
 
     Attributes:
@@ -93,7 +93,7 @@ def calibrate_components(
 
 def judged_by_refits(
     features: FloatArray, labels: Labels, spec: RefitSpec, seed: int, pooled: int | None = None
-) -> Judged:
+) -> Matched:
     """Refit bootstrap samples and compare every pair of refits on the images that are in neither sample.
 
     Args:
@@ -118,7 +118,9 @@ def judged_by_refits(
         components.append(as_first(joints[first].argmax(1), joints[second].argmax(1), labels)[of_neither])
         at.append(of_neither)
     different = len(np.unique(np.concatenate(at)))
-    return Judged(torch.from_numpy(np.concatenate(log_joints)), torch.from_numpy(np.concatenate(components)), different)
+    return Matched(
+        torch.from_numpy(np.concatenate(log_joints)), torch.from_numpy(np.concatenate(components)), different
+    )
 
 
 def as_first(first: Positions, second: Positions, labels: Labels) -> Positions:
@@ -136,7 +138,7 @@ def as_first(first: Positions, second: Positions, labels: Labels) -> Positions:
     return renamed
 
 
-def fit_component_temperature(judged: Judged) -> float:
+def fit_component_temperature(judged: Matched) -> float:
     """The temperature with the least Brier score under the prior, from e^-4.5 to e^8.5; 1 for no images."""
     from scipy.optimize import minimize_scalar
 
@@ -151,7 +153,7 @@ def fit_component_temperature(judged: Judged) -> float:
     return float(f"{np.exp(min(0.0, found, key=cost)):.{DIGITS}g}")
 
 
-def reliability_at(judged: Judged, temperature: float) -> Figures:
+def reliability_at(judged: Matched, temperature: float) -> Figures:
     """How well the probability of the likeliest component is the share of refits that agree.
 
     Returns:
@@ -185,14 +187,14 @@ def features_of(classifier: Classifier, images: Tensor | Rows, chosen: Positions
     return features
 
 
-def _squared_errors(judged: Judged, temperature: float) -> Tensor:
+def _squared_errors(judged: Matched, temperature: float) -> Tensor:
     """Squared error of each image's component probabilities, summed over the components, (M,)."""
     shares = (judged.log_joints / temperature).softmax(1)
     right = shares.gather(1, judged.labels[:, None])[:, 0]
     return shares.square().sum(1) - 2 * right + 1
 
 
-def _figures(judged: Judged, temperature: float) -> Figures:
+def _figures(judged: Matched, temperature: float) -> Figures:
     before, after = (reliability_at(judged, at) for at in (1.0, temperature))
     agreement = (judged.log_joints.argmax(1) == judged.labels).double().mean().item()
     why = (

@@ -41,7 +41,7 @@ CANDIDATES = (
 )  # probabilities that may become the threshold: 0.9999 to 0.9991, 0.999 to 0.991, 0.99 to 0
 
 
-class Judged(NamedTuple):
+class Graded(NamedTuple):
     """Answers for images whose labels are known.
 
     Attributes:
@@ -55,10 +55,10 @@ class Judged(NamedTuple):
     right: Right
     typicality: FloatArray | None = None
 
-    def at(self, positions: NDArray[np.int64]) -> "Judged":
+    def at(self, positions: NDArray[np.int64]) -> "Graded":
         """A selection."""
         typicality = None if self.typicality is None else self.typicality[positions]
-        return Judged(self.probability[positions], self.right[positions], typicality)
+        return Graded(self.probability[positions], self.right[positions], typicality)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def own_typicality(held_out: NDArray[Any]) -> FloatArray:
 
 
 def find_thresholds(
-    pilot: Judged, held_out: Judged, error: float, confidence: float = CONFIDENCE, typicality: float = ATYPICAL_BELOW
+    pilot: Graded, held_out: Graded, error: float, confidence: float = CONFIDENCE, typicality: float = ATYPICAL_BELOW
 ) -> Thresholds:
     """The least probability from which on answers hold an error; `holds` is false if none does.
 
@@ -181,7 +181,7 @@ def fewest_images(error: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log(1 - confidence) / math.log1p(-error))
 
 
-def _counts(judged: Judged, typicality: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _counts(judged: Graded, typicality: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many answers each candidate accepts, and how many of these are wrong; (len(CANDIDATES),) each."""
     is_typical = np.full(len(judged.right), True) if judged.typicality is None else judged.typicality >= typicality
     accepted = is_typical & (judged.probability >= np.array(CANDIDATES)[:, None])

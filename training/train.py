@@ -181,6 +181,8 @@ def _train_stages(
     if recipe.calibration.temperature != "cross-fit":
         _calibrate(classifier, recipe.calibration.temperature, calibration, recipe.seed)
     say(f"temperature {classifier.temperature:.6g}: {classifier.calibration['why']}")
+    if of_classes := classifier.calibration.get("class_biases"):
+        say(f"biases of classes {of_classes['why']}")
     if found is not None:
         judged, scale = judge(classifier, found, training.images, training.labels, recipe.seed)
         run.save_judged(judged)

@@ -21,7 +21,7 @@ from training.prediction_sets import set_figures
 from training.run import Run, RunError
 from training.selective import (
     CONFIDENCE,
-    Judged,
+    Graded,
     Thresholds,
     aurc,
     best_aurc,
@@ -154,6 +154,6 @@ def _answers(run: Run, split: str, sources: Sources, device: torch.device) -> An
     return answers_of(run.load_classifier(), part.images, part.labels, images.dataset.input, device)
 
 
-def _judged(answers: Answers, typicality: FloatArray | None) -> Judged:
+def _judged(answers: Answers, typicality: FloatArray | None) -> Graded:
     _, right = confidences(answers.outputs["posterior"], answers.labels)
-    return Judged(answers.outputs["posterior"].max(1), right, typicality)
+    return Graded(answers.outputs["posterior"].max(1), right, typicality)
