@@ -93,6 +93,27 @@ def test_relu6_and_depthwise_convolutions_are_in_8_bits(relu6_graphs: tuple[Path
         assert (255 * (flat[:, :-1] + flat[:, 1:])).max() <= 32_767
 
 
+class Relu6LayersAndHead(Relu6Layers):
+    """A head that clips, with an output whose values are zero but for a few of 1e-42."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features = super().forward(images)
+        return features.clamp(min=0.1), features.clamp(-0.1, 0.1), torch.relu(features * 1e-42)
+
+
+def test_what_a_head_clips_is_none_of_the_ranges_and_stays_exact(tmp_path: Path) -> None:
+    plain, quick = tmp_path / "model.onnx", tmp_path / "model.int8.onnx"
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    write_onnx(Relu6LayersAndHead().eval(), images[:2], ["above", "within", "tiny"], plain)
+
+    write_int8(plain, quick, images)
+
+    above, within, tiny = open_onnx(quick, ["above", "within", "tiny"])(images.numpy()).values()
+    assert (above.min(), within.min(), within.max()) == (np.float32(0.1), np.float32(-0.1), np.float32(0.1))
+    features = np.where(within < np.float32(0.1), within, above)
+    assert tiny == pytest.approx(np.maximum(features.astype(np.float64), 0) * 1e-42, abs=1e-44)
+
+
 def test_rounded_weights_leave_the_means_of_features(
     relu6_graphs: tuple[Path, Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ Reference: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ SMALLEST = 1e-4  # of the largest scale: what such a channel adds is less than a
 COARSER = 1.0005  # how much a scale grows at a time until its rounded weights keep the rule
 CALIBRATION_BATCH = 32
 MEANS_BATCH = 8  # few, for what every convolution is given is held at once
+ZERO = "zero_of_head"
 IN_8_BITS = ("Conv", "Relu", "Clip", "MaxPool")  # the latter three in the convolutions' own numbers
 
 
@@ -52,6 +54,7 @@ def write_int8(source: Path, target: Path, images: Tensor) -> None:
         prepared = Path(scratch, source.name)
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         model = onnx.load(prepared)
+        set_head_apart(model)
         scales = _scales_of(model)
         keep_means(model, scales, images)
         onnx.save(model, prepared)
@@ -67,6 +70,41 @@ def write_int8(source: Path, target: Path, images: Tensor) -> None:
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": _overrides(scales)},
         )
+
+
+def set_head_apart(model: Any) -> None:
+    """Write each Relu and Clip of an ONNX graph that neither follows a convolution nor leads to one as Max and Min.
+
+    ONNX Runtime counts the values of all tensors of these kinds. Those of the head, which stays as it is, may be zero
+    but for a few of 1e-40, and of such there is no histogram.
+    """
+    from onnx import numpy_helper
+
+    near: set[str] = set()  # what leads to a convolution or comes out of one
+    for node in reversed(model.graph.node):
+        if node.op_type == "Conv" or near.intersection(node.output):
+            near.update(node.input)
+    near.update(*(node.output for node in model.graph.node if node.op_type == "Conv"))
+    nodes = []
+    for node in model.graph.node:
+        of_head = node.op_type in ("Relu", "Clip") and not near.intersection((node.input[0], *node.output))
+        nodes.extend(_max_and_min(node) if of_head else [node])
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), ZERO))
+
+
+def _max_and_min(node: Any) -> list[Any]:
+    """The nodes that do what a Relu or Clip does."""
+    from onnx import helper
+
+    bounds = [ZERO] if node.op_type == "Relu" else node.input[1:]
+    steps = [(kind, bound) for kind, bound in zip(("Max", "Min"), bounds, strict=False) if bound] or [("Identity", "")]
+    names = [node.input[0], *(f"{node.output[0]}_{kind}" for kind, _ in steps[:-1]), node.output[0]]
+    return [
+        helper.make_node(kind, [before, bound] if bound else [before], [after], f"{node.name}_{kind}")
+        for (kind, bound), (before, after) in zip(steps, pairwise(names), strict=True)
+    ]
 
 
 def safe_scales(weights: NDArray[np.floating]) -> NDArray[np.float32]:
