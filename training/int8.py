@@ -91,7 +91,8 @@ def set_head_apart(model: Any) -> None:
         nodes.extend(_max_and_min(node) if of_head else [node])
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), ZERO))
+    if any(ZERO in node.input for node in nodes):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), ZERO))
 
 
 def _max_and_min(node: Any) -> list[Any]:
