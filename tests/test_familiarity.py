@@ -88,6 +88,12 @@ def test_residual_of_vim_by_hand() -> None:
     assert fitted.alpha == pytest.approx(2)
 
 
+def test_vim_takes_off_for_what_is_outside_where_logits_are_negative_too() -> None:
+    pooled, logits = np.random.default_rng(0).normal(size=(50, 4)), np.full((50, 3), -2.0)
+
+    assert fit_vim(pooled, logits, None).alpha == fit_vim(pooled, -logits, None).alpha > 0
+
+
 def test_vim_is_about_the_mean_without_an_origin_and_of_nothing_in_one_direction() -> None:
     pooled = np.array([[1.0], [3.0]])
 

@@ -182,7 +182,10 @@ def fit_vim(pooled: FloatArray, logits: FloatArray, origin: FloatArray | None) -
     _, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     minor = vectors[:, : pooled.shape[1] - principal_dim(pooled.shape[1])]
     norm = float(np.linalg.norm(centred @ minor, axis=1).sum())
-    return Vim(origin, minor, float(logits.max(1).sum()) / norm if norm else 0.0)
+    size = abs(
+        float(logits.max(1).sum())
+    )  # log-joints may be negative; what is outside makes an image no more familiar
+    return Vim(origin, minor, size / norm if norm else 0.0)
 
 
 def principal_dim(pooled: int) -> int:
