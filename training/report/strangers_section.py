@@ -37,15 +37,16 @@ def _mean_row(name: str, means: Figures) -> list[str]:
 
 
 def _auroc_of_sets(sets: Figures) -> Table:
-    scores = list(next(iter(sets.values()))["scores"])
+    """The last score, which is served, with its interval; the others, which are there to compare, without."""
+    *others, served = next(iter(sets.values()))["scores"]
     is_flagged = any(one["flagged"] is not None for one in sets.values())
     rows = []
     for name, one in sets.items():
-        cells = [_auroc(one["scores"][score]) for score in scores]
+        cells = [f"{100 * one['scores'][score]['auroc']:.1f}" for score in others]
         flagged = [f"{one['flagged']:.1%}"] if is_flagged else []
-        rows.append([f"{name} ({one['kind']}, {one['images']:,})", *cells, *flagged])
-    header = ["strangers", *(SCORE_NAMES[score] for score in scores), *(["atypical"] if is_flagged else [])]
-    return Table("AUROC in % [95 % interval] of each set", header, rows)
+        rows.append([f"{name} ({one['kind']}, {one['images']:,})", *cells, _auroc(one["scores"][served]), *flagged])
+    header = ["strangers", *(SCORE_NAMES[score] for score in (*others, served)), *(["atypical"] if is_flagged else [])]
+    return Table(f"AUROC in % of each set; {SCORE_NAMES[served]} [95 % interval]", header, rows)
 
 
 def _auroc(score: Figures) -> str:
