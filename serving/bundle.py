@@ -10,7 +10,7 @@ A bundle is one folder, `<name>/<version>/`:
 and, for each of the manifest's variants, `int8` (convolutions in 8 bits) and `float16` (all but the head),
 
     model.<variant>.onnx   the same graph in this precision
-    golden.<variant>.npz   what it answered for the same images when it was exported
+    golden.<variant>.npz   what it answered for these images when it was exported
 
 and, if images were held out from the training, for each of these graphs,
 
@@ -327,7 +327,8 @@ class Bundle:
         """
         with np.load(self.golden(precision), allow_pickle=False) as golden:
             arrays = {name: golden[name] for name in golden.files}
-        return arrays.pop("images"), arrays
+        images = arrays.pop("images", None)
+        return self.read_golden()[0] if images is None else images, arrays
 
 
 def graph_files(precision: Precision) -> tuple[str, str]:

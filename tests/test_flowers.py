@@ -38,7 +38,7 @@ def test_says_what_it_is(bundle: Bundle) -> None:
 
     assert manifest.labels == FLOWERS
     assert (manifest.input.channels, manifest.input.height, manifest.input.width) == (3, 224, 224)
-    assert manifest.outputs == ("posterior", "responsibilities", "log_density", "features")
+    assert manifest.outputs == ("posterior", "responsibilities", "log_density", "typicality_score", "features")
     assert (manifest.head.kind, manifest.head.classes) == ("mda", 12)
     assert manifest.head.components == 3
     assert manifest.metrics["accuracy"] >= 0.95

@@ -32,7 +32,7 @@ def project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def model_row(overrides: list[str], recipe_epochs: int = 30) -> dict[str, Any]:
+def model_row(overrides: list[str], recipe_epochs: int = 40) -> dict[str, Any]:
     """A record of a run of cifar10-lda, with overrides."""
     run: dict[str, Any] = {
         "id": "a", "encoder": "six-conv", "head": "lda", "dim": 9, "components": 1, "parameters": 1, "epochs": 12,

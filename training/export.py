@@ -49,6 +49,7 @@ from training.onnx_graph import write_onnx
 from training.run import Run
 from training.variants import WantedVariants, add_variants, wanted_variants
 
+FINEST_GRAINS = 64  # along a side of a golden image: noise is hard to compress
 OF_TOLERANCE = 0.5  # how much of what servers allow a graph may be off by
 
 
@@ -211,10 +212,13 @@ def check_parity(bundle: Bundle) -> None:
 
 
 def golden_images(image_shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
-    """Two images of noise and six drawn shapes, uint8 (8, channels, H, W)."""
+    """Two images of noise, of coarser grains in large ones, and six drawn shapes, uint8 (8, channels, H, W)."""
     channels, height, width = image_shape
     generator = np.random.default_rng(seed)
-    images = [generator.integers(0, 256, (height, width, channels), dtype=np.uint8) for _ in range(2)]
+    grain = max(1, max(height, width) // FINEST_GRAINS)
+    coarse = (-(-height // grain), -(-width // grain), channels)
+    noise = [generator.integers(0, 256, coarse, dtype=np.uint8) for _ in range(2)]
+    images = [one.repeat(grain, 0).repeat(grain, 1)[:height, :width] for one in noise]
     for draw in ("ellipse", "rectangle", "line") * 2:
         canvas = Image.new("RGB", (width, height))
         corners = [tuple(sorted(generator.integers(0, side, 2).tolist())) for side in (width, height)]

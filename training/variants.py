@@ -126,7 +126,7 @@ def write_variant(bundle: Bundle, precision: VariantPrecision, calibration: torc
         write_int8(bundle.onnx(), target, as_served(calibration, bundle.manifest.input))
     golden, _ = bundle.read_golden()
     answers: dict[str, Any] = open_onnx(target, bundle.manifest.outputs)(golden)
-    np.savez_compressed(golden_file, images=golden, **answers)
+    np.savez_compressed(golden_file, **answers)
 
 
 def renew_variants(folder: Path, precisions: Collection[VariantPrecision], images: LabelledImages) -> Bundle:
