@@ -1,16 +1,14 @@
 """Digests of recipes: what changes them, what does not; a temperature is kept by the recipe that it was found for."""
 
-import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from training.digests import digest_of, recipe_digest, speed_digest, temperature_digest
-from training.recipe import RecipeError, load_recipe, parse_recipe, recipe_names
+from training.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe, recipe_names
 from training.run import Run
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_digest_is_that_of_the_values_whatever_their_order() -> None:
@@ -36,8 +34,8 @@ def test_digest_is_that_of_the_values_whatever_their_order() -> None:
         ("refit.ridge=0.5", True, False, True),
         ("calibration.temperature=2.0", True, False, False),
         ("calibration.found_for=abc", False, False, False),
-        ("calibration.components=none", False, False, False),  # the default, written out
-        ("calibration.components=bootstrap", True, False, False),
+        ("calibration.components=none", True, False, False),
+        ("calibration.components=bootstrap", False, False, False),  # as the recipe has it
     ],
 )
 def test_digest_changes_with_what_it_is_for(
@@ -52,6 +50,9 @@ def test_digest_changes_with_what_it_is_for(
 
 # A temperature in numbers
 
+OWN = temperature_digest(load_recipe("mnist-mda")[1])
+GIVEN = ["calibration.temperature=21.63", f"calibration.found_for='{OWN}'"]
+
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_with_a_temperature_name_themselves(name: str, tmp_path: Path) -> None:
@@ -61,21 +62,21 @@ def test_recipes_with_a_temperature_name_themselves(name: str, tmp_path: Path) -
 
 
 def test_temperature_survives_what_it_does_not_depend_on(tmp_path: Path) -> None:
-    _, recipe = load_recipe("mnist-mda", ["seed=4", "fit.precision=float32", "data.validation=0.1"])
+    _, recipe = load_recipe("mnist-mda", [*GIVEN, "seed=4", "fit.precision=float32", "data.validation=0.1"])
 
     assert Run.create("mnist-mda", recipe, "a", tmp_path).recipe.calibration == recipe.calibration
 
 
 @pytest.mark.parametrize("override", ["fit.epochs=3", "refit.components=2", "encoder.dim=12", "data.name=digits"])
 def test_temperature_of_another_recipe_is_refused(override: str, tmp_path: Path) -> None:
-    _, recipe = load_recipe("mnist-mda", [override])
+    _, recipe = load_recipe("mnist-mda", [*GIVEN, override])
 
     with pytest.raises(RecipeError) as refused:
         Run.create("mnist-mda", recipe, "a", tmp_path)
 
     assert str(refused.value) == (
-        "calibration.temperature 21.63 must be found for this very recipe (calibration.found_for = "
-        f'"{temperature_digest(recipe)}"), got 03d7f19197cc4a10: find it anew with '
+        f"calibration.temperature 21.63 must be found for this very recipe (calibration.found_for = "
+        f'"{temperature_digest(recipe)}"), got {OWN}: find it anew with '
         "--set calibration.temperature=fit --set data.validation=0.1"
     )
     assert not list(tmp_path.iterdir())
@@ -95,14 +96,14 @@ def test_what_the_refusal_says_helps(tmp_path: Path) -> None:
     assert Run.create("mnist-mda", recipe, "a", tmp_path).recipe.data.validation == 0.1
 
 
-def test_bundle_of_before_holds_a_temperature_that_names_no_recipe_and_loads() -> None:
-    manifest = json.loads((ROOT / "model_store" / "mnist-mda" / "1" / "bundle.json").read_bytes())
+def test_recipe_in_a_bundle_of_before_holds_a_temperature_that_names_no_recipe_and_loads() -> None:
+    tree = tomllib.loads(dump_recipe(load_recipe("mnist-mda")[1]))
 
-    recipe = parse_recipe(manifest["recipe"])
+    recipe = parse_recipe({**tree, "calibration": {"temperature": 21.63, "share": 0.08}})
 
     assert recipe.calibration is not None
     assert (recipe.calibration.temperature, recipe.calibration.found_for) == (21.63, None)
-    assert temperature_digest(recipe) == temperature_digest(load_recipe("mnist-mda")[1])
+    assert temperature_digest(recipe) == OWN
 
 
 def test_temperature_of_components_is_held_to_its_recipe_too(tmp_path: Path) -> None:
