@@ -31,7 +31,7 @@ class CauchyHead(Head):
         squared = (features[:, None] - self.means).square().sum(2)
         return Scores(features, -(self.dim + 1) / 2 * squared.log1p(), None)
 
-    def served(self, temperature: float, component_temperature: float) -> nn.Module:
+    def served(self, temperature: float, component_temperature: float, class_biases: Tensor) -> nn.Module:
         return ServedCauchy(self, temperature)
 
 

@@ -162,12 +162,12 @@ def test_of_many_classes_the_least_accurate_are_shown() -> None:
     drawn(figure)
 
 
-@pytest.mark.parametrize(("temperature", "panels"), [(1.0, 2), (2.5, 4)])
-def test_calibration_is_shown_twice_if_a_temperature_changes_it(temperature: float, panels: int) -> None:
+@pytest.mark.parametrize(("served_at", "panels"), [(None, 2), ("T = 2.5", 4), ("T = 1 and a bias a class", 4)])
+def test_calibration_is_shown_twice_if_it_changes_anything(served_at: str | None, panels: int) -> None:
     posterior = np.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]])
     bins = {"nll": 0.3, "ece": 0.1, "reliability": reliability(posterior, np.array([0, 0, 0]))}
 
-    figure = plots.calibration({"temperature": temperature, "before": bins, "after": bins})
+    figure = plots.calibration({"served_at": served_at, "before": bins, "after": bins})
 
     assert len(figure.axes) == panels
     assert all(ax.get_title().endswith("NLL 0.3000, ECE 10.00%") for ax in figure.axes[: panels // 2])
