@@ -30,6 +30,12 @@ ARRAYS = ("typicality_scores", "label_probabilities", "labels", "groups")
 ROUNDING = 1e-9  # of (n + 1) times a coverage, which may be a whole number
 
 
+def p_values(ascending: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(1 + #{held-out scores no larger}) / (n + 1) of scores (N,) among held-out ones (n,), which are sorted."""
+    found: NDArray[np.float64] = (1 + np.searchsorted(ascending, scores, side="right")) / (len(ascending) + 1)
+    return found
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """A model's answers for n images that it has not seen.
@@ -79,9 +85,7 @@ class HeldOut:
         A score that is no number is less typical than all.
         """
         numbers = np.where(np.isnan(scores), -np.inf, scores).astype(np.float32)
-        no_more = np.searchsorted(self._ascending_scores, numbers, side="right")
-        p_values: NDArray[np.float64] = (1 + no_more) / (len(self) + 1)
-        return p_values
+        return p_values(self._ascending_scores, numbers)
 
     def possible(self, posterior: NDArray[np.floating], coverage: float) -> NDArray[np.bool_]:
         """Which labels are possible: those at least as probable as their group's threshold, and the likeliest.

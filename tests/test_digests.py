@@ -75,7 +75,7 @@ def test_temperature_of_another_recipe_is_refused(override: str, tmp_path: Path)
         Run.create("mnist-mda", recipe, "a", tmp_path)
 
     assert str(refused.value) == (
-        f"calibration.temperature 21.63 must be found for this very recipe (calibration.found_for = "
+        "calibration.temperature 21.63 must be found for this very recipe (calibration.found_for = "
         f'"{temperature_digest(recipe)}"), got {OWN}: find it anew with '
         "--set calibration.temperature=fit --set data.validation=0.1"
     )

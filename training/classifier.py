@@ -90,6 +90,13 @@ class Classifier(nn.Module):
         """Log-joints (..., C) as softmax makes the posterior of them: at the temperature, with the classes' biases."""
         return log_joints / self.temperature + self.class_biases.to(log_joints)
 
+    def take_calibration(self, other: "Classifier") -> None:
+        """Become as sure of classes and components as another classifier, and as hard to surprise."""
+        self.temperature, self.class_biases, self.calibration = other.temperature, other.class_biases, other.calibration
+        self.component_temperature = other.component_temperature
+        self.component_calibration = other.component_calibration
+        self.typicality = other.typicality
+
     def inspect(self, images: Tensor) -> Seen:
         """What is seen of uint8 images before the projection: for their typicality."""
         pixels = images.to(self.mean.dtype)

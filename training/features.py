@@ -148,9 +148,7 @@ def head_stage(classifier: Classifier) -> Classifier:
     spec = whole.encoder.model_copy(update={"kind": "linear"})
     architecture = replace(whole, image_shape=(pooled, 1, 1), encoder=spec)
     stage = Classifier(architecture, Encoder(nn.Flatten(), classifier.encoder.projection), classifier.head)
-    stage.temperature, stage.component_temperature = classifier.temperature, classifier.component_temperature
-    stage.class_biases = classifier.class_biases
-    stage.typicality = classifier.typicality
+    stage.take_calibration(classifier)
     return stage.to(classifier.mean.device)
 
 
@@ -162,9 +160,5 @@ def joined(classifier: Classifier, trained: Classifier) -> Classifier:
     result = Classifier(architecture, Encoder(classifier.encoder.trunk, trained.encoder.projection), trained.head)
     result.mean.copy_(classifier.mean)
     result.std.copy_(classifier.std)
-    result.temperature, result.calibration = trained.temperature, trained.calibration
-    result.class_biases = trained.class_biases
-    result.component_temperature = trained.component_temperature
-    result.component_calibration = trained.component_calibration
-    result.typicality = trained.typicality
+    result.take_calibration(trained)
     return result.to(classifier.mean.device)

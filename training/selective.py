@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.held_out import p_values
 from serving.judgement import ATYPICAL_BELOW
 
 FloatArray = NDArray[np.float64]
@@ -135,15 +136,14 @@ def excess_aurc(confidence: NDArray[Any], right: Right) -> float:
 
 
 def typicality_among(held_out: NDArray[Any], scores: NDArray[Any]) -> FloatArray:
-    """P-values (1 + #{held-out images no more typical}) / (n + 1) of scores (N,) among those (n,), as served."""
-    p_values: FloatArray = (1 + np.searchsorted(np.sort(held_out), scores, side="right")) / (len(held_out) + 1)
-    return p_values
+    """P-values of scores (N,) among those of held-out images (n,), as served."""
+    return p_values(np.sort(held_out), scores)
 
 
 def own_typicality(held_out: NDArray[Any]) -> FloatArray:
     """The same of the held-out images (n,) themselves, each of which does not count itself."""
-    p_values: FloatArray = np.searchsorted(np.sort(held_out), held_out, side="right") / (len(held_out) + 1)
-    return p_values
+    own: FloatArray = np.searchsorted(np.sort(held_out), held_out, side="right") / (len(held_out) + 1)
+    return own
 
 
 def find_thresholds(

@@ -53,8 +53,10 @@ def calibration_figures(evidence: Evidence) -> dict[str, Any]:
 
 
 def _in_short(classifier: Classifier) -> str | None:
-    at, is_biased = f"T = {classifier.temperature:.4g}", bool(classifier.class_biases.any())
-    return f"{at} and a bias a class" if is_biased else None if classifier.temperature == 1 else at
+    at = f"T = {classifier.temperature:.4g}"
+    if classifier.class_biases.any():
+        return f"{at} and a bias a class"
+    return None if classifier.temperature == 1 else at
 
 
 def intervals_of(outputs: Outputs, labels: Labels) -> dict[str, Interval]:

@@ -182,9 +182,8 @@ def fit_vim(pooled: FloatArray, logits: FloatArray, origin: FloatArray | None) -
     _, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     minor = vectors[:, : pooled.shape[1] - principal_dim(pooled.shape[1])]
     norm = float(np.linalg.norm(centred @ minor, axis=1).sum())
-    size = abs(
-        float(logits.max(1).sum())
-    )  # log-joints may be negative; what is outside makes an image no more familiar
+    # Log-joints may be negative; what is outside makes an image no more familiar for that.
+    size = abs(float(logits.max(1).sum()))
     return Vim(origin, minor, size / norm if norm else 0.0)
 
 
