@@ -76,19 +76,19 @@ load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
 	if [ -n "$$ours" ]; then $(SERVING) stop; fi; exit $$code
 
 bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; needs wrk
-	@$(PY) -m load_tests.bench_serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json
-	@$(PY) -m load_tests.bench_serve --bundle model_store/flowers12-mda/1 --image shape --image photo --image camera \
+	@$(PY) -m load_tests serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json
+	@$(PY) -m load_tests serve --bundle model_store/flowers12-mda/1 --image shape --image photo --image camera \
 	  --out load_tests/results/bench-photos.json
 
 bench-batch: $(ENV) ## offline scoring against the bare graph, bare decoding, Ray Data and a DataLoader; most of an hour
-	@$(PY) -m load_tests.bench_batch --out load_tests/results/bench-batch.json
+	@$(PY) -m load_tests batch --out load_tests/results/bench-batch.json
 
 bench-beside: $(ENV) ## what offline scoring does to the latency of a server on the same cores; needs wrk
-	@$(PY) -m load_tests.bench_beside --out load_tests/results/bench-beside.json
+	@$(PY) -m load_tests beside --out load_tests/results/bench-beside.json
 
 gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worker uses it, and how fast it answers
 	$(VENV)/bin/pytest -q tests/test_runtimes.py -k gpu_computes
-	$(PY) -m load_tests.bench_serve --device gpu --precision float32 --precision float16 --out load_tests/results/gpu-check.json
+	$(PY) -m load_tests serve --device gpu --precision float32 --precision float16 --out load_tests/results/gpu-check.json
 
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	@for extra in $(EXTRAS); do $(COMPILE) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done

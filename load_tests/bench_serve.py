@@ -1,7 +1,7 @@
 """How much of the bare runtime's speed arrives at the other end of HTTP.
 
-    python -m load_tests.bench_serve --bundle model_store/fashion-mnist-mda-best/1
-    python -m load_tests.bench_serve --bundle model_store/flowers12-mda/1 --image photo --image camera
+    python -m load_tests serve --bundle model_store/fashion-mnist-mda-best/1
+    python -m load_tests serve --bundle model_store/flowers12-mda/1 --image photo --image camera
 
 One run on one machine, in rounds, so that a machine whose speed wanders slows both: the bundle's graph alone, by ONNX
 Runtime in as many processes and threads as infer at a time in the server; then a server with default settings, asked by
@@ -12,13 +12,10 @@ figure is the median of the rounds.
 """
 
 import json
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -31,58 +28,19 @@ from rich.table import Table
 
 from load_tests.bare import Layout, bare_runtime
 from load_tests.sent_images import Sent, encode_image, shape
+from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads
 from serving.errors import ServingError
 from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
-from training import results
 from training.files import replace_text
 from training.speed_tables import photo_in_words
 
 Processor = Literal["cpu", "gpu"]
 GraphPrecision = StrEnum("GraphPrecision", {name: name for name in get_args(Precision)})  # one option, several values
 CONNECTIONS: dict[Processor, Sequence[int]] = {"cpu": (1, 8, 32), "gpu": (1, 8, 32, 128)}
-SCRIPT = """
-wrk.method = "POST"
-wrk.body = io.open("{image}", "rb"):read("*a")
-done = function(summary, latency, requests)
-  local e = summary.errors
-  local failed = e.connect + e.read + e.write + e.status + e.timeout
-  local good = summary.requests - e.status
-  local found = {{good, summary.duration, failed, latency:percentile(50), latency:percentile(99)}}
-  io.write("\\n[" .. table.concat(found, ", ") .. "]\\n")
-end
-"""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What wrk measured.
-
-    Attributes:
-        per_second: answers a second, without what failed.
-        p50: median latency, in milliseconds.
-        p99: likewise, of the slowest hundredth.
-        failed: requests that got no answer, or another status than 2xx or 3xx.
-    """
-
-    per_second: float
-    p50: float
-    p99: float
-    failed: int
-
-
-def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
-    """Have wrk post an image over and over."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SCRIPT.format(image=image))
-        script.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    good, microseconds, failed, p50, p99 = json.loads(output.strip().splitlines()[-1])
-    return Load(1e6 * good / microseconds, p50 / 1000, p99 / 1000, failed)
 
 
 def measure_bundle(
@@ -173,8 +131,9 @@ def main(
     record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
     """Measure a bundle's server against the bare graph. It needs wrk (apt install wrk)."""
-    if shutil.which("wrk") is None:
-        raise SystemExit("error: wrk must be installed, got none: apt install wrk")
+    from training import results  # which imports torch: not in every command of `load_tests`
+
+    require_wrk()
     if record:
         results.require_project()
     options = {
@@ -203,9 +162,3 @@ def main(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps({**results.stamp(), "results": measured}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()

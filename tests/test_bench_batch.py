@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from load_tests import bench_batch
 from load_tests.bare import Layout, bare_decoding, bare_runtime, read_as_served, read_plainly
-from load_tests.batch_commands import PEERS, WrongLabels, check_labels, labels_of, run, summary_of
-from load_tests.batch_images import ImageSet, make_digits, make_photos
-from load_tests.batch_names import measure_names, write_names
-from load_tests.bench_batch import Bare, Case, check_peers, measure_case, median_row, row_of
-from load_tests.bench_beside import measure_beside
 from load_tests.memory import PeakMemory
+from load_tests.offline import bench
+from load_tests.offline.bench import Bare, Case, check_peers, measure_case, median_row, row_of
+from load_tests.offline.beside import measure_beside
+from load_tests.offline.commands import PEERS, WrongLabels, check_labels, labels_of, run, summary_of
+from load_tests.offline.images import ImageSet, make_digits, make_photos
+from load_tests.offline.names import measure_names, write_names
 from load_tests.open_loop import arrivals, offer
 from serving.bundle import Bundle
 from serving.predictor import Predictor
@@ -135,7 +135,7 @@ def test_score_and_a_peer_are_measured_against_the_bare_speeds(digits: ImageSet,
         assert row["command_images_per_second"] < row["images_per_second"]
         assert row["ratio"] == pytest.approx(row["images_per_second"] / result["runtime_per_second"], abs=0.01)
         assert 20 < row["peak_mb"] < 5000
-    bench_batch.show(result)
+    bench.show(result)
     assert not list(tmp_path.iterdir())
 
 
@@ -169,11 +169,11 @@ def test_the_command_writes_its_figures(
         return [{"bundle": "mnist-mda:1", "precision": "int8", "images": "200 PNGs", "cores": 2, "names": names,
                  **bare, **rest}]  # fmt: skip
 
-    monkeypatch.setattr(bench_batch, "measure", measured)
-    monkeypatch.setattr(bench_batch, "make_photos", lambda *_: digits)
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(bench, "make_photos", lambda *_: digits)
     out = tmp_path / "out" / "bench.json"
 
-    bench_batch.main(images=5, photos=1, no_peers=True, scratch=tmp_path, out=out)
+    bench.main(images=5, photos=1, no_peers=True, scratch=tmp_path, out=out)
 
     assert json.loads(out.read_text())["results"] == measured()
     said = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_a_peer_with_other_labels_is_refused(tmp_path: Path) -> None:
 def test_speed_of_a_refused_peer_does_not_count() -> None:
     bare = Bare(runtime=100.0, layout=Layout(2, 1), decoding=300.0, pillow=310.0)
     refused = {"by": "Ray Data", "form": "files", "refused": "others"}
-    ran = bench_batch.Ran(images=90, seconds=1.0, command_seconds=2.0, peak_mb=200.4, labels={})
+    ran = bench.Ran(images=90, seconds=1.0, command_seconds=2.0, peak_mb=200.4, labels={})
 
     good = row_of({"by": "Ray Data", "form": "files"}, ran, bare)
 

@@ -45,7 +45,7 @@ def test_the_benchmark_takes_several_precisions() -> None:
     app.command()(bench_serve.main)
     command = typer.main.get_command(app)
 
-    context = command.make_context("bench_serve", ["--precision", "float32", "--precision", "int8", "--device", "gpu"])
+    context = command.make_context("serve", ["--precision", "float32", "--precision", "int8", "--device", "gpu"])
     assert [choice.value for choice in context.params["precision"]] == ["float32", "int8"]
 
 

@@ -1,6 +1,6 @@
 """What offline scoring does to a server on the same cores, without and with `--nice`, and what it still gets done.
 
-    python -m load_tests.bench_beside
+    python -m load_tests beside
 
 A real server with default settings is asked at half of what wrk has shown it to answer, by an open-ended load
 (`load_tests/open_loop.py`): alone, beside `score`, and beside `score --nice`, in rounds. Each figure is the median of
@@ -8,7 +8,6 @@ the rounds.
 """
 
 import json
-import shutil
 import signal
 import statistics
 import subprocess
@@ -25,11 +24,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from load_tests.batch_commands import ROOT, score_command
-from load_tests.batch_images import make_digits
-from load_tests.batch_names import write_names
-from load_tests.bench_serve import ask
+from load_tests.offline.commands import ROOT, score_command
+from load_tests.offline.images import make_digits
+from load_tests.offline.names import write_names
 from load_tests.open_loop import Offered, offer
+from load_tests.wrk import ask, require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
 from serving.torchserve import launch
@@ -149,8 +148,7 @@ def main(
     """Measure a server's latency at half load beside offline scoring. It needs wrk (apt install wrk)."""
     from training import results  # which imports torch: not in every process that is begun
 
-    if shutil.which("wrk") is None:
-        raise SystemExit("error: wrk must be installed, got none: apt install wrk")
+    require_wrk()
     if record:
         results.require_project()
     try:
@@ -168,9 +166,3 @@ def main(
         replace_text(out, json.dumps({**results.stamp(), "result": result}, indent=2) + "\n")
     if record:
         results.record("beside", result["bundle"], result)
-
-
-if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()

@@ -1,6 +1,6 @@
 """Scoring a folder by Ray Data and ONNX Runtime, as its documentation on batch inference writes it.
 
-    python -m load_tests.peer_ray FOLDER --bundle model_store/mnist-mda/1 --out answers/
+    python -m load_tests.offline.peer_ray FOLDER --bundle model_store/mnist-mda/1 --out answers/
 
 Tasks read the files; an actor a core, each with a session of one thread, decodes and infers; tasks write Parquet. It
 prints images and seconds as JSON.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from load_tests.peer_columns import infer, open_session
+from load_tests.offline.peer_columns import infer, open_session
 from serving.bundle import Bundle
 from serving.cores import cores
 from serving.preprocess import read_image

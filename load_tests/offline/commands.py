@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from load_tests.memory import PeakMemory
 from serving.bundle import Precision
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MEGABYTE = 1e6
 FEW_KEYS = 3  # that a refusal names
 OUT = "answers.parquet"
@@ -55,7 +55,7 @@ def score_command(source: Path, bundle: Path, out: Path, precision: Precision = 
 
 def _peer(module: str) -> MakeCommand:
     def command(source: Path, bundle: Path, out: Path) -> list[str]:
-        words = ["-m", f"load_tests.{module}", str(source), "--bundle", str(bundle), "--out", str(out)]
+        words = ["-m", f"load_tests.offline.{module}", str(source), "--bundle", str(bundle), "--out", str(out)]
         return [sys.executable, *words]
 
     return command

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from load_tests.batch_commands import MEGABYTE, ROOT, score_command
 from load_tests.memory import PeakMemory
+from load_tests.offline.commands import MEGABYTE, ROOT, score_command
 from serving.cores import cores
 
 LOOK_S = 0.02

@@ -1,6 +1,6 @@
 """Scoring a folder by a PyTorch DataLoader and ONNX Runtime, as one writes it without `score`.
 
-    python -m load_tests.peer_dataloader FOLDER --bundle model_store/mnist-mda/1 --out answers.parquet
+    python -m load_tests.offline.peer_dataloader FOLDER --bundle model_store/mnist-mda/1 --out answers.parquet
 
 Worker processes read and decode, one a core; the main process infers with all cores and writes. It prints images and
 seconds as JSON.
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from load_tests.peer_columns import infer, open_session
+from load_tests.offline.peer_columns import infer, open_session
 from serving.bundle import Bundle, InputSpec
 from serving.cores import cores
 from serving.preprocess import read_image

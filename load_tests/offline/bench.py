@@ -1,6 +1,6 @@
 """How much of the machine's bare speed offline scoring reaches, and how much memory it takes.
 
-    python -m load_tests.bench_batch
+    python -m load_tests batch
 
 One run on one machine, in rounds, so that a machine whose speed wanders slows all alike: the bundle's graph alone on
 decoded arrays, and the same images read and decoded alone, each in as many processes as there are cores; then
@@ -26,9 +26,9 @@ from rich.progress import track
 from rich.table import Table
 
 from load_tests.bare import Layout, bare_decoding, bare_runtime, read_as_served, read_plainly
-from load_tests.batch_commands import OUT, PEERS, Ran, WrongLabels, check_labels, run, score_command
-from load_tests.batch_images import ImageSet, make_digits, make_photos
-from load_tests.batch_names import measure_names
+from load_tests.offline.commands import OUT, PEERS, Ran, WrongLabels, check_labels, run, score_command
+from load_tests.offline.images import ImageSet, make_digits, make_photos
+from load_tests.offline.names import measure_names
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores
 from serving.errors import ServingError
@@ -262,9 +262,3 @@ def measure(
     if names:
         measured[0]["names"] = measure_names(sets["png"].paths(), names, SMALL, scratch)
     return measured
-
-
-if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()

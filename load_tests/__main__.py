@@ -1,0 +1,14 @@
+"""Load tests and benchmarks that measure: `python -m load_tests --help`; `locustfile.py` is locust's own."""
+
+import typer
+
+from load_tests import bench_serve
+from load_tests.offline import bench, beside
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
+app.command("serve")(bench_serve.main)
+app.command("batch")(bench.main)
+app.command("beside")(beside.main)
+
+if __name__ == "__main__":
+    app()
