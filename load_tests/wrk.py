@@ -9,12 +9,15 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 SCRIPT = """
 wrk.method = "POST"
 wrk.body = io.open("{image}", "rb"):read("*a")
+{headers}
 done = function(summary, latency, requests)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
@@ -42,10 +45,13 @@ class Load:
     failed: int
 
 
-def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
-    """Have wrk post an image over and over."""
+def ask(
+    url: str, image: Path, connections: int, seconds: float, headers: Mapping[str, str] = MappingProxyType({})
+) -> Load:
+    """Have wrk post a file over and over."""
+    lines = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SCRIPT.format(image=image))
+        script.write(SCRIPT.format(image=image, headers=lines))
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

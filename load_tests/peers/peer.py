@@ -61,8 +61,9 @@ class Peer:
         title: in tables.
         source: page of its documentation that the tuning follows.
         tuning: in words: processes, threads, batches, and what was tried besides.
-        command: starts it, with the project's root as PYTHONPATH, in `Launch.scratch`, in a process group of its own.
-        path: of the URL that images are posted to.
+        command: starts it, with the project's root as PYTHONPATH, in `Launch.scratch`, in a process group of its own;
+            it may first write files there, which is not counted as time to start.
+        path: of the URL that images are posted to; `{model}` in it stands for the bundle's name.
         ready: path whose GET is answered with 200 once the model can answer.
         environment: variables beside those of the caller.
         wrap: an image → body and headers of a request.

@@ -5,9 +5,10 @@ python -m load_tests.peers.litserve.server BUNDLE PRECISION PORT CORES
 
 import os
 from collections.abc import Sequence
+from typing import Annotated
 
 import litserve
-from fastapi import Response, UploadFile
+from fastapi import Body, Response
 
 from load_tests.peers.answering import answer, open_predictor, read_arguments
 
@@ -23,9 +24,9 @@ class Classifier(litserve.LitAPI):
         bundle, precision, _, cores = read_arguments()
         self.predictor = open_predictor(bundle, precision, threads=cores)
 
-    def decode_request(self, request: UploadFile) -> bytes:
-        """The file of a form is the image."""
-        return request.file.read()
+    def decode_request(self, request: Annotated[bytes, Body()]) -> bytes:
+        """The body is the image."""
+        return request
 
     def batch(self, inputs: Sequence[bytes]) -> Sequence[bytes]:
         """Decoded with the batch."""
