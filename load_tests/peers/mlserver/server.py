@@ -1,0 +1,39 @@
+"""Writes MLServer's settings into the current folder and becomes `mlserver start` on it.
+
+    python -m load_tests.peers.mlserver.server BUNDLE PRECISION PORT CORES
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from load_tests.peers.answering import read_arguments
+
+
+def main() -> None:
+    """Become MLServer."""
+    given = read_arguments()
+    server = {
+        "debug": False,
+        "host": "127.0.0.1",
+        "http_port": given.port,
+        "grpc_port": 0,
+        "parallel_workers": int(os.environ.get("X_WORKERS", 0)),
+        "metrics_endpoint": None,
+    }
+    model = {
+        "name": "images",
+        "implementation": "load_tests.peers.mlserver.runtime.Classifier",
+        "max_batch_size": 32,
+        "max_batch_time": float(os.environ.get("X_DELAY", 0.002)),
+        "parameters": {"extra": {"arguments": list(map(str, given))}},
+    }
+    Path("settings.json").write_text(json.dumps(server))
+    Path("model-settings.json").write_text(json.dumps(model))
+    command = str(Path(sys.executable).parent / "mlserver")
+    os.execv(command, [command, "start", "."])
+
+
+if __name__ == "__main__":
+    main()
