@@ -4,11 +4,13 @@ import typer
 
 from load_tests import bench_serve
 from load_tests.offline import bench, beside
+from load_tests.peers import command as peers
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
 app.command("serve")(bench_serve.main)
 app.command("batch")(bench.main)
 app.command("beside")(beside.main)
+app.command("peers")(peers.main)
 
 if __name__ == "__main__":
     app()

@@ -16,6 +16,7 @@ from training.figure_lists import figures_lists
 from training.files import replace_text
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
+from training.peers_tables import peers_text
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
@@ -122,6 +123,7 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         serving_table(results),
         *_on_batch(results),
         *_on_beside(results),
+        *peers_text(results),
     )
 
 
