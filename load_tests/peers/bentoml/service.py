@@ -5,8 +5,6 @@ its element into the body.
 """
 
 import os
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import bentoml
@@ -15,16 +13,16 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from load_tests.peers.answering import answer, open_predictor, read_arguments
 
-ARGUMENTS = "PEER_ARGUMENTS"  # variable that passes them on to BentoML's processes
-X_WORKERS = int(os.environ.get("X_WORKERS", 1))
-X_THREADS = int(os.environ.get("X_THREADS", 2))
+ARGUMENTS = "PEER_ARGUMENTS"  # variable in which `server.py` passes them on to BentoML's processes
+MAX_BATCH = 32
+MAX_LATENCY_MS = 10_000  # what it thinks will take longer it refuses
 
 Images = Annotated[list[bytes], BeforeValidator(lambda body: [body]), WithJsonSchema({"type": "file"})]
 Answers = Annotated[bytes, BeforeValidator(lambda bodies: bodies[0]), ContentType("application/json")]
 
 
 @bentoml.service(
-    workers=X_WORKERS,
+    workers=1,
     traffic={"timeout": 60},
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},
@@ -34,9 +32,9 @@ class Classifier:
 
     def __init__(self) -> None:
         bundle, precision, _, cores = read_arguments(os.environ[ARGUMENTS].split(os.pathsep))
-        self.predictor = open_predictor(bundle, precision, X_THREADS)
+        self.predictor = open_predictor(bundle, precision, cores)
 
-    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=10_000)
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=MAX_LATENCY_MS)
     def classify(self, images: Images, /) -> Answers:
         """Answer the images of a batch by one call of the graph."""
         return answer(self.predictor, images)  # type: ignore[return-value]

@@ -1,6 +1,6 @@
 """Writes MLServer's settings into the current folder and becomes `mlserver start` on it.
 
-    python -m load_tests.peers.mlserver.server BUNDLE PRECISION PORT CORES
+python -m load_tests.peers.mlserver.server BUNDLE PRECISION PORT CORES
 """
 
 import json
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from load_tests.peers.answering import read_arguments
+
+MAX_BATCH, WAIT_S = 32, 1e-4
 
 
 def main() -> None:
@@ -19,14 +21,14 @@ def main() -> None:
         "host": "127.0.0.1",
         "http_port": given.port,
         "grpc_port": 0,
-        "parallel_workers": int(os.environ.get("X_WORKERS", 0)),
+        "parallel_workers": 0,  # in the server's own process
         "metrics_endpoint": None,
     }
     model = {
         "name": "images",
         "implementation": "load_tests.peers.mlserver.runtime.Classifier",
-        "max_batch_size": 32,
-        "max_batch_time": float(os.environ.get("X_DELAY", 0.002)),
+        "max_batch_size": MAX_BATCH,
+        "max_batch_time": WAIT_S,
         "parameters": {"extra": {"arguments": list(map(str, given))}},
     }
     Path("settings.json").write_text(json.dumps(server))

@@ -1,53 +1,59 @@
-"""Ray Serve on a cluster of this machine alone.
+"""Ray Serve on a cluster of this machine alone, behind its HAProxy.
 
     python -m load_tests.peers.ray_serve.server BUNDLE PRECISION PORT CORES
+
+What the environment tells Ray Serve it reads as it is imported, in each of its processes.
 """
 
-import asyncio
 import os
 import signal
-import threading
-import time
+from pathlib import Path
 
-import ray
-from ray import serve
-from ray.serve.schema import LoggingConfig
-from starlette.requests import Request
-from starlette.responses import Response
+from load_tests.peers.answering import Arguments, read_arguments
 
-from load_tests.peers.answering import Arguments, answer, open_predictor, read_arguments
-
-X_REPLICAS = int(os.environ.get("X_REPLICAS", 1))
-X_THREADS = int(os.environ.get("X_THREADS", 2))
+MAX_WAITING = 256  # requests that one replica takes at a time
 
 
-@serve.deployment(num_replicas=X_REPLICAS, max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
-class Classifier:
-    """A predictor."""
+def switch(port: int) -> None:
+    """Have Ray Serve take its quick ways, on ports next to `port`, with its files in the current folder."""
+    numbered = ("FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT", "HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT")
+    ports = {name: port + n for n, name in enumerate(numbered, 1)}
+    here = Path.cwd()
+    files = {
+        "HAPROXY_CONFIG_FILE_LOC": here / "haproxy.cfg",
+        "HAPROXY_SOCKET_PATH": here / "admin.sock",
+        "HAPROXY_METRICS_SOCKET_PATH": here / "metrics.sock",
+        "HAPROXY_SERVER_STATE_BASE": here,
+        "HAPROXY_SERVER_STATE_FILE": here / "state",
+    }
+    quick = {"ENABLE_HA_PROXY": 1, "THROUGHPUT_OPTIMIZED": 1, "HAPROXY_NBTHREAD": 1}
+    os.environ |= {f"RAY_SERVE_{name}": str(value) for name, value in {**ports, **files, **quick}.items()}
 
-    def __init__(self, given: Arguments) -> None:
-        self.predictor = open_predictor(given.bundle, given.precision, X_THREADS)
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=float(os.environ.get("X_DELAY", 0.0)), max_concurrent_batches=int(os.environ.get("X_BATCHES", 1)))
-    async def classify(self, images: list[bytes]) -> list[bytes]:
-        """Answer the images of a batch by one call of the graph."""
-        if os.environ.get("X_THREADED"):
-            return await asyncio.to_thread(answer, self.predictor, images)
-        return answer(self.predictor, images)
+def serve_until_told(given: Arguments) -> None:
+    """Serve until a signal comes."""
+    import ray
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
 
-    async def __call__(self, request: Request) -> Response:
-        """Answer one image."""
-        return Response(await self.classify(await request.body()), media_type="application/json")
+    from load_tests.peers.ray_serve.deployment import Classifier
+
+    signals = {signal.SIGINT, signal.SIGTERM}
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    ray.init(num_cpus=given.cores, include_dashboard=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": given.port}, logging_config=quiet)
+    options = {"num_replicas": 1, "max_ongoing_requests": MAX_WAITING, "logging_config": quiet}
+    serve.run(Classifier.options(**options).bind(given), route_prefix="/")
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.sigwait(signals)
+    ray.shutdown()
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve what the command line names."""
     given = read_arguments()
-    ray.init(num_cpus=given.cores, include_dashboard=False, log_to_driver=True)
-    serve.start(http_options={"host": "127.0.0.1", "port": given.port}, logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"))
-    serve.run(Classifier.options(logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING")).bind(given), route_prefix="/")
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    ray.shutdown()
+    switch(given.port)
+    serve_until_told(given)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes a model repository into the current folder and becomes `tritonserver` on it.
 
-    python -m load_tests.peers.triton.server BUNDLE PRECISION PORT CORES
+python -m load_tests.peers.triton.server BUNDLE PRECISION PORT CORES
 """
 
 import os
@@ -18,8 +18,8 @@ backend: "python"
 max_batch_size: 32
 input [{{ name: "image" data_type: TYPE_STRING dims: [1] }}]
 output [{{ name: "answer" data_type: TYPE_STRING dims: [1] }}]
-instance_group [{{ kind: KIND_CPU count: {instances} }}]
-dynamic_batching {{ max_queue_delay_microseconds: {delay} }}
+instance_group [{{ kind: KIND_CPU count: 1 }}]
+dynamic_batching {{ }}
 parameters [
   {{ key: "project" value: {{ string_value: "{project}" }} }},
   {{ key: "bundle" value: {{ string_value: "{bundle}" }} }},
@@ -34,10 +34,8 @@ def write_repository(folder: Path, given: Arguments) -> None:
     version = folder / "images" / "1"
     version.mkdir(parents=True)
     shutil.copy(HERE / "model.py", version)
-    instances = int(os.environ.get("X_INSTANCES", 1))
     configuration = CONFIGURATION.format(
-        instances=instances, delay=os.environ.get("X_DELAY", "0"), threads=os.environ.get("X_THREADS") or max(1, given.cores // instances),
-        project=ROOT, bundle=given.bundle, precision=given.precision,
+        project=ROOT, bundle=given.bundle, precision=given.precision, threads=given.cores
     )
     (version.parent / "config.pbtxt").write_text(configuration)
 
@@ -55,10 +53,9 @@ def write_backends(folder: Path, triton: Path) -> None:
 def main() -> None:
     """Become `tritonserver`."""
     given = read_arguments()
-    spec = find_spec("pytriton")
-    assert spec is not None and spec.origin is not None
-    triton = Path(spec.origin).parent / "tritonserver"
-    repository, backends = Path("models").absolute(), Path("backends").absolute()
+    [package] = find_spec("pytriton").submodule_search_locations  # not imported: only the binary in it is used
+    triton = Path(package) / "tritonserver"
+    repository, backends = Path("models").resolve(), Path("backends").resolve()
     write_repository(repository, given)
     write_backends(backends, triton)
     command = [
@@ -69,11 +66,10 @@ def main() -> None:
         f"--http-port={given.port}",
         "--allow-grpc=false",
         "--allow-metrics=false",
-        *os.environ.get("X_ARGS", "").split(),
     ]
-    libraries = [str(triton.parent / "tritonserver" / "external_libs"), sysconfig.get_config_var("LIBDIR")]
-    python = str(Path(sysconfig.get_path("scripts")))
-    environment = {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": f"{python}:{os.environ['PATH']}"}
+    libraries = [str(triton / "external_libs"), sysconfig.get_config_var("LIBDIR")]  # of the stub: libpython
+    path = [sysconfig.get_path("scripts"), os.environ["PATH"]]  # the stub finds its Python's packages by it
+    environment = {"LD_LIBRARY_PATH": os.pathsep.join(libraries), "PATH": os.pathsep.join(path)}
     os.execve(command[0], command, {**os.environ, **environment})
 
 
