@@ -103,7 +103,7 @@ def main(
             environment(one)
         wanted = [one.value for one in precision or [GraphPrecision("float32")]]
         measured = [_measured(bundle, one, peers, counts, rounds, seconds, resume) for one in wanted]
-    except (ServingError, PeerError, ValueError, OSError) as error:
+    except (ServingError, RuntimeError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     for result in measured:
         print_rows(result)
