@@ -300,6 +300,17 @@ def test_locks_are_hashed_hold_no_addresses_and_what_the_model_needs(name: str) 
     assert packages(peer), "what the peer itself is must be among its requirements"
 
 
+def test_a_variant_is_another_peer_in_the_same_environment() -> None:
+    peer = known_peers()["mosec"]
+
+    ways = peer.with_variants()
+
+    assert ways[0] == peer
+    assert [way.name for way in ways[1:]] == [f"mosec {name}" for name in peer.variants]
+    assert all(folder_of(way) == folder_of(peer) for way in ways)
+    assert ways[1].environment != peer.environment
+
+
 def test_peers_without_a_lock_run_in_the_projects_environment(tiny: Callable[[str], Peer], tmp_path: Path) -> None:
     assert environment(tiny("right"), tmp_path) == Path(sys.executable)
     assert not list(tmp_path.iterdir())
