@@ -10,9 +10,9 @@ from training.stale import mark_of
 ABOUT = (
     "The same ONNX graph, preprocessing and answers in other servers, each in an environment of its own, one at a time "
     "on the same cores as wrk. Answers/s: median of the rounds (least to most). Ratio: ours, as measured before and "
-    "after it in the same round, over this server; above 1 ours is ahead. p99 open: at half of this server's best rate "
-    "by an open loop; in brackets that of ours at the same rate. Memory: PSS of all processes. Ready: from the start to "
-    "the first answer."
+    "after it in the same round, over this server; above 1 ours is ahead. p99 open: by an open loop at half of this "
+    "server's best rate; in brackets that of ours at the same rate. Memory: PSS of all processes. Ready: from the "
+    "start to the first answer."
 )
 
 

@@ -7,6 +7,7 @@
 Run by the peers' own Python; it imports nothing but `serving` and what that needs.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from serving.parameters import DEFAULT_OPTIONS
 from serving.predictor import Predictor
 from serving.respond import error_body
 
+WORKERS, WAIT_MS = "PEER_WORKERS", "PEER_WAIT_MS"  # in a peer's environment, for its variants
 Decoded = NDArray[np.uint8] | ServingError
 
 
@@ -38,6 +40,17 @@ def read_arguments(given: Sequence[str] | None = None) -> Arguments:
     """Those of the command line."""
     bundle, precision, port, cores = (sys.argv[1:] if given is None else given)[:4]
     return Arguments(Path(bundle), precision, int(port), int(cores))  # type: ignore[arg-type]
+
+
+def workers_and_threads(cores: int) -> tuple[int, int]:
+    """How many processes infer, `PEER_WORKERS` or one, and the threads of each: the cores are shared among them."""
+    workers = int(os.environ.get(WORKERS, "1"))
+    return workers, max(1, cores // workers)
+
+
+def wait_ms(default: int) -> int:
+    """How long a batch waits for more requests: `PEER_WAIT_MS`, or the default."""
+    return int(os.environ.get(WAIT_MS, str(default)))
 
 
 def open_predictor(bundle: Path, precision: Precision, threads: int) -> Predictor:

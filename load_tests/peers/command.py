@@ -2,6 +2,7 @@
 
     python -m load_tests peers
     python -m load_tests peers --precision int8 --peer mosec --peer fastapi --rounds 1
+    python -m load_tests peers --peer mosec --variants
 
 Every server is started in turn on the same cores, its answers are compared with ours, it is warmed up and then asked by
 wrk, the load generator on the same cores, and by an open loop at half of the best rate that wrk has seen. Each has its
@@ -88,6 +89,9 @@ def main(
     plot: Annotated[
         Path | None, typer.Option(help="Folder for an SVG file a precision; that of --out if unset.")
     ] = None,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Measure what was tried of each peer's tuning, too.")
+    ] = False,
     record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
     """Measure other servers beside ours. It needs wrk (apt install wrk), and uv for their environments."""
@@ -99,11 +103,13 @@ def main(
     try:
         counts = read_counts(connections)
         peers = chosen_peers([OURS, *(name for name in peer if name != OURS)] if peer else [])
+        if variants:
+            peers = [way for one in peers for way in one.with_variants()]
         for one in peers:
             environment(one)
         wanted = [one.value for one in precision or [GraphPrecision("float32")]]
         measured = [_measured(bundle, one, peers, counts, rounds, seconds, resume) for one in wanted]
-    except (ServingError, PeerError, ValueError, OSError) as error:
+    except (ServingError, RuntimeError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     for result in measured:
         print_rows(result)

@@ -53,7 +53,7 @@ def environment(peer: Peer, cache: Path = CACHE) -> Path:
     lock = folder_of(peer) / LOCK
     if not lock.is_file():
         return Path(sys.executable)
-    home, digest = cache / peer.name, hashlib.sha256(lock.read_bytes()).hexdigest()
+    home, digest = cache / peer.folder, hashlib.sha256(lock.read_bytes()).hexdigest()
     made_from = home / DIGEST
     if not made_from.is_file() or made_from.read_text() != digest:
         made_from.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def packages(peer: Peer) -> list[str]:
 
 def folder_of(peer: Peer) -> Path:
     """The folder of a peer's module."""
-    return Path(__file__).parent / peer.name
+    return Path(__file__).parent / peer.folder
 
 
 def _uv(*arguments: str) -> None:

@@ -10,7 +10,7 @@ everything but the server (`answering.py`), so that only the servers differ.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Peer:
         environment: variables beside those of the caller.
         wrap: an image → body and headers of a request.
         unwrap: body of an answer → our answer's JSON.
+        variants: other ways to set it up that were tried, by a short name: which attributes are others then.
     """
 
     name: str
@@ -80,3 +81,17 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
     wrap: Wrap = raw_body
     unwrap: Unwrap = json.loads
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """Of its module; a variant's is that of its peer."""
+        return self.name.partition(" ")[0]
+
+    def with_variants(self) -> Sequence["Peer"]:
+        """This one, and one each for the other ways, `NAME VARIANT`."""
+        others = [
+            replace(self, name=f"{self.name} {name}", title=f"{self.title}, {name}", tuning=name, **changes)
+            for name, changes in self.variants.items()
+        ]
+        return [self, *others]

@@ -3,6 +3,7 @@
 measured = visit(peer, job, rates={})
 """
 
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,12 +75,8 @@ def _loads(server: Server, peer: Peer, job: Job, rates: Mapping[str, float]) -> 
     file = server.log.with_name("body")
     file.write_bytes(body)
     with PeakMemory(server.pid) as peak:
-        wrk.ask(server.url, file, WARM_UP_CONNECTIONS, WARM_UP_S, headers)
-    closed = {}
-    for count in job.connections:
-        load = wrk.ask(server.url, file, count, job.seconds, headers)
-        server.require_alive()
-        closed[str(count)] = _closed(load, count)
+        _closed(server, file, WARM_UP_CONNECTIONS, WARM_UP_S, headers)
+    closed = {str(count): _closed(server, file, count, job.seconds, headers) for count in job.connections}
     highest = max(peak.bytes, tree_bytes(psutil.Process(server.pid)))
     own = SHARE * max(row["per_second"] for row in closed.values())
     ask = Ask(peer.name, server.path, body, headers)
@@ -89,7 +86,15 @@ def _loads(server: Server, peer: Peer, job: Job, rates: Mapping[str, float]) -> 
     return {"memory_mb": round(highest / MEGABYTE), "closed": closed, "open": opened}
 
 
-def _closed(load: wrk.Load, connections: int) -> dict[str, float]:
+def _closed(
+    server: Server, file: Path, connections: int, seconds: float, headers: Mapping[str, str]
+) -> dict[str, float]:
+    try:
+        load = wrk.ask(server.url, file, connections, seconds, headers)
+    except subprocess.CalledProcessError as error:
+        server.require_alive()
+        raise PeerError(f"wrk must be able to connect, got {error.stderr or error}") from error
+    server.require_alive()
     if not load.per_second:
         raise PeerError(f"requests must be answered, got {load.failed} failures at {connections} connections")
     return {

@@ -4,6 +4,8 @@ python -m load_tests.peers.fastapi.server BUNDLE PRECISION PORT CORES
 """
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -11,10 +13,11 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from load_tests.peers.answering import answer, open_predictor, read_arguments
+from load_tests.peers.answering import answer, open_predictor, read_arguments, workers_and_threads
 from serving.predictor import Predictor
 
 MAX_BATCH = 32
+GIVEN = "PEER_ARGUMENTS"
 Waiting = tuple[bytes, asyncio.Future[bytes]]
 
 
@@ -65,9 +68,17 @@ def make_app(predictor: Predictor) -> FastAPI:
 
 def main() -> None:
     """Serve until a signal comes."""
-    bundle, precision, port, cores = read_arguments()
-    app = make_app(open_predictor(bundle, precision, threads=cores))
-    uvicorn.run(app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    _, _, port, cores = read_arguments()
+    workers, _ = workers_and_threads(cores)
+    os.environ[GIVEN] = "\n".join(sys.argv[1:])  # worker processes have another command line
+    quick = {"loop": "uvloop", "http": "httptools", "access_log": False, "log_level": "warning"}
+    uvicorn.run(f"{__spec__.name}:worker_app", factory=True, workers=workers, port=port, **quick)
+
+
+def worker_app() -> FastAPI:
+    """The service of one process."""
+    bundle, precision, _, cores = read_arguments(os.environ[GIVEN].split("\n"))
+    return make_app(open_predictor(bundle, precision, threads=workers_and_threads(cores)[1]))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from typing import Annotated
 import litserve
 from fastapi import Body, Response
 
-from load_tests.peers.answering import answer, open_predictor, read_arguments
+from load_tests.peers.answering import answer, open_predictor, read_arguments, wait_ms, workers_and_threads
 
 MAX_BATCH = 32
-WAIT_S = float(os.environ.get("W", "0.001"))
+FAST_QUEUE = "PEER_FAST_QUEUE" in os.environ  # ZeroMQ instead of a multiprocessing queue
+LEAST_WAIT_MS = 1  # with 0 the worker would look for requests without a pause
 
 
 class Classifier(litserve.LitAPI):
@@ -22,7 +23,7 @@ class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model."""
         bundle, precision, _, cores = read_arguments()
-        self.predictor = open_predictor(bundle, precision, threads=cores)
+        self.predictor = open_predictor(bundle, precision, threads=workers_and_threads(cores)[1])
 
     def decode_request(self, request: Annotated[bytes, Body()]) -> bytes:
         """The body is the image."""
@@ -47,11 +48,13 @@ class Classifier(litserve.LitAPI):
 
 def main() -> None:
     """Serve until a signal comes."""
-    api = Classifier(max_batch_size=MAX_BATCH, batch_timeout=WAIT_S)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, fast_queue=bool(os.environ.get("FQ")))
+    _, _, port, cores = read_arguments()
+    workers, _ = workers_and_threads(cores)
+    api = Classifier(max_batch_size=MAX_BATCH, batch_timeout=wait_ms(LEAST_WAIT_MS) / 1000)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers, fast_queue=FAST_QUEUE)
     server.run(
         host="127.0.0.1",
-        port=read_arguments().port,
+        port=port,
         num_api_servers=1,
         generate_client_file=False,
         access_log=False,

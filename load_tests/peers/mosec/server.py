@@ -7,9 +7,10 @@ import os
 
 from mosec import Server, Worker
 
-from load_tests.peers.answering import answer, open_predictor, read_arguments
+from load_tests.peers.answering import answer, open_predictor, read_arguments, wait_ms, workers_and_threads
 
 MAX_BATCH = 32
+LEAST_WAIT_MS = 1  # 0 means mosec's default of 10
 
 
 class Classifier(Worker):
@@ -18,7 +19,7 @@ class Classifier(Worker):
     def __init__(self) -> None:
         super().__init__()
         bundle, precision, _, cores = read_arguments()
-        self.predictor = open_predictor(bundle, precision, threads=cores)
+        self.predictor = open_predictor(bundle, precision, threads=workers_and_threads(cores)[1])
 
     def deserialize(self, data: bytes) -> bytes:
         """The body is the image."""
@@ -35,12 +36,13 @@ class Classifier(Worker):
 
 def main() -> None:
     """Serve until a signal comes."""
-    os.environ["MOSEC_PORT"] = str(read_arguments().port)
+    _, _, port, cores = read_arguments()
+    os.environ["MOSEC_PORT"] = str(port)
     os.environ["MOSEC_ADDRESS"] = "127.0.0.1"
-    os.environ["MOSEC_WAIT"] = os.environ.get("W", "0")
     os.environ["MOSEC_LOG_LEVEL"] = "error"
     server = Server()
-    server.append_worker(Classifier, max_batch_size=MAX_BATCH)
+    workers, _ = workers_and_threads(cores)
+    server.append_worker(Classifier, num=workers, max_batch_size=MAX_BATCH, max_wait_time=wait_ms(LEAST_WAIT_MS))
     server.run()
 
 
