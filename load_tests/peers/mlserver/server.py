@@ -23,6 +23,7 @@ def main() -> None:
         "grpc_port": 0,
         "parallel_workers": 0,  # in the server's own process
         "metrics_endpoint": None,
+        "gzip_enabled": False,
     }
     model = {
         "name": "images",
