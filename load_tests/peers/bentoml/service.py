@@ -1,15 +1,17 @@
-"""The service that `server.py` has BentoML run: the request's body is an image, the answer's our JSON.
+"""The service that `server.py` has BentoML run: JSON with an image in base64 in, our answer's JSON out.
 
-A batchable method takes and returns lists, one of them a request; its annotations make the body into such a list and
-its element into the body.
+A batchable method takes and returns lists, of which a request has one element; the annotation of what it returns makes
+that into the body. The body of a request could be the image itself, but for such a parameter BentoML 1.4 makes a JSON
+schema at each request.
 """
 
+import base64
 import os
 from typing import Annotated
 
 import bentoml
 from bentoml.validators import ContentType
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator
 
 from load_tests.peers.answering import answer, open_predictor, read_arguments
 
@@ -17,7 +19,6 @@ ARGUMENTS = "PEER_ARGUMENTS"  # variable in which `server.py` passes them on to 
 MAX_BATCH = 32
 MAX_LATENCY_MS = 10_000  # what it thinks will take longer it refuses
 
-Images = Annotated[list[bytes], BeforeValidator(lambda body: [body]), WithJsonSchema({"type": "file"})]
 Answers = Annotated[bytes, BeforeValidator(lambda bodies: bodies[0]), ContentType("application/json")]
 
 
@@ -31,10 +32,10 @@ class Classifier:
     """A predictor."""
 
     def __init__(self) -> None:
-        bundle, precision, _, cores = read_arguments(os.environ[ARGUMENTS].split(os.pathsep))
-        self.predictor = open_predictor(bundle, precision, cores)
+        given = read_arguments(os.environ[ARGUMENTS].split(os.pathsep))
+        self.predictor = open_predictor(given.bundle, given.precision, given.cores)
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=MAX_LATENCY_MS)
-    def classify(self, images: Images, /) -> Answers:
+    def classify(self, images: list[str]) -> Answers:
         """Answer the images of a batch by one call of the graph."""
-        return answer(self.predictor, images)  # type: ignore[return-value]
+        return answer(self.predictor, [base64.b64decode(image) for image in images])  # type: ignore[return-value]

@@ -25,7 +25,8 @@ PEER = Peer(
     title="MLServer",
     source="https://mlserver.readthedocs.io/en/latest/user-guide/adaptive-batching.html",
     tuning=(
-        "no worker processes, inference by 2 threads, adaptive batches of at most 32 or 0.1 ms, orjson, metrics off. "
+        "no worker processes, inference by 2 threads, adaptive batches of at most 32 or 0.1 ms, orjson, httptools; gzip "
+        "and metrics off. "
         "Tried besides: 1 worker of 2 threads, 2 of 1; up to 2 ms; inference on a thread of its own"
     ),
     command=lambda launch: module_command("load_tests.peers.mlserver.server", launch),
