@@ -9,17 +9,15 @@ Latencies, memory, failures and errors are better if less, rates and accuracies 
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path as File
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from load_tests.changes import Change, judge
-from load_tests.measured import figures, stamps
+from load_tests.measured import Path, figures, stamps
 
 RESULTS = "docs/results.json"
 WARNED = ("machine", "cpu", "cpu_model", "cpu_flags", "versions", "digest")
@@ -75,7 +73,7 @@ def warnings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             if None not in values and values[0] != values[1]:
                 where = f" of {' / '.join(path)}" if path else ""
                 got = MEANING.get(key) or f"{_short(values[0])} before, {_short(values[1])} after"
-                found[key, got] = found.get((key, got), []) + [where]
+                found[key, got] = [*found.get((key, got), []), where]
     return [
         f"{key} differs{places[0] if len(places) == 1 else f' in {len(places)} records'}: {got}"
         for (key, got), places in found.items()
@@ -88,8 +86,8 @@ def _short(value: Any) -> str:
 
 
 def main(
-    old: Annotated[Path, typer.Argument(help="File before: of --out, or a docs/results.json.")],
-    new: Annotated[Path, typer.Argument(help="File after.")],
+    old: Annotated[File, typer.Argument(help="File before: of --out, or a docs/results.json.")],
+    new: Annotated[File, typer.Argument(help="File after.")],
     noise: Annotated[
         float, typer.Option(min=0, help="Of figures without rounds or interval, as a share of the figure.")
     ] = 0.1,
@@ -108,19 +106,17 @@ def main(
     for warning in warnings(before, after):
         typer.echo(f"warning: {warning}", err=True)
     _show([change for change in changes if show_all or change.verdict in ("better", "worse")])
-    counts = {
-        word: sum(change.verdict == word for change in changes) for word in ("worse", "better", "same", "differs")
-    }
-    missing = len(figures(before)) - len(changes), len(figures(after)) - len(changes)
+    counts = Counter(change.verdict for change in changes)
+    alone = (len(figures(one)) - len(changes) for one in (before, after))
     print(
-        f"{len(changes)} figures compared: {counts['worse']} worse, {counts['better']} better, {counts['same']} within "
-        f"noise, {counts['differs']} differ without being better or worse; {missing[0]} only before, {missing[1]} only after"
+        f"{len(changes)} figures: {counts['worse']} worse, {counts['better']} better, {counts['same']} within noise, "
+        f"{counts['differs']} otherwise; besides {' only before, '.join(map(str, alone))} only after"
     )
     if fail_if_worse and counts["worse"]:
         raise typer.Exit(1)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: File) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -134,21 +130,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _show(changes: Sequence[Change]) -> None:
     """Print changes, those of the same record together."""
-    if not changes:
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("of", "figure", "before", "after", "change", "noise", ""):
-        table.add_column(name, justify="left" if name in ("of", "figure", "") else "right", overflow="fold")
-    last = None
+    width = max((len(change.path[-1]) for change in changes), default=0)
+    last: Path = ()
     for change in changes:
-        of = " / ".join(change.path[:-1])
-        table.add_row("" if of == last else of, change.path[-1], *_cells(change), change.verdict)
-        last = of
-    Console().print(table)
-
-
-def _cells(change: Change) -> tuple[str, ...]:
-    old, new = change.old.value, change.new.value
-    larger = max(abs(old), abs(new)) or 1
-    relative = f"{(new - old) / abs(old):+.1%}" if old else "from 0"
-    return f"{old:.4g}", f"{new:.4g}", relative, f"± {change.noise / larger:.1%}"
+        if change.path[:-1] != last:
+            last = change.path[:-1]
+            print(" / ".join(last))
+        old, new = change.old.value, change.new.value
+        relative = f"{(new - old) / abs(old):+.1%}" if old else ("from 0" if new else "0")
+        share = change.noise / (max(abs(old), abs(new)) or 1)
+        figures = f"{old:>10.5g} → {new:<10.5g} {relative:>8} (noise {share:.1%})"
+        print(f"  {change.path[-1]:{width}} {figures:45} {change.verdict}")
