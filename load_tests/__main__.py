@@ -2,7 +2,7 @@
 
 import typer
 
-from load_tests import bench_serve
+from load_tests import bench_serve, capacity, compare
 from load_tests.offline import bench, beside
 from load_tests.peers import command as peers
 
@@ -10,6 +10,8 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_
 app.command("serve")(bench_serve.main)
 app.command("batch")(bench.main)
 app.command("beside")(beside.main)
+app.command("capacity")(capacity.main)
+app.command("compare")(compare.main)
 app.command("peers")(peers.main)
 
 if __name__ == "__main__":

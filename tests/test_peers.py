@@ -234,14 +234,14 @@ def test_the_command_measures_what_runs_and_fails_for_what_does_not(
     ours = replace(named["right"], name=OURS)
     monkeypatch.setattr(command, "chosen_peers", lambda names: [ours, *named.values()])
     monkeypatch.setattr(command, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(visit, "WARM_UP_S", 0.5)
+    monkeypatch.setattr(visit, "WARM_UP_S", 1)
     out = tmp_path / "out.json"
     arguments = ["--bundle", str(bundle_dir), "--rounds", "1", "--seconds", "1", "--connections", "2"]
 
     done = CliRunner().invoke(app, ["peers", *arguments, "--out", str(out)])
 
     assert done.exit_code == 1, done.output
-    assert out.is_file(), str(done.exception)
+    assert out.is_file(), f"{done.exception} {done.output}"
     rows = json.loads(out.read_text())["results"][0]["rows"]
     assert rows["right"]["closed"]["2"]["per_second"] > 0
     assert rows["right"]["closed"]["2"]["ratio"] > 0

@@ -65,7 +65,7 @@ def _latencies(axes: Any, rows: dict[str, Any]) -> None:
     axes.plot(at_rate, list(ours), MARKERS[0], **mark, label="ours at the same rate")
     axes.set_xscale("log")
     _plain_numbers(axes)
-    axes.set_xlabel("p99, ms, at half of the server's best rate (open loop)", fontsize=9)
+    axes.set_xlabel("p99 at half of its best rate, ms (open loop)", fontsize=9)
     _legend(axes)
     _between(axes, len(rows))
 

@@ -82,7 +82,7 @@ def main(
     ] = None,
     peer: Annotated[list[str] | None, typer.Option(help="Name of a folder of load_tests/peers; all if unset.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often all is measured.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="Of each measurement by wrk; an open loop takes twice it.")] = 4,
+    seconds: Annotated[int, typer.Option(min=1, help="Of each measurement by wrk; an open loop takes twice it.")] = 4,
     connections: Annotated[str, typer.Option(help="How many at once, with commas.")] = "1,8,32,128",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
@@ -113,6 +113,8 @@ def main(
         raise SystemExit(f"error: {error}") from error
     for result in measured:
         print_rows(result)
+        if not any("closed" in row for row in result["rows"].values()):
+            raise SystemExit("error: a server must have been measured, got none")
         if record:
             results.record("peers", f"{result['bundle']} {result['precision']}", result)
             peers_plot.write(result, peers_plot.file_of(result))
@@ -143,7 +145,7 @@ def _measured(
     peers: Sequence[Peer],
     counts: Sequence[int],
     rounds: int,
-    seconds: float,
+    seconds: int,
     resume: bool,
 ) -> dict[str, Any]:
     """All of one precision; its visits are kept in a file of their own."""

@@ -23,7 +23,7 @@ from serving.bundle import Precision
 from serving.cores import cores
 
 START_TIMEOUT_S = 120.0
-WARM_UP_S = 3.0
+WARM_UP_S = 3
 WARM_UP_CONNECTIONS = 32
 SHARE = 0.5  # of what a server can answer, that the open loop offers
 OPEN_LOOP_TIMES = 2  # as long as a measurement by wrk: it is the 99th percentile that counts
@@ -48,7 +48,7 @@ class Job:
     image: bytes
     questions: Sequence[Question]
     connections: Sequence[int]
-    seconds: float
+    seconds: int
 
 
 def visit(peer: Peer, job: Job, rates: Mapping[str, float]) -> dict[str, Any]:
@@ -86,14 +86,12 @@ def _loads(server: Server, peer: Peer, job: Job, rates: Mapping[str, float]) -> 
     return {"memory_mb": round(highest / MEGABYTE), "closed": closed, "open": opened}
 
 
-def _closed(
-    server: Server, file: Path, connections: int, seconds: float, headers: Mapping[str, str]
-) -> dict[str, float]:
+def _closed(server: Server, file: Path, connections: int, seconds: int, headers: Mapping[str, str]) -> dict[str, float]:
     try:
         load = wrk.ask(server.url, file, connections, seconds, headers)
     except subprocess.CalledProcessError as error:
         server.require_alive()
-        raise PeerError(f"wrk must be able to connect, got {error.stderr or error}") from error
+        raise PeerError(f"wrk must run, got exit code {error.returncode}: {error.stderr.strip()}") from error
     server.require_alive()
     if not load.per_second:
         raise PeerError(f"requests must be answered, got {load.failed} failures at {connections} connections")
