@@ -9,14 +9,14 @@ from rich.table import Table
 def print_rows(result: dict[str, Any]) -> None:
     """A table of one precision, and what went wrong."""
     table = Table(title=f"{result['bundle']} in {result['precision']}, {result['rounds']} rounds")
-    for name in ("server", "at once", "answers/s", "least", "most", "ours ÷ it", "p50 ms", "p99 ms", "failed"):
+    for name in ("server", "at once", "answers/s", "in rounds", "ours ÷ it", "p50 ms", "p99 ms", "failed"):
         table.add_column(name, justify="left" if name == "server" else "right")
     for name, row in result["rows"].items():
         for count, at in row.get("closed", {}).items():
-            rates = (at[key] for key in ("per_second", "least_per_second", "most_per_second"))
+            spread = f"{at['least_per_second']:.0f}-{at['most_per_second']:.0f}"
             ratio = f"{at['ratio']:.2f}" if "ratio" in at else ""
             rest = (at[key] for key in ("p50_ms", "p99_ms", "failed"))
-            table.add_row(name, count, *(f"{rate:g}" for rate in rates), ratio, *(f"{figure:g}" for figure in rest))
+            table.add_row(name, count, f"{at['per_second']:g}", spread, ratio, *(f"{figure:.4g}" for figure in rest))
         table.add_section()
     console = Console()
     console.print(table, _open_table(result), sep="\n")
@@ -35,5 +35,5 @@ def _open_table(result: dict[str, Any]) -> Table:
             figures = (at[key] for key in ("offered", "p50_ms", "p99_ms", "failed"))
             beside = f"{ours['p99_ms']:g}" if ours else ""
             rest = (f"{row['memory_mb']:g}", f"{row['seconds_to_ready']:g}")
-            table.add_row(name, *(f"{figure:g}" for figure in figures), beside, *rest)
+            table.add_row(name, *(f"{figure:.4g}" for figure in figures), beside, *rest)
     return table
