@@ -11,7 +11,7 @@ import pytest
 from conftest import workers_of
 
 from serving.torchserve.patches import folder
-from serving.torchserve.patches.worker import Deferred, receive
+from serving.torchserve.patches.worker import Deferred, Receiver
 from serving.torchserve.state import Server
 
 
@@ -46,12 +46,15 @@ def test_a_deferred_module_that_is_missing_is_so_said() -> None:
 def test_bytes_are_received_whole_however_they_come() -> None:
     sent = bytes(range(256)) * 20_000
     here, there = socket.socketpair()
+    receive = Receiver()
     with here, there:
         sender = threading.Thread(target=here.sendall, args=(sent,))
         sender.start()
 
         assert receive(there, 10) == sent[:10]
-        assert receive(there, len(sent) - 10) == sent[10:]
+        assert receive(there, 300_000) == sent[10:300_010]
+        assert b"".join(receive(there, 7) for _ in range(10_000)) == sent[300_010:370_010]
+        assert receive(there, len(sent) - 370_010) == sent[370_010:]
         assert receive(there, 0) == b""
         sender.join()
         here.close()
