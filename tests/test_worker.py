@@ -11,7 +11,8 @@ import pytest
 from conftest import workers_of
 
 from serving.torchserve.patches import folder
-from serving.torchserve.patches.worker import Deferred, Receiver
+from serving.torchserve.patches.receiver import Later, Receiver
+from serving.torchserve.patches.worker import Deferred
 from serving.torchserve.state import Server
 
 
@@ -60,6 +61,25 @@ def test_bytes_are_received_whole_however_they_come() -> None:
         here.close()
         with pytest.raises(SystemExit):
             receive(there, 1)
+
+
+def test_what_is_put_off_is_done_before_a_worker_waits() -> None:
+    done: list[str] = []
+    later = Later()
+    receive = Receiver(later.run)
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(b"one, two")
+        assert receive(there, 3) == b"one"
+        later.submit(done.append, "counted")
+        assert receive(there, 5) == b", two"
+        assert done == []
+        failed = later.submit(int, "no number")
+
+        here.sendall(b"!")
+        assert receive(there, 1) == b"!"
+    assert done == ["counted"]
+    assert isinstance(failed.exception(), ValueError)
 
 
 def test_the_script_hands_its_arguments_on_as_they_are(tmp_path: Path) -> None:
