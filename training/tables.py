@@ -12,6 +12,7 @@ from typing import Any
 
 from training.abstention_tables import abstention_table
 from training.calibration_error import TRADE, trades_ece_for_nll
+from training.capacity_tables import capacity_section
 from training.figure_lists import figures_lists
 from training.files import replace_text
 from training.intervals import accuracy_interval
@@ -122,6 +123,7 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         serving_table(results),
         *_on_batch(results),
         *_on_beside(results),
+        *capacity_section(results),
     )
 
 

@@ -9,7 +9,6 @@ the rounds.
 
 import json
 import signal
-import statistics
 import subprocess
 import tempfile
 import time
@@ -24,10 +23,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from load_tests.asks import Ask
 from load_tests.offline.commands import ROOT, score_command
 from load_tests.offline.images import make_digits
 from load_tests.offline.names import write_names
 from load_tests.open_loop import Offered, offer
+from load_tests.rounds import median_row
 from load_tests.wrk import ask, require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
@@ -74,25 +75,25 @@ def rows_done(out: Path) -> int:
 
 
 def measure_beside(
-    url: str, image: bytes, names: Path, bundle: Path, options: Sequence[str] | None, **load: Any
+    url: str, question: Ask, names: Path, bundle: Path, options: Sequence[str] | None, **load: Any
 ) -> dict[str, Any]:
     """One load; `options` are those of `score`, None is for none at work."""
     if options is None:
-        return _row(offer(url, image, **load), 0.0)
+        return _row(offer(url, question, **load), 0.0)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "answers")
         with scoring(names, bundle, out, options):
             before, began = rows_done(out), time.monotonic()
-            offered = offer(url, image, **load)
+            offered = offer(url, question, **load)
             done, seconds = rows_done(out) - before, time.monotonic() - began
     return _row(offered, done / seconds)
 
 
 def _row(offered: Offered, scored: float) -> dict[str, Any]:
-    if not offered.latencies_ms:
+    if offered.failed == len(offered.samples):
         raise RuntimeError(f"the server must answer, got {offered.failed} requests without an answer")
     return {
-        "answers": len(offered.latencies_ms),
+        "answers": len(offered.samples) - offered.failed,
         "failed": offered.failed,
         "p50_ms": round(offered.percentile(50), 2),
         "p99_ms": round(offered.percentile(99), 2),
@@ -109,20 +110,16 @@ def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) ->
         package(bundle, model_store=store)
         server = launch.start(model_store=store, state=state, device="cpu", port=0)
         try:
-            url = f"{server.url}/predictions/{manifest.name}"
+            question = Ask("PNG", f"/predictions/{manifest.name}", paths[0].read_bytes())
+            url = server.url + question.path
             capacity = [ask(url, paths[0], CONNECTIONS, seconds).per_second for _ in range(2)][-1]
             load = {"per_second": SHARE * capacity, "seconds": seconds}
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in BESIDE}
             for _ in track(range(rounds), "beside a server", console=Console(stderr=True)):
                 for name, options in BESIDE.items():
-                    row = measure_beside(url, paths[0].read_bytes(), names, bundle, options, **load)
-                    found[name].append(row)
+                    found[name].append(measure_beside(server.url, question, names, bundle, options, **load))
         finally:
             launch.stop(state)
-    rows = {
-        name: {key: statistics.median_low(row[key] for row in of_rounds) for key in of_rounds[0]}
-        for name, of_rounds in found.items()
-    }
     return {
         "bundle": f"{manifest.name}:{manifest.version}",
         "precision": "float32",
@@ -130,7 +127,7 @@ def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) ->
         "capacity_per_second": round(capacity, 1),
         "offered_per_second": round(load["per_second"], 1),
         "rounds": rounds,
-        "rows": rows,
+        "rows": {name: median_row(of_rounds) for name, of_rounds in found.items()},
     }
 
 
@@ -159,10 +156,10 @@ def main(
     for column in ("", "answers", "failed", "p50 ms", "p99 ms", "scored images/s"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in result["rows"].items():
-        table.add_row(name, *map(str, row.values()))
+        table.add_row(name, *(str(value) for key, value in row.items() if key != "rounds"))
     Console().print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**results.stamp(), "result": result}, indent=2) + "\n")
+        replace_text(out, json.dumps({**results.stamp(), "command": "beside", "result": result}, indent=2) + "\n")
     if record:
         results.record("beside", result["bundle"], result)
