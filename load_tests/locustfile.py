@@ -36,7 +36,7 @@ DECK, DECK_WANTED = "deck", "deck wanted"  # messages
 CHART_POINTS = 300  # at most, in the charts of the HTML report
 
 locust.stats.bucket_response_time = bucket
-locust.stats.PERCENTILES_TO_CHART = [0.5, 0.95, 0.99]
+locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99]  # a third has nearly the colour of the second
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request otherwise
 asks: list[Ask] = []  # what users send, in their order; empty until it is known
 known = Event()
@@ -68,6 +68,8 @@ def prepare(environment: Environment, runner: Any, **_: Any) -> None:
     options = environment.parsed_options
     locust.stats.HISTORY_STATS_INTERVAL_SEC = max(1, _seconds(options) // CHART_POINTS)
     try:
+        if not 0 <= options.tolerance < 1:
+            raise FileError(f"--tolerance must be at least 0 and below 1, got {options.tolerance:g}")
         _mix(options)
         read_slos(Path(options.slo))
     except FileError as exc:
@@ -83,7 +85,9 @@ def ask_alone(environment: Environment, **_: Any) -> None:
     known.clear()
     refused.clear()
     try:
-        deck = make_deck(environment.host, _mix(options), options.tolerance)
+        mix = _mix(options)
+        print(f"asking {', '.join(mix.models)} each request of the mix once, alone", file=sys.stderr)
+        deck = make_deck(environment.host, mix, options.tolerance)
     except (FileError, WrongAlone) as exc:
         refused.append(str(exc))  # which ends the load at the next tick
         return
