@@ -14,6 +14,7 @@ from training.abstention_tables import abstention_table
 from training.calibration_error import TRADE, trades_ece_for_nll
 from training.figure_lists import figures_lists
 from training.files import replace_text
+from training.growth_tables import growth_table
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
 from training.recipe import load_recipe, notes_of
@@ -122,6 +123,7 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         serving_table(results),
         *_on_batch(results),
         *_on_beside(results),
+        *_on_growth(results),
     )
 
 
@@ -165,6 +167,21 @@ def _on_beside(results: dict[str, Any]) -> Sequence[str]:
         "A server on the same cores, asked at half of what it can answer by an open-ended load: latency from the "
         "moment that a request was due. Medians of the rounds of one run.",
         beside_table(results),
+    )
+
+
+def _on_growth(results: dict[str, Any]) -> Sequence[str]:
+    """The section on how cost grows, once there is a record of it."""
+    if not results.get("growth"):
+        return ()
+    return (
+        "## Growth",
+        "Cost: how many times that of the first point of its curve, of the measured figure itself, or, of answers and "
+        "requests a second, of the time of one. Work: likewise, of what a row's work is said to be in the picture. "
+        "Cost / work in bold: since a point before, the cost has grown a tenth more than the work, and more in each "
+        "round. Failed: share of requests, refused ones among them. Medians of the rounds of one run; wrk on the same "
+        "cores.",
+        growth_table(results),
     )
 
 

@@ -1,0 +1,87 @@
+"""Larger images, sent to the same model: drawn ones as PNG, photos as JPEG.
+
+    python -m load_tests growth --only pixels
+
+The work is what decoding takes, as the server decodes, and then the bare graph, both on all cores.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from load_tests.bare import Layout, bare_decoding, bare_runtime, read_as_served
+from load_tests.growth.curve import Reading, Shape
+from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, served, warm
+from load_tests.sent_images import CAMERA_QUALITY, encoded, mosaic, shape
+from load_tests.wrk import ask
+from serving.bundle import Bundle
+from serving.cores import cores, threads
+from serving.settings import DEFAULT_SETTINGS
+
+SIDES = (28, 64, 224, 1000, 4000)
+CONNECTIONS = 2  # the batches of more of the largest would take longer than a batch may
+DRAWN, PHOTO = "drawn, PNG", "photo, JPEG"
+MOST_FILES = 2000  # that are decoded in a round
+X = "pixels a side"
+
+
+def drawn(side: int) -> bytes:
+    """A PNG of shapes that keep their places, whatever the size."""
+    canvas = Image.new("RGB", (side, side), (40, 60, 90))
+    pen, at = ImageDraw.Draw(canvas), side / 28
+    pen.ellipse((3 * at, 4 * at, 18 * at, 16 * at), fill=(230, 180, 40))
+    pen.rectangle((12 * at, 14 * at, 25 * at, 24 * at), fill=(60, 170, 110))
+    pen.line((2 * at, 26 * at, 26 * at, 2 * at), fill=(250, 250, 250), width=max(1, round(at)))
+    return encoded(np.asarray(canvas), "PNG")
+
+
+def photo(side: int) -> bytes:
+    """A JPEG with as much detail as a camera's."""
+    return encoded(mosaic(side, side), "JPEG", quality=CAMERA_QUALITY)
+
+
+KINDS = {DRAWN: drawn, PHOTO: photo}
+
+
+def measure(setting: Setting, sides: Sequence[int] = SIDES) -> Rounds:
+    """Ask about an image of each kind and side, and decode it right before."""
+    bundle = Bundle.load(setting.bundle)
+    files: dict[tuple[str, int], Path] = {}
+    for kind, draw in KINDS.items():
+        for side in sides:
+            files[kind, side] = setting.folder / f"{kind[:5]}-{side}"
+            files[kind, side].write_bytes(draw(side))
+    of_one = threads(DEFAULT_SETTINGS)
+    layout = Layout(max(1, cores() // of_one), of_one)
+    images = np.repeat(shape(bundle)[None], CONNECTIONS, 0)
+    with served(setting.bundle) as up:
+        lasting = {at: warm(up.url(), file, CONNECTIONS, setting.seconds) for at, file in files.items()}
+        while True:
+            graph, _ = bare_runtime(bundle, layout, images, CONNECTIONS, setting.seconds)
+            readings: list[Reading] = []
+            for (kind, side), file in files.items():
+                work = 1 / graph + 1 / _decoded_per_second(file, bundle, setting.seconds / 2)
+                load = ask(up.url(), file, CONNECTIONS, lasting[kind, side])
+                readings.append(rate(kind, side, load, lasting[kind, side], work))
+            yield readings
+
+
+def _decoded_per_second(file: Path, bundle: Bundle, seconds: float) -> float:
+    spec = bundle.manifest.input
+    began = time.perf_counter()
+    read_as_served(file, spec)
+    files = math.ceil(seconds * cores() / (time.perf_counter() - began))
+    return bare_decoding([file] * max(2 * cores(), min(MOST_FILES, files)), spec, read_as_served, cores())
+
+
+DIMENSION = Dimension(
+    "pixels",
+    "images of 28 to 4,000 pixels a side",
+    tuple(Shape(kind, X, "answers/s", "time of decoding and bare graph", is_rate=True) for kind in KINDS),
+    measure,
+    asks=int(1.6 * 2 * len(SIDES)) + 1,
+)

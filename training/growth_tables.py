@@ -1,0 +1,56 @@
+"""The tables on how cost grows: each figure beside the first of its curve, and beside how the work grew."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.growth_plot import PLOT
+from training.marked import explained, markdown, named
+
+
+def growth_table(results: dict[str, Any]) -> str:
+    """Every point of every curve; where it bends, in bold, and in words below."""
+    records = results.get("growth", {})
+    head = ("dimension", "curve", "at", "measured", "cost", "work", "cost / work", "failed", "on")
+    rows = [
+        (named("growth", name, record), curve["name"], *_cells(curve, point), record["machine"])
+        for name, record in records.items()
+        for curve in record["curves"]
+        for point in curve["points"]
+    ]
+    words = "\n".join(f"- {line}" for line in bends(records))
+    picture = f"![Cost and work along each curve]({PLOT.relative_to('docs')})"
+    return "\n\n".join(part for part in (picture, explained(markdown(head, rows), "growth", results), words) if part)
+
+
+def bends(records: Mapping[str, dict[str, Any]]) -> Sequence[str]:
+    """In words, the points to which the cost has grown more than the work."""
+    return [
+        in_words(name, curve, point)
+        for name, record in records.items()
+        for curve in record["curves"]
+        for point in curve["points"]
+        if point["bends_from"] is not None
+    ]
+
+
+def in_words(dimension: str, curve: dict[str, Any], point: dict[str, Any]) -> str:
+    """A point at which a curve bends, against the best before it."""
+    before = next(one for one in curve["points"] if one["x"] == point["bends_from"])
+    share, work = point["median"] / before["median"], point["work_ratio"] / before["work_ratio"]
+    text = (
+        f"{dimension}, {curve['name']}: {point['x']:,g} {curve['x']}, {share:.2g} of the {curve['unit']} at "
+        f"{before['x']:,g}, where the work alone would make it {1 / work if curve['is_rate'] else work:.2g}"
+    )
+    return text + (f"; {100 * point['failed']:.0f} % failed" if point["failed"] else "")
+
+
+def point_cells(point: dict[str, Any]) -> tuple[str, ...]:
+    """Place, median, how much cost and work grew, how much more the cost did, and what failed."""
+    growth = (f"{point[key]:.3g}" for key in ("ratio", "work_ratio", "excess"))
+    return (f"{point['x']:,g}", f"{point['median']:,.4g}", *growth, f"{100 * point['failed']:.2g} %")
+
+
+def _cells(curve: dict[str, Any], point: dict[str, Any]) -> Sequence[str]:
+    at, measured, cost, work, excess, failed = point_cells(point)
+    excess = f"**{excess}**" if point["bends_from"] is not None else excess
+    return (f"{at} {curve['x']}", f"{measured} {curve['unit']}", cost, work, excess, failed)
