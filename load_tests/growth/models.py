@@ -2,10 +2,12 @@
 
     python -m load_tests growth --only models
 
-One of them is asked, as if the others were not there; then all in turn, so that each gets a share of the requests.
+One of them is asked, as if the others were not there, over few connections and over more, for the memory for requests
+that wait is shared among the models; then all in turn, so that each gets a share of the requests.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -17,9 +19,10 @@ from load_tests.wrk import ask
 from serving.bundle import Bundle
 
 COUNTS = (1, 4, 16)
-CONNECTIONS = 8
+CONNECTIONS, MORE = 8, 32
 MODELS = "models in one server"
-MEMORY, READY, ONE, ALL = "memory", "time to ready", "one model asked", "all asked in turn"
+MEMORY, READY, ALL = "memory", "time to ready", "all asked in turn"
+ONE, CROWD = (f"one asked, {count} connections" for count in (CONNECTIONS, MORE))
 
 
 def measure(setting: Setting, counts: Sequence[int] = COUNTS) -> Rounds:
@@ -31,17 +34,21 @@ def measure(setting: Setting, counts: Sequence[int] = COUNTS) -> Rounds:
         readings: list[Reading] = []
         for count in counts:
             with served(*copies[:count]) as up:
-                paths = [f"/predictions/{copy.parent.name}" for copy in copies[:count]]
-                warm(up.url(), image, CONNECTIONS, setting.seconds)
-                one = ask(up.url(paths[0].split("/")[-1]), image, CONNECTIONS, setting.seconds)
-                every = ask(up.url(), image, CONNECTIONS, setting.seconds, paths)
-                readings += [
-                    rate(ONE, count, one, setting.seconds),
-                    rate(ALL, count, every, setting.seconds),
-                    Reading(MEMORY, count, memory_bytes(up) / 1e6, count),
-                    Reading(READY, count, up.ready_s, count),
-                ]
+                readings += _asked(up, count, image, setting.seconds)
         yield readings
+
+
+def _asked(up: Served, count: int, image: Path, seconds: int) -> Sequence[Reading]:
+    names = up.server.models
+    one, paths = up.url(names[0]), [f"/predictions/{name}" for name in names]
+    warm(one, image, CONNECTIONS, seconds)
+    return (
+        rate(ONE, count, ask(one, image, CONNECTIONS, seconds), seconds),
+        rate(CROWD, count, ask(one, image, MORE, seconds), seconds),
+        rate(ALL, count, ask(one, image, CONNECTIONS, seconds, paths), seconds),
+        Reading(MEMORY, count, memory_bytes(up) / 1e6, count),
+        Reading(READY, count, up.ready_s, count),
+    )
 
 
 def memory_bytes(up: Served) -> int:
@@ -56,10 +63,11 @@ DIMENSION = Dimension(
         Shape(MEMORY, MODELS, "MB", "models"),
         Shape(READY, MODELS, "s", "models"),
         Shape(ONE, MODELS, "answers/s", "none", is_rate=True),
+        Shape(CROWD, MODELS, "answers/s", "none", is_rate=True),
         Shape(ALL, MODELS, "answers/s", "none", is_rate=True),
     ),
     measure,
-    asks=3 * len(COUNTS),
+    asks=4 * len(COUNTS),
     starts=len(COUNTS) + 1,  # 16 models take their time
     once_s=1,
 )

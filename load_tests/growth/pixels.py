@@ -2,10 +2,9 @@
 
     python -m load_tests growth --only pixels
 
-The work is what decoding takes, as the server decodes, and then the bare graph, both on all cores.
+One is asked about at a time. The work is what decoding takes, as the server decodes, and one call of the bare graph.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +12,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from load_tests.bare import Layout, bare_decoding, bare_runtime, read_as_served
+from load_tests.bare import Layout, bare_runtime, read_as_served
 from load_tests.growth.curve import Reading, Shape
 from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, served, warm
 from load_tests.sent_images import CAMERA_QUALITY, encoded, mosaic, shape
 from load_tests.wrk import ask
 from serving.bundle import Bundle
-from serving.cores import cores, threads
+from serving.cores import threads
 from serving.settings import DEFAULT_SETTINGS
 
 SIDES = (28, 64, 224, 1000, 4000)
-CONNECTIONS = 2  # the batches of more of the largest would take longer than a batch may
+CONNECTIONS = 1  # with two of the largest at a time, a batch would take longer than it may, and one would be refused
 DRAWN, PHOTO = "drawn, PNG", "photo, JPEG"
-MOST_FILES = 2000  # that are decoded in a round
 X = "pixels a side"
 
 
@@ -55,27 +53,26 @@ def measure(setting: Setting, sides: Sequence[int] = SIDES) -> Rounds:
         for side in sides:
             files[kind, side] = setting.folder / f"{kind[:5]}-{side}"
             files[kind, side].write_bytes(draw(side))
-    of_one = threads(DEFAULT_SETTINGS)
-    layout = Layout(max(1, cores() // of_one), of_one)
-    images = np.repeat(shape(bundle)[None], CONNECTIONS, 0)
+    layout = Layout(1, threads(DEFAULT_SETTINGS))
     with served(setting.bundle) as up:
         lasting = {at: warm(up.url(), file, CONNECTIONS, setting.seconds) for at, file in files.items()}
         while True:
-            graph, _ = bare_runtime(bundle, layout, images, CONNECTIONS, setting.seconds)
+            _, graph_ms = bare_runtime(bundle, layout, shape(bundle)[None], 1, setting.seconds)
             readings: list[Reading] = []
             for (kind, side), file in files.items():
-                work = 1 / graph + 1 / _decoded_per_second(file, bundle, setting.seconds / 2)
+                work = graph_ms / 1000 + _decoding_s(file, bundle, setting.seconds / 2)
                 load = ask(up.url(), file, CONNECTIONS, lasting[kind, side])
                 readings.append(rate(kind, side, load, lasting[kind, side], work))
             yield readings
 
 
-def _decoded_per_second(file: Path, bundle: Bundle, seconds: float) -> float:
-    spec = bundle.manifest.input
-    began = time.perf_counter()
-    read_as_served(file, spec)
-    files = math.ceil(seconds * cores() / (time.perf_counter() - began))
-    return bare_decoding([file] * max(2 * cores(), min(MOST_FILES, files)), spec, read_as_served, cores())
+def _decoding_s(file: Path, bundle: Bundle, seconds: float) -> float:
+    """What decoding a file takes on one core, found in about so many seconds."""
+    calls, began = 0, time.perf_counter()
+    while (taken := time.perf_counter() - began) < seconds or not calls:
+        read_as_served(file, bundle.manifest.input)
+        calls += 1
+    return taken / calls
 
 
 DIMENSION = Dimension(
