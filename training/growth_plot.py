@@ -13,7 +13,7 @@ from training.files import replace_file
 
 PLOT = Path("docs/plots/growth-curves.svg")
 COLUMNS = 3
-PANEL = (3.3, 2.6)  # inches
+PANEL = (3.3, 2.7)  # inches
 
 
 def write(records: Mapping[str, dict[str, Any]], file: Path = PLOT) -> Path:
@@ -53,8 +53,9 @@ def _panel(ax: Any, name: str, curve: dict[str, Any]) -> None:
         markeredgewidth=1.6,
         label="bends",
     )
-    cost = f"time of one ({curve['unit']})" if curve["is_rate"] else f"{curve['unit']}"
-    ax.set_title(f"{name}: {curve['name']}\ncost: {cost}; work: {curve['work']}", fontsize=8, color=INK, loc="left")
+    cost = f"1 / ({curve['unit']})" if curve["is_rate"] else curve["unit"]
+    title = f"{name}: {curve['name']}\ncost: {cost}\nwork: {curve['work']}"
+    ax.set_title(title, fontsize=8.5, color=INK, loc="left", linespacing=1.3)
     ax.set_xlabel(curve["x"], fontsize=9)
     ax.set_ylabel("times the first", fontsize=9)
     _scales(ax, at, [point[key] for point in points for key in ("ratio", "work_ratio")])

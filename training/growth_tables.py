@@ -8,14 +8,13 @@ from training.marked import explained, markdown, named
 
 
 def growth_table(results: dict[str, Any]) -> str:
-    """Every point of every curve; where it bends, in bold, and in words below."""
+    """A row a curve, its points side by side; where it bends, in bold, and in words below."""
     records = results.get("growth", {})
-    head = ("dimension", "curve", "at", "measured", "cost", "work", "cost / work", "failed", "on")
+    head = ("dimension", "curve", "at", "measured", "cost grew", "work grew", "cost / work", "failed, %", "on")
     rows = [
-        (named("growth", name, record), curve["name"], *_cells(curve, point), record["machine"])
+        (named("growth", name, record), curve["name"], *_cells(curve), record["machine"])
         for name, record in records.items()
         for curve in record["curves"]
-        for point in curve["points"]
     ]
     words = "\n".join(f"- {line}" for line in bends(records))
     picture = f"![Cost and work along each curve]({PLOT.relative_to('docs')})"
@@ -45,12 +44,21 @@ def in_words(dimension: str, curve: dict[str, Any], point: dict[str, Any]) -> st
 
 
 def point_cells(point: dict[str, Any]) -> tuple[str, ...]:
-    """Place, median, how much cost and work grew, how much more the cost did, and what failed."""
+    """Place, median, how much cost and work grew, how much more the cost did, and what failed, in percent."""
     growth = (f"{point[key]:.3g}" for key in ("ratio", "work_ratio", "excess"))
-    return (f"{point['x']:,g}", f"{point['median']:,.4g}", *growth, f"{100 * point['failed']:.2g} %")
+    return (f"{point['x']:,g}", _figure(point["median"]), *growth, f"{100 * point['failed']:.2g}")
 
 
-def _cells(curve: dict[str, Any], point: dict[str, Any]) -> Sequence[str]:
-    at, measured, cost, work, excess, failed = point_cells(point)
-    excess = f"**{excess}**" if point["bends_from"] is not None else excess
-    return (f"{at} {curve['x']}", f"{measured} {curve['unit']}", cost, work, excess, failed)
+def _cells(curve: dict[str, Any]) -> Sequence[str]:
+    at, measured, cost, work, excess, failed = zip(*map(_marked_cells, curve["points"]), strict=True)
+    columns = [" · ".join(cells) for cells in (cost, work, excess, failed)]
+    return (f"{' · '.join(at)} {curve['x']}", f"{' · '.join(measured)} {curve['unit']}", *columns)
+
+
+def _marked_cells(point: dict[str, Any]) -> Sequence[str]:
+    *others, excess, failed = point_cells(point)
+    return (*others, f"**{excess}**" if point["bends_from"] is not None else excess, failed)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -176,11 +176,10 @@ def _on_growth(results: dict[str, Any]) -> Sequence[str]:
         return ()
     return (
         "## Growth",
-        "Cost: how many times that of the first point of its curve, of the measured figure itself, or, of answers and "
-        "requests a second, of the time of one. Work: likewise, of what a row's work is said to be in the picture. "
-        "Cost / work in bold: since a point before, the cost has grown a tenth more than the work, and more in each "
-        "round. Failed: share of requests, refused ones among them. Medians of the rounds of one run; wrk on the same "
-        "cores.",
+        "How many times those at the first point of a curve cost and work are. Cost: the measured figure itself; of "
+        "answers and requests a second, the time of one. Work: what the picture says. Cost / work in bold: since a "
+        "point before, the cost has grown a tenth more than the work, and more in each round. Failed: requests without "
+        "an answer, refused ones among them. Medians of the rounds of one run, with wrk on the same cores.",
         growth_table(results),
     )
 

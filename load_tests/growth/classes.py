@@ -23,7 +23,7 @@ COUNTS = (10, 100, 1000)
 CONNECTIONS = 8
 SIDE, DIM = 28, 32
 TRUNK = "six-conv"
-SERVED, BARE = "served", "bare graph"
+SERVED = "served"
 
 
 def untrained(classes: int, folder: Path, trunk: str = TRUNK) -> Path:
@@ -76,19 +76,15 @@ def measure(setting: Setting, counts: Sequence[int] = COUNTS, trunk: str = TRUNK
                 bare, _ = bare_runtime(bundle, layout, images, CONNECTIONS, setting.seconds)
                 load = ask(up.url(bundle.manifest.name), image, CONNECTIONS, setting.seconds)
                 readings.append(rate(SERVED, count, load, setting.seconds, work=1 / bare))
-                readings.append(Reading(BARE, count, bare, 1.0))
             yield readings
 
 
 DIMENSION = Dimension(
     "classes",
     "10, 100 and 1,000 classes on the same untrained trunk",
-    (
-        Shape(SERVED, "classes", "answers/s", "time of the bare graph", is_rate=True),
-        Shape(BARE, "classes", "images/s", "none", is_rate=True),
-    ),
+    (Shape(SERVED, "classes", "answers/s", "time of the bare graph", is_rate=True),),
     measure,
-    asks=2 * len(COUNTS),
+    asks=9,
     once_s=60,
     has_bundle=False,
 )

@@ -82,7 +82,7 @@ def _kept(dimension: Dimension, bundle: Bundle, seconds: int, scratch: Path) -> 
 def _show(name: str, record: dict[str, Any]) -> None:
     for curve in record["curves"]:
         table = Table(title=f"{name}: {curve['name']}", title_justify="left")
-        for column in (curve["x"], curve["unit"], "cost", f"work ({curve['work']})", "cost / work", "failed"):
+        for column in (curve["x"], curve["unit"], "cost", f"work: {curve['work']}", "cost / work", "failed, %"):
             table.add_column(column, justify="right")
         for point in curve["points"]:
             table.add_row(*point_cells(point), style="" if point["bends_from"] is None else "bold")

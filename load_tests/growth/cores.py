@@ -39,7 +39,6 @@ DIMENSION = Dimension(
     "one core and two",
     tuple(Shape(name, "cores", "answers/s", "1 / cores", is_rate=True) for name in CONNECTIONS),
     measure,
-    asks=len(COUNTS) * (len(CONNECTIONS) + 1),
+    asks=6,
     starts=len(COUNTS),
-    once_s=1,
 )

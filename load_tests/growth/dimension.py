@@ -27,7 +27,7 @@ READY_S = 300.0  # that the workers of many models may take
 WARM_UP_S = 2  # Java compiles what it runs often
 ANSWERS = 12  # of each connection at least, where they take long
 MOST_S = 30  # of one load
-START_S, ROUND_S = 12.0, 1.5  # about what a server's start and end take, and what stands around a load
+START_S, AROUND_S = 6.0, 0.5  # about what a server's start and end take, and what stands around a load
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Dimension:
         about: in words.
         shapes: of its curves.
         measure: yields the readings of one round after the other, as long as it is asked to.
-        asks: loads and other measurements of `seconds` in a round.
+        asks: loads of `seconds` in a round, or what takes as long.
         starts: of a server in a round.
         once_s: what stands before the first round.
         has_bundle: whether it serves the bundle that the run is given.
@@ -66,12 +66,12 @@ class Dimension:
     measure: Callable[[Setting], Rounds]
     asks: int
     starts: int = 0
-    once_s: float = START_S
+    once_s: float = 1.0
     has_bundle: bool = True
 
     def estimate_s(self, seconds: float, rounds: int) -> float:
         """About what so many rounds take."""
-        of_round = self.asks * (seconds + ROUND_S) + self.starts * START_S
+        of_round = self.asks * (seconds + AROUND_S) + self.starts * START_S
         return self.once_s + rounds * of_round if rounds else 0.0
 
 

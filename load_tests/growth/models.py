@@ -67,7 +67,6 @@ DIMENSION = Dimension(
         Shape(ALL, MODELS, "answers/s", "none", is_rate=True),
     ),
     measure,
-    asks=4 * len(COUNTS),
+    asks=14,
     starts=len(COUNTS) + 1,  # 16 models take their time
-    once_s=1,
 )

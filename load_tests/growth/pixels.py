@@ -80,5 +80,6 @@ DIMENSION = Dimension(
     "images of 28 to 4,000 pixels a side",
     tuple(Shape(kind, X, "answers/s", "time of decoding and bare graph", is_rate=True) for kind in KINDS),
     measure,
-    asks=int(1.6 * 2 * len(SIDES)) + 1,
+    asks=18,
+    once_s=35,
 )
