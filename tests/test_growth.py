@@ -204,7 +204,7 @@ def records() -> dict[str, dict[str, Any]]:
 
 def test_bend_is_said_against_the_best_point(records: dict[str, dict[str, Any]]) -> None:
     assert bends(records) == [
-        "connections, answers: 512 connections, 0.4 of the answers/s at 8, where the work alone would make it 1; "
+        "connections, answers: 512 connections, 0.4 times the answers/s at 8, where the work alone would make it 1; "
         "25 % failed"
     ]
 

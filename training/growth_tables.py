@@ -37,7 +37,7 @@ def in_words(dimension: str, curve: dict[str, Any], point: dict[str, Any]) -> st
     before = next(one for one in curve["points"] if one["x"] == point["bends_from"])
     share, work = point["median"] / before["median"], point["work_ratio"] / before["work_ratio"]
     text = (
-        f"{dimension}, {curve['name']}: {point['x']:,g} {curve['x']}, {share:.2g} of the {curve['unit']} at "
+        f"{dimension}, {curve['name']}: {point['x']:,g} {curve['x']}, {share:.2g} times the {curve['unit']} at "
         f"{before['x']:,g}, where the work alone would make it {1 / work if curve['is_rate'] else work:.2g}"
     )
     return text + (f"; {100 * point['failed']:.0f} % failed" if point["failed"] else "")

@@ -120,7 +120,7 @@ def main(
     records = {one.name: record_of(one, loaded, seconds, kept[one.name].rounds[:rounds]) for one in chosen}
     for name, found in records.items():
         _show(name, found)
-    Console().print(*(bends(records) or ["No curve bends worse than the work grows."]), sep="\n")
+    Console(soft_wrap=True).print(*(bends(records) or ["No curve bends worse than the work grows."]), sep="\n")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps({**results.stamp(), "results": records}, indent=2) + "\n")
