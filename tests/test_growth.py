@@ -64,10 +64,15 @@ def test_curve_does_not_bend_where_a_round_says_otherwise() -> None:
     assert Curve.of(RATE, readings(RATE, values, lambda _: 1)).points[1].bends_from is None
 
 
-@pytest.mark.parametrize("found", [[], [Reading("memory", 1, 0, 1)], [Reading("memory", 1, 5, float("nan"))]])
-def test_curve_of_nothing_is_refused(found: list[Reading]) -> None:
-    with pytest.raises(ValueError, match="memory must"):
-        Curve.of(MEMORY, found)
+@pytest.mark.parametrize(("value", "work"), [(0, 1), (5, float("nan"))])
+def test_reading_without_a_ratio_is_refused(value: float, work: float) -> None:
+    with pytest.raises(ValueError, match="answers at 512 must be above 0, got .* 100 % of the requests failed: raise"):
+        Reading("answers", 512, value, work, failed=1)
+
+
+def test_curve_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory must have readings, got none"):
+        Curve.of(MEMORY, [])
 
 
 def test_failed_is_a_share_of_all_requests() -> None:

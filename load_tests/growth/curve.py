@@ -43,6 +43,9 @@ class Reading:
         value: in the curve's unit.
         work: in any unit, the same along the curve.
         failed: share of the requests that got no answer, or a refusal.
+
+    Raises:
+        ValueError: if value or work is not above zero: of such no ratio can be had.
     """
 
     curve: str
@@ -50,6 +53,13 @@ class Reading:
     value: float
     work: float
     failed: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.value > 0 and self.work > 0):  # written so that NaN fails
+            raise ValueError(
+                f"{self.curve} at {self.x:,g} must be above 0, got {self.value:g} for a work of {self.work:g}, and "
+                f"{100 * self.failed:.0f} % of the requests failed: raise --seconds"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Curve:
         """Make a curve of its readings, in the order of the rounds; others are left out.
 
         Raises:
-            ValueError: if there are none, or one is not above zero, of which no ratio can be had.
+            ValueError: if there are none.
         """
         at: dict[float, list[Reading]] = {}
         for reading in readings:
@@ -101,9 +111,6 @@ class Curve:
                 at.setdefault(reading.x, []).append(reading)
         if not at:
             raise ValueError(f"{shape.name} must have readings, got none")
-        for reading in (one for rounds in at.values() for one in rounds):
-            if not (reading.value > 0 and reading.work > 0):
-                raise ValueError(f"{shape.name} must be measured above 0, got {reading}")
         costs = [_Costs.of(shape, at[x]) for x in sorted(at)]
         return cls(shape, tuple(_point(costs[: place + 1]) for place in range(len(costs))))
 
