@@ -66,7 +66,7 @@ def test_curve_does_not_bend_where_a_round_says_otherwise() -> None:
 
 @pytest.mark.parametrize(("value", "work"), [(0, 1), (5, float("nan"))])
 def test_reading_without_a_ratio_is_refused(value: float, work: float) -> None:
-    with pytest.raises(ValueError, match="answers at 512 must be above 0, got .* 100 % of the requests failed: raise"):
+    with pytest.raises(ValueError, match=r"answers at 512 must be above 0, got .* 100 % of the requests failed: raise"):
         Reading("answers", 512, value, work, failed=1)
 
 
