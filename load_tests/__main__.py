@@ -3,6 +3,7 @@
 import typer
 
 from load_tests import bench_serve, capacity, compare
+from load_tests.growth import command as growth
 from load_tests.offline import bench, beside
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
@@ -11,6 +12,7 @@ app.command("batch")(bench.main)
 app.command("beside")(beside.main)
 app.command("capacity")(capacity.main)
 app.command("compare")(compare.main)
+app.command("growth")(growth.main)
 
 if __name__ == "__main__":
     app()

@@ -9,12 +9,21 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPT = """
 wrk.method = "POST"
 wrk.body = io.open("{image}", "rb"):read("*a")
+local paths, requests, sent = {{{paths}}}, {{}}, 0
+if #paths > 0 then
+  request = function()
+    sent = sent % #paths + 1
+    requests[sent] = requests[sent] or wrk.format(nil, paths[sent])
+    return requests[sent]
+  end
+end
 done = function(summary, latency, requests)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
@@ -42,10 +51,10 @@ class Load:
     failed: int
 
 
-def ask(url: str, image: Path, connections: int, seconds: float) -> Load:
-    """Have wrk post an image over and over."""
+def ask(url: str, image: Path, connections: int, seconds: float, paths: Sequence[str] = ()) -> Load:
+    """Have wrk post an image over and over; to several paths in turn, if some are given, instead of the URL's."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SCRIPT.format(image=image))
+        script.write(SCRIPT.format(image=image, paths=", ".join(f'"{path}"' for path in paths)))
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
