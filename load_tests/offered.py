@@ -37,12 +37,14 @@ class Offered:
         seconds: in which they were due.
         overdue: requests that had to wait for a free connection when they were due, and were sent later.
         generator_cpu: cores that the load generator used.
+        began: when the start was, by `time.perf_counter`.
     """
 
     samples: Sequence[Sample]
     seconds: float
     overdue: int
     generator_cpu: float
+    began: float = 0.0
 
     @property
     def latencies_ms(self) -> list[float]:

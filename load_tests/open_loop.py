@@ -8,6 +8,7 @@ have shown how slow it is (coordinated omission).
 """
 
 import http.client
+import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,7 @@ def offer(url: str, asks: Sequence[Ask] | Ask, per_second: float, seconds: float
         sender.join()
     used = (time.process_time() - cpu) / max(seconds, time.perf_counter() - began)
     overdue = sum(sample.sent_late_ms > LATE_MS for sample in samples)
-    return Offered(sorted(samples, key=lambda sample: sample.due_s), seconds, overdue, used)
+    return Offered(sorted(samples, key=lambda sample: sample.due_s), seconds, overdue, used, began)
 
 
 def _send(
@@ -81,6 +82,8 @@ def _send(
 
 
 def _problem(connection: http.client.HTTPConnection, ask: Ask) -> str | None:
+    if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+        connection.close()  # the server has closed it since its last answer, as any client notices
     try:
         connection.request("POST", ask.path, ask.body, dict(ask.headers))
         response = connection.getresponse()
