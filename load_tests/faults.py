@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from load_tests.corrupt import send_corrupt_images
+from load_tests.asks import Ask
 from load_tests.hanging import hanging_clients
+from load_tests.open_loop import offer
+from load_tests.pictures import corrupt, sketch
 from load_tests.site import BAD, DAMAGED, GOOD, Site, wait_until
 from load_tests.trends import Line
 from serving.torchserve.door import is_draining
@@ -23,6 +25,7 @@ GIVE_UP_S = 120.0  # after which a server that is not ready is left alone
 STOP_SHARE = 2.0  # a stop may take so many times as long as it may take to be ready
 CLOSED_S = 15.0  # within which connections beyond their time are closed
 HANGING = 40
+BURST_PER_SECOND, BURST_S = 100, 3
 
 
 @dataclass
@@ -133,36 +136,40 @@ def kill_worker(site: Site, happened: Happened, now: Callable[[], float]) -> Non
 def deploy(site: Site, happened: Happened, now: Callable[[], float]) -> None:
     """Deploy a version."""
     result = site.command("deploy", site.path(GOOD))
-    happened.lines.append(_version_line(site, "deploy", result.returncode, result.stderr, GOOD))
+    happened.lines.append(_version_line(site, "deploy", result.returncode, result.stderr, site.first + GOOD))
 
 
 def roll_back(site: Site, happened: Happened, now: Callable[[], float]) -> None:
     """Go back to the version before."""
     result = site.command("rollback", site.name)
-    happened.lines.append(_version_line(site, "rollback", result.returncode, result.stderr, site.version))
+    happened.lines.append(_version_line(site, "rollback", result.returncode, result.stderr, site.first))
 
 
 def refuse_bad_versions(site: Site, happened: Happened, now: Callable[[], float]) -> None:
     """Try to deploy a version whose graph is damaged, and one whose graph does not give the answers it should."""
-    for version, words in ((DAMAGED, "must have SHA-256"), (BAD, "must load, got serving.errors.BundleError")):
+    for version, what, words in (
+        (DAMAGED, "a damaged graph", "must have SHA-256"),
+        (BAD, "golden answers that are not its graph's", "must load, got serving.errors.BundleError"),
+    ):
         result = site.command("deploy", site.path(version))
         happened.lines.append(
             Line(
-                f"a bad version must be refused, as it {words.partition(',')[0]}",
+                f"a bad version must be refused: {what}",
                 f"exit code {result.returncode}{_last(result.stderr)}",
                 result.returncode == 1 and words in result.stderr,
             )
         )
-    happened.lines.append(_version_line(site, "a bad version", 0, "", site.version))
+    happened.lines.append(_version_line(site, "a bad version", 0, "", site.first))
 
 
 def burst_of_corrupt_images(site: Site, happened: Happened, now: Callable[[], float]) -> None:
     """Send many images that are none, beside the load."""
-    sent, wrong = send_corrupt_images(site.url, site.name, site.image)
-    few = f": {wrong[0]}" if wrong else ""
-    happened.lines.append(
-        Line("each corrupt image must be answered with 400 or 415", f"{sent - len(wrong)} of {sent}{few}", not wrong)
-    )
+    bodies = [corrupt(kind, seed) for kind in ("PNG", "JPEG", "WebP") for seed in range(3)] + [b"", b"no image"]
+    asks = [Ask("corrupt", f"/predictions/{site.name}", body, check=_is_refused) for body in bodies]
+    sent = offer(site.url, asks, BURST_PER_SECOND, BURST_S).samples
+    problems = [one.problem for one in sent if one.problem is not None]
+    got = f"{len(sent) - len(problems)} of {len(sent)}" + "".join(f"; {problem}" for problem in problems[:1])
+    happened.lines.append(Line("each corrupt image must be answered with 400 or 415", got, not problems))
 
 
 def let_clients_hang(site: Site, happened: Happened, now: Callable[[], float]) -> None:
@@ -176,13 +183,17 @@ def let_clients_hang(site: Site, happened: Happened, now: Callable[[], float]) -
             )
 
 
+def _is_refused(status: int, body: bytes) -> str | None:
+    return None if status in (400, 415) else f"status must be 400 or 415, got {status}: {body[:200]!r}"
+
+
 def _ready_line(what: str, site: Site, seconds: float) -> Line:
     most = site.ready_within_s
     return Line(f"after {what} the server must be ready within {most:g} s", f"{seconds:.1f} s", seconds <= most)
 
 
 def _version_line(site: Site, command: str, code: int, errors: str, version: int) -> Line:
-    answers = site.answering()
+    answers = site.version(sketch("PNG", 0))
     return Line(
         f"after {command} version {version} must answer",
         f"version {answers}, exit code {code}{_last(errors)}",

@@ -21,7 +21,12 @@ from load_tests.asks import Ask
 Outcome = Literal["right", "refused", "lost", "cut", "hung", "wrong"]
 FAILURES: tuple[Outcome, ...] = get_args(Outcome)[1:]
 REFUSED_CODES = ("overloaded", "draining")
-OF_CONNECTIONS: dict[str, Outcome] = {"ConnectionRefusedError": "refused", "TimeoutError": "hung"}  # others: cut
+OF_CONNECTIONS: dict[str, Outcome] = {  # words of the open loop for what was no answer; all others are "cut"
+    "ConnectionRefusedError": "refused",
+    "no connection": "refused",
+    "TimeoutError": "hung",
+    "no answer": "hung",
+}
 SHOWN = 200
 
 
@@ -39,9 +44,9 @@ def outcome_of(problem: str | None) -> Outcome:
     """That of a request by the problem that the open loop states, if any."""
     if problem is None:
         return "right"
-    name = problem.partition(":")[0]
-    known = next((one for one in FAILURES if one == name), None)
-    return known or OF_CONNECTIONS.get(name, "cut")
+    if (known := next((one for one in FAILURES if problem.startswith(f"{one}: ")), None)) is not None:
+        return known
+    return next((outcome for words, outcome in OF_CONNECTIONS.items() if problem.startswith(words)), "cut")
 
 
 def _of_answer(status: int, body: bytes) -> Outcome:

@@ -1,7 +1,7 @@
 """A server of its own for a load that does harm to it: its folders, its commands, what it says of itself.
 
-    with Site.made(bundle, scratch, per_second=500, ready_within_s=5) as site:
-        site.command("start", *site.start_options)
+with Site.made(bundle, scratch, per_second=500, ready_within_s=5) as site:
+    site.command("start", *site.start_options)
 """
 
 import json
@@ -29,7 +29,7 @@ from serving.torchserve.state import Server, load
 
 COMMAND_S = 300
 PORTS = range(20_000, 30_000)  # below those that outgoing connections get, which could take one while it is down
-GOOD, BAD, DAMAGED = 2, 3, 4  # versions that are deployed
+GOOD, BAD, DAMAGED = 1, 2, 3  # what is added to the version of the bundle, for those that are deployed
 POLL_S = 0.02
 
 
@@ -82,12 +82,28 @@ class Site:
 
     def command(self, *words: object) -> "subprocess.CompletedProcess[str]":
         """Run `python -m serving ...` on the server's folder, to its end."""
-        command = [sys.executable, "-m", "serving", *map(str, words), "--state", str(self.state)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_S)
+        begun = self.begin(*words)
+        try:
+            output, errors = begun.communicate(timeout=COMMAND_S)
+        except subprocess.TimeoutExpired:
+            begun.kill()
+            begun.communicate()
+            raise
+        return subprocess.CompletedProcess(begun.args, begun.returncode, output, errors)
 
-    def path(self, version: int) -> Path:
-        """Folder of a version that can be deployed."""
-        return self.folder / "bundles" / self.name / str(version)
+    def begin(self, *words: object) -> "subprocess.Popen[str]":
+        """Likewise, without waiting for it."""
+        command = [sys.executable, "-m", "serving", *map(str, words), "--state", str(self.state)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    @property
+    def first(self) -> int:
+        """The version that is served from the start."""
+        return self.bundle.manifest.version
+
+    def path(self, after: int) -> Path:
+        """Folder of a version that can be deployed: one that comes so many after the first."""
+        return self.folder / "bundles" / self.name / str(self.first + after)
 
     def workers(self) -> dict[int, bool]:
         """The process of each worker of all versions, and whether it says that it is ready."""
@@ -160,7 +176,7 @@ def _write_versions(site: Site, precision: Precision) -> None:
     for version in (GOOD, BAD, DAMAGED):
         shutil.copytree(site.bundle.path, site.path(version), ignore=shutil.ignore_patterns("report"))
         manifest = json.loads((site.path(version) / MANIFEST).read_bytes())
-        (site.path(version) / MANIFEST).write_text(json.dumps(manifest | {"version": version}))
+        (site.path(version) / MANIFEST).write_text(json.dumps(manifest | {"version": site.first + version}))
     _spoil_answers(site, precision)
     graph = Bundle.load(site.path(DAMAGED)).onnx(precision)
     content = bytearray(graph.read_bytes())

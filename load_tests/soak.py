@@ -1,0 +1,171 @@
+"""A server under load for half an hour, while all that can befall it does: is everything as it was promised?
+
+    python -m load_tests soak                             # 30 minutes, 80 % of what the server holds
+    python -m load_tests soak --minutes 3 --rate 100      # shorter, at a rate of one's own
+
+A real server of its own is asked by an open loop, every answer checked. On the way it is stopped and started, a worker
+is killed, a version deployed and rolled back, bad ones refused; corrupt images come in a burst, and clients hang. Each
+promise is a line of what was asked and got; one that was broken makes the exit code 1.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from load_tests.asks import Ask
+from load_tests.faults import FAULTS, Happened, befall
+from load_tests.kinds import make_asks
+from load_tests.promises import kept
+from load_tests.site import Site, made_site
+from load_tests.soak_record import figures_of
+from load_tests.steady_load import SteadyLoad
+from load_tests.trends import Line
+from load_tests.watch import Watch
+from serving.bundle import Precision
+from serving.errors import ServingError
+from training.files import replace_text
+
+SHARE = 0.8  # of what the server holds
+MIX = {
+    "png": 8, "jpeg": 4, "webp": 2, "multipart": 2, "json_8": 1, "open_inference": 1, "photo_2mp": 1, "corrupt": 1,
+    "oversized": 1,
+}  # fmt: skip
+WINDOWS, LEAST_WINDOW_S, MOST_WINDOW_S = 180, 4.0, 10.0
+LOOKS, LEAST_PAUSE_S, MOST_PAUSE_S = 600, 0.5, 5.0  # at the processes
+HOLD_SHARE = 0.06  # of the time, that clients hang
+GraphPrecision = StrEnum("GraphPrecision", {name: name for name in get_args(Precision)})
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """What came of it all.
+
+    Attributes:
+        lines: each promise.
+        figures: for JSON.
+    """
+
+    lines: Sequence[Line]
+    figures: dict[str, Any]
+
+
+def soak(site: Site, asks: Sequence[Ask], per_second: float, seconds: float, progress: Progress) -> Soaked:
+    """Keep a server under load for a time, and let every fault happen to it.
+
+    Args:
+        site: the server, which runs.
+        asks: what is asked.
+        per_second: requests, on average.
+        seconds: how long; longer if the faults take it.
+        progress: shows what happens.
+    """
+    faults: list[Happened] = []
+    window_s = min(max(seconds / WINDOWS, LEAST_WINDOW_S), MOST_WINDOW_S)
+    pause_s = min(max(seconds / LOOKS, LEAST_PAUSE_S), MOST_PAUSE_S)
+    began = time.monotonic()
+    with Watch(site.state, pause_s) as watch, SteadyLoad(site.url, asks, per_second, window_s, began) as load:
+        for fault in FAULTS:
+            _wait(began + fault.at * seconds)
+            progress.log(f"{_clock(began)} {fault.name}: {fault.description}")
+            faults.append(befall(fault, site, began))
+            for line in faults[-1].lines:
+                progress.log(f"{_clock(began)}   {_in_words(line)}")
+        _wait(began + seconds)
+    histories = list(watch.histories.values())
+    lines = kept(load.windows, load.failures, faults, histories, site.settings.batch_size)
+    return Soaked(lines, figures_of(site, per_second, began, load, faults, histories, lines))
+
+
+def main(
+    bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/mnist-mda/1"),
+    precision: Annotated[GraphPrecision, typer.Option(help="Of the graph.")] = GraphPrecision("float32"),
+    minutes: Annotated[float, typer.Option(min=1, help="How long the load lasts.")] = 30,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, help="Requests a second.", show_default="80 % of what the server holds")
+    ] = None,
+    ready_within: Annotated[float, typer.Option(min=1, help="Seconds that the server may take to be ready again.")] = 5,
+    workers: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="SVG file to write.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
+) -> None:
+    """Keep a server of its own under load while faults happen to it; exit code 1 if it broke a promise."""
+    from training import results  # which imports torch: not in every command of `load_tests`
+    from training.soak_plot import PLOTS, draw, file_of, save_svg, write_report
+
+    if record:
+        results.require_project()
+    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, _progress() as progress:
+        task = progress.add_task("soak", total=None)
+        try:
+            with made_site(
+                bundle, Path(scratch), precision.value, ready_within, HOLD_SHARE * 60 * minutes, workers
+            ) as site:
+                asks = make_asks(site.url, site.name, MIX)
+                per_second = rate or _rate(site, asks, progress)
+                progress.update(task, description=f"{per_second:.0f} requests/s for {minutes:g} minutes")
+                soaked = soak(site, asks, per_second, 60 * minutes, progress)
+        except (ServingError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from error
+    figures = {**results.stamp(), **soaked.figures}
+    _print(soaked.lines)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, json.dumps(figures, indent=2) + "\n")
+    if plot is not None:
+        save_svg(draw(figures), plot)
+    if report is not None:
+        write_report(figures, report)
+    if record:
+        name = f"{figures['bundle']} {figures['precision']}"
+        save_svg(draw(figures), PLOTS / file_of(name))
+        results.record("soak", name, soaked.figures)
+    broken = [line for line in soaked.lines if not line.is_kept]
+    if broken:
+        raise SystemExit(f"error: every promise must be kept, got {len(broken)} that were not")
+
+
+def _rate(site: Site, asks: Sequence[Ask], progress: Progress) -> float:
+    """Four fifths of what the server holds."""
+    from load_tests.capacity import find_knee
+
+    progress.log("how much the server holds is found out first")
+    return SHARE * find_knee(site.url, asks)
+
+
+def _progress() -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _wait(until: float) -> None:
+    time.sleep(max(0.0, until - time.monotonic()))
+
+
+def _clock(began: float) -> str:
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    return f"{minutes}:{seconds:02}"
+
+
+def _in_words(line: Line) -> str:
+    return f"{'kept' if line.is_kept else 'BROKEN'}: {line.asked}; got {line.got}"
+
+
+def _print(lines: Sequence[Line]) -> None:
+    table = Table(title="What was asked and got")
+    for column in ("", "asked", "got"):
+        table.add_column(column)
+    for line in lines:
+        table.add_row("ok" if line.is_kept else "BROKEN", line.asked, line.got)
+    Console().print(table)
