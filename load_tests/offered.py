@@ -3,10 +3,16 @@
 offered.percentile(99), offered.goodput, offered.failed, offered.overdue, offered.generator_cpu
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+MOST = 0.99  # of right answers, by which goodput is timed
+BUSY_CORES = 0.8  # of the one that the generator can use, above which its own queue is in the latencies
+LATE_MS = 10.0  # likewise, how late it may send
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +41,17 @@ class Offered:
     Attributes:
         samples: of all requests, as they were due.
         seconds: in which they were due.
-        overdue: requests that had to wait for a free connection when they were due, and were sent later.
+        overdue: requests that found no free connection when they were due, and were sent as soon as there was one.
         generator_cpu: cores that the load generator used.
-        began: when the start was, by `time.perf_counter`.
+        generator_late_ms: how late it sent the others, at most but for the latest 1 % of them.
+        began: when the load started, by `time.monotonic`.
     """
 
     samples: Sequence[Sample]
     seconds: float
     overdue: int
     generator_cpu: float
+    generator_late_ms: float = 0.0
     began: float = 0.0
 
     @property
@@ -57,20 +65,38 @@ class Offered:
         return sum(sample.problem is not None for sample in self.samples)
 
     @property
+    def problems(self) -> Counter[str]:
+        """Why requests failed, and how many of them."""
+        return Counter(sample.problem for sample in self.samples if sample.problem is not None)
+
+    @property
     def per_second(self) -> float:
         """The rate that was offered, as it was drawn."""
         return len(self.samples) / self.seconds
 
     @property
     def goodput(self) -> float:
-        """Right answers a second: all of them, over the time until the last request was answered or failed."""
-        last = max((sample.due_s + sample.latency_ms / 1000 for sample in self.samples), default=0.0)
-        return (len(self.samples) - self.failed) / max(self.seconds, last)
+        """Right answers a second, until all but the latest 1 % of them were there: a straggler does not count."""
+        ends = sorted(sample.due_s + sample.latency_ms / 1000 for sample in self.samples if sample.problem is None)
+        if not ends:
+            return 0.0
+        most = ends[: math.ceil(MOST * len(ends))]
+        return MOST * len(ends) / max(MOST * self.seconds, most[-1])
 
     def percentile(self, share: float) -> float:
-        """The latency in milliseconds that so many percent of the right answers did not exceed."""
-        return float(np.percentile(self.latencies_ms, share))
+        """The latency in milliseconds that so many percent of the right answers did not exceed; inf without any."""
+        latencies = self.latencies_ms
+        return float(np.percentile(latencies, share)) if latencies else math.inf
 
     def sent_late_ms(self, share: float) -> float:
-        """Likewise, how late the requests were sent; those that had to wait for a free connection are among them."""
-        return float(np.percentile([sample.sent_late_ms for sample in self.samples], share))
+        """Likewise, how late requests were sent, whether or not there was a free connection."""
+        return float(np.percentile([sample.sent_late_ms for sample in self.samples], share)) if self.samples else 0.0
+
+    @property
+    def generator_limit(self) -> str | None:
+        """In which respect the load generator, rather than the server, was slow; None if in none."""
+        if self.generator_cpu > BUSY_CORES:
+            return f"the load generator used {self.generator_cpu:.2f} of its one core"
+        if self.generator_late_ms > LATE_MS:
+            return f"1 % of the requests were sent more than {self.generator_late_ms:.0f} ms late"
+        return None
