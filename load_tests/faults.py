@@ -101,7 +101,7 @@ def stop_and_start(site: Site, happened: Happened, now: Callable[[], float]) -> 
     wait_until(lambda: is_draining(tmp) or stop.poll() is not None, GIVE_UP_S)
     stopped = now()
     output, errors = stop.communicate(timeout=GIVE_UP_S)
-    took, most = now() - happened.began_s, STOP_SHARE * site.ready_within_s
+    took, most = now() - happened.began_s, STOP_SHARE * site.bounds.ready_within_s
     said = (output + errors).strip()
     happened.lines += [
         Line("stop must answer all that was accepted", said, said == f"Stopped the server at {site.url}."),
@@ -175,8 +175,8 @@ def burst_of_corrupt_images(site: Site, happened: Happened, now: Callable[[], fl
 def let_clients_hang(site: Site, happened: Happened, now: Callable[[], float]) -> None:
     """Open connections that send a part of a request; half of them go on, a byte now and then."""
     with hanging_clients(site.url, site.name, HANGING) as clients:
-        time.sleep(site.hold_s)
-        if site.hold_s > STILL_S + CLOSED_S:
+        time.sleep(site.bounds.hold_s)
+        if site.bounds.hold_s > STILL_S + CLOSED_S:
             still = sum(not client.is_closed() for client in clients if not client.trickles)
             happened.lines.append(
                 Line(f"connections that are silent for {STILL_S} s must be closed", f"{still} are open", still == 0)
@@ -188,7 +188,7 @@ def _is_refused(status: int, body: bytes) -> str | None:
 
 
 def _ready_line(what: str, site: Site, seconds: float) -> Line:
-    most = site.ready_within_s
+    most = site.bounds.ready_within_s
     return Line(f"after {what} the server must be ready within {most:g} s", f"{seconds:.1f} s", seconds <= most)
 
 

@@ -17,14 +17,14 @@ from http import HTTPStatus
 from typing import Any, Literal, get_args
 
 from load_tests.asks import Ask
+from load_tests.same_answer import code_of
 
 Outcome = Literal["right", "refused", "lost", "cut", "hung", "wrong"]
 FAILURES: tuple[Outcome, ...] = get_args(Outcome)[1:]
 REFUSED_CODES = ("overloaded", "draining")
 OF_CONNECTIONS: dict[str, Outcome] = {  # words of the open loop for what was no answer; all others are "cut"
-    "ConnectionRefusedError": "refused",
+    "no connection: timed out": "hung",
     "no connection": "refused",
-    "TimeoutError": "hung",
     "no answer": "hung",
 }
 SHOWN = 200
@@ -58,8 +58,10 @@ def _of_answer(status: int, body: bytes) -> Outcome:
     if not isinstance(said, dict):
         return "wrong"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        error = said.get("error")
-        is_ours = isinstance(error, dict) and error.get("code") in REFUSED_CODES
-        return "refused" if is_ours or said.get("type") == "ServiceUnavailableException" else "wrong"
+        return (
+            "refused"
+            if code_of(said) in REFUSED_CODES or said.get("type") == "ServiceUnavailableException"
+            else "wrong"
+        )
     died = status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INSUFFICIENT_STORAGE)
     return "lost" if died and said.get("message") == "Worker died." else "wrong"

@@ -1,17 +1,19 @@
 """What a server has promised, held against what came of it under load and faults: a line each.
 
-    lines = kept(requests, windows, failures, faults, histories, batch_size=32)
+    lines = kept(windows, failures, faults, histories, batch_size=32, most_refused=0.01)
 
 What may fail: the batch in the hands of a worker that is killed (500 or 507); what is sent while the server is stopped
-(503, or no connection); and, while a worker is replaced, what finds the queue full (503). Nothing else.
+(503, or no connection); while a worker is replaced, what finds the queue full (503); and few besides, if the server has
+too much to do for them (503).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from load_tests.faults import Happened
+from load_tests.outcomes import FAILURES, Outcome
 from load_tests.steady_load import Failure, Window
-from load_tests.trends import DESCRIPTORS, LATENCY, LEAST_POINTS, LONG_S, MEMORY, Line, flat, steady
+from load_tests.trends import DESCRIPTORS, LATENCY, LEAST_POINTS, LONG_S, MEMORY, Line, flat, floors, steady
 from load_tests.watch import ROLES, History
 
 WARM_UP_SHARE, WARM_UP_S = 0.25, 300.0  # of the time that a process was seen, at most so long
@@ -24,6 +26,7 @@ def kept(
     faults: Sequence[Happened],
     histories: Sequence[History],
     batch_size: int,
+    most_refused: float,
 ) -> list[Line]:
     """Every promise, and what came of it.
 
@@ -33,9 +36,10 @@ def kept(
         faults: what has happened meanwhile.
         histories: of the server's processes.
         batch_size: requests that a worker has in hand at most.
+        most_refused: share of the requests that a server which is up may refuse, for it has too much to do.
     """
     return [
-        *of_requests(windows, failures, faults, batch_size),
+        *of_requests(windows, failures, faults, batch_size, most_refused),
         *(line for one in faults for line in one.lines),
         *of_processes(histories),
         of_latency(windows, faults),
@@ -43,30 +47,45 @@ def kept(
 
 
 def of_requests(
-    windows: Sequence[Window], failures: Sequence[Failure], faults: Sequence[Happened], batch_size: int
+    windows: Sequence[Window],
+    failures: Sequence[Failure],
+    faults: Sequence[Happened],
+    batch_size: int,
+    most_refused: float,
 ) -> list[Line]:
     """Whether every request got what it was promised."""
     requests = sum(window.requests for window in windows)
-    killed = sum(fault.killed for fault in faults)
-    lost = [one for one in failures if one.outcome == "lost" and _was_in_hand(one, faults)]
-    most = batch_size * killed
-    excused = {id(one) for one in (*lost, *(one for one in failures if _was_turned_away(one, faults)))}
-    unexcused = [one for one in failures if id(one) not in excused]
-    wrong, hung, other = (
-        [one for one in unexcused if one.outcome in outcomes]
-        for outcomes in (("wrong",), ("hung",), ("refused", "lost", "cut"))
+    most_lost = batch_size * sum(fault.killed for fault in faults)
+    in_hand = [one for one in failures if one.outcome == "lost" and _was_in_hand(one, faults)]
+    excused = {id(one) for one in failures if one in in_hand or _was_turned_away(one, faults)}
+    broken: dict[Outcome, list[Failure]] = {outcome: [] for outcome in FAILURES} | _by_outcome(
+        one for one in failures if id(one) not in excused
     )
+    refused = len(broken["refused"])
     return [
-        Line("requests must have been sent", f"{requests:,}", requests > 0),
-        Line("no answer must be wrong", _shown(wrong), not wrong),
-        Line("no request must go without an answer for long", _shown(hung), not hung),
+        Line("requests must be sent", f"{requests:,}", requests > 0),
+        Line("no answer may be wrong", _shown(broken["wrong"]), not broken["wrong"]),
+        Line("no request may wait without an end", _shown(broken["hung"]), not broken["hung"]),
         Line(
-            f"{killed} killed workers must take at most a batch each with them: {most}",
-            f"{len(lost)}",
-            len(lost) <= most,
+            f"of each worker that is killed at most the batch in its hands may be lost, {most_lost} requests",
+            str(len(in_hand)),
+            len(in_hand) <= most_lost,
         ),
-        Line("nothing else must fail but what is sent to a server that is stopped", _shown(other), not other),
+        Line("no other request may be lost", _shown(broken["lost"]), not broken["lost"]),
+        Line("no connection may be cut but by a stop", _shown(broken["cut"]), not broken["cut"]),
+        Line(
+            f"a server that is up may refuse at most {most_refused:.1%} of the requests".replace("%", " %"),
+            _shown(broken["refused"]),
+            refused <= most_refused * requests,
+        ),
     ]
+
+
+def _by_outcome(failures: Iterable[Failure]) -> dict[Outcome, list[Failure]]:
+    found: dict[Outcome, list[Failure]] = {}
+    for one in failures:
+        found.setdefault(one.outcome, []).append(one)
+    return found
 
 
 def of_processes(histories: Iterable[History]) -> list[Line]:
@@ -83,7 +102,7 @@ def of_processes(histories: Iterable[History]) -> list[Line]:
             warm = next(n for n, at in enumerate(one.times) if at >= start)
             times = one.times[warm:]
             lines.append(flat(f"memory of {role} {one.pid}", times, one.megabytes[warm:], MEMORY))
-            lines.append(flat(f"descriptors of {role} {one.pid}", times, one.descriptors[warm:], DESCRIPTORS))
+            lines.append(flat(f"descriptors of {role} {one.pid}", *floors(times, one.descriptors[warm:]), DESCRIPTORS))
     return lines
 
 

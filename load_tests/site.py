@@ -34,6 +34,21 @@ POLL_S = 0.02
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What is asked of the server, and how long some of its clients hang.
+
+    Attributes:
+        ready_within_s: how long it may take to be ready again.
+        most_refused: share of the requests that it may refuse while it is up.
+        hold_s: how long clients hang.
+    """
+
+    ready_within_s: float
+    most_refused: float
+    hold_s: float
+
+
+@dataclass(frozen=True)
 class Site:
     """Where the server is and what is known of it.
 
@@ -42,16 +57,14 @@ class Site:
         folder: of everything of its own.
         settings: of its workers.
         port: its inference port, the same after each start.
-        ready_within_s: how long it may take to be ready again.
-        hold_s: how long clients hang.
+        bounds: what is asked of it.
     """
 
     bundle: Bundle
     folder: Path
     settings: WorkerSettings
     port: int
-    ready_within_s: float
-    hold_s: float
+    bounds: Bounds
 
     @property
     def name(self) -> str:
@@ -126,7 +139,7 @@ class Site:
 
 @contextmanager
 def made_site(
-    folder: Path, scratch: Path, precision: Precision, ready_within_s: float, hold_s: float, workers: int | None = None
+    folder: Path, scratch: Path, precision: Precision, bounds: Bounds, workers: int | None = None
 ) -> Iterator[Site]:
     """A server that runs, and all that its faults need; it is ended with the block.
 
@@ -134,12 +147,11 @@ def made_site(
         folder: of the bundle.
         scratch: an empty folder.
         precision: that it is served in.
-        ready_within_s: see `Site`.
-        hold_s: likewise.
+        bounds: what is asked of it.
         workers: of the model; None leaves it to the machine.
     """
     settings = WorkerSettings(precision=precision, workers=workers)
-    site = Site(Bundle.load(folder), scratch, settings, _free_port(), ready_within_s, hold_s)
+    site = Site(Bundle.load(folder), scratch, settings, _free_port(), bounds)
     package(folder, model_store=scratch / "store", settings=settings)
     _write_versions(site, precision)
     try:

@@ -13,20 +13,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from load_tests.asks import Ask
 from load_tests.faults import FAULTS, Happened, befall
 from load_tests.kinds import make_asks
+from load_tests.knee import find_knee
+from load_tests.open_loop import Offered, offer
 from load_tests.promises import kept
-from load_tests.site import Site, made_site
+from load_tests.site import Bounds, Site, made_site
 from load_tests.soak_record import figures_of
 from load_tests.steady_load import SteadyLoad
 from load_tests.trends import Line
@@ -43,7 +44,7 @@ MIX = {
 WINDOWS, LEAST_WINDOW_S, MOST_WINDOW_S = 180, 4.0, 10.0
 LOOKS, LEAST_PAUSE_S, MOST_PAUSE_S = 600, 0.5, 5.0  # at the processes
 HOLD_SHARE = 0.06  # of the time, that clients hang
-GraphPrecision = StrEnum("GraphPrecision", {name: name for name in get_args(Precision)})
+KNEE_RUN_S, KNEE_START, KNEE_GAP = 5, 100, 1.1  # of a quick search for what the server holds
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,27 @@ def soak(site: Site, asks: Sequence[Ask], per_second: float, seconds: float, pro
     with Watch(site.state, pause_s) as watch, SteadyLoad(site.url, asks, per_second, window_s, began) as load:
         for fault in FAULTS:
             _wait(began + fault.at * seconds)
-            progress.log(f"{_clock(began)} {fault.name}: {fault.description}")
+            progress.update(progress.task_ids[0], description=fault.description)
             faults.append(befall(fault, site, began))
-            for line in faults[-1].lines:
-                progress.log(f"{_clock(began)}   {_in_words(line)}")
+            _print(faults[-1].lines, progress.console, f"{_clock(faults[-1].began_s)} {fault.name}")
+            progress.update(progress.task_ids[0], description="under load")
         _wait(began + seconds)
     histories = list(watch.histories.values())
-    lines = kept(load.windows, load.failures, faults, histories, site.settings.batch_size)
+    lines = kept(load.windows, load.failures, faults, histories, site.settings.batch_size, site.bounds.most_refused)
     return Soaked(lines, figures_of(site, per_second, began, load, faults, histories, lines))
 
 
 def main(
     bundle: Annotated[Path, typer.Option(help="Bundle folder.")] = Path("model_store/mnist-mda/1"),
-    precision: Annotated[GraphPrecision, typer.Option(help="Of the graph.")] = GraphPrecision("float32"),
+    precision: Annotated[Precision, typer.Option(help="Of the graph.")] = "float32",
     minutes: Annotated[float, typer.Option(min=1, help="How long the load lasts.")] = 30,
     rate: Annotated[
         float | None, typer.Option(min=0.1, help="Requests a second.", show_default="80 % of what the server holds")
     ] = None,
     ready_within: Annotated[float, typer.Option(min=1, help="Seconds that the server may take to be ready again.")] = 5,
+    refused: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests that the server may refuse while it is up.")
+    ] = 0.01,
     workers: Annotated[int | None, typer.Option(min=1, help="Instead of the default.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
@@ -109,17 +113,16 @@ def main(
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch, _progress() as progress:
         task = progress.add_task("soak", total=None)
         try:
-            with made_site(
-                bundle, Path(scratch), precision.value, ready_within, HOLD_SHARE * 60 * minutes, workers
-            ) as site:
+            bounds = Bounds(ready_within, refused, HOLD_SHARE * 60 * minutes)
+            with made_site(bundle, Path(scratch), precision, bounds, workers) as site:
                 asks = make_asks(site.url, site.name, MIX)
                 per_second = rate or _rate(site, asks, progress)
                 progress.update(task, description=f"{per_second:.0f} requests/s for {minutes:g} minutes")
                 soaked = soak(site, asks, per_second, 60 * minutes, progress)
-        except (ServingError, ValueError) as error:
+        except (ServingError, ValueError, RuntimeError) as error:
             raise SystemExit(f"error: {error}") from error
     figures = {**results.stamp(), **soaked.figures}
-    _print(soaked.lines)
+    _print(soaked.lines, Console(), "What was asked: what came of it")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps(figures, indent=2) + "\n")
@@ -138,10 +141,14 @@ def main(
 
 def _rate(site: Site, asks: Sequence[Ask], progress: Progress) -> float:
     """Four fifths of what the server holds."""
-    from load_tests.capacity import find_knee
 
-    progress.log("how much the server holds is found out first")
-    return SHARE * find_knee(site.url, asks)
+    def try_rate(rate: float, seed: int) -> Offered:
+        progress.update(progress.task_ids[0], description=f"how much the server holds: {rate:.0f} requests/s?")
+        return offer(site.url, asks, rate, KNEE_RUN_S, seed)
+
+    knee = find_knee(try_rate, KNEE_START, gap=KNEE_GAP, confirmations=1).per_second
+    progress.console.print(f"the server holds {knee:.0f} requests/s")
+    return SHARE * knee
 
 
 def _progress() -> Progress:
@@ -153,19 +160,13 @@ def _wait(until: float) -> None:
     time.sleep(max(0.0, until - time.monotonic()))
 
 
-def _clock(began: float) -> str:
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    return f"{minutes}:{seconds:02}"
+def _clock(seconds: float) -> str:
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
 
 
-def _in_words(line: Line) -> str:
-    return f"{'kept' if line.is_kept else 'BROKEN'}: {line.asked}; got {line.got}"
-
-
-def _print(lines: Sequence[Line]) -> None:
-    table = Table(title="What was asked and got")
-    for column in ("", "asked", "got"):
-        table.add_column(column)
+def _print(lines: Sequence[Line], console: Console, title: str) -> None:
+    """Each promise and what came of it."""
+    console.print(title, highlight=False)
     for line in lines:
-        table.add_row("ok" if line.is_kept else "BROKEN", line.asked, line.got)
-    Console().print(table)
+        mark = "  kept  " if line.is_kept else "  [red]BROKEN[/red]"
+        console.print(f"{mark} {escape(line.asked)}: {escape(line.got)}", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any
 from load_tests.faults import Happened
 from load_tests.promises import is_calm
 from load_tests.site import Site
-from load_tests.steady_load import Failure, SteadyLoad, Window
+from load_tests.steady_load import Failure, SteadyLoad
 from load_tests.trends import Line
 from load_tests.watch import History
 from serving.bundle import graph_files

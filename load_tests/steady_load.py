@@ -114,7 +114,7 @@ class SteadyLoad:
             self._errors.append(error)
             return
         offered = part.result()
-        start = offered.began - self._began  # time.perf_counter and time.monotonic are one clock on Linux
+        start = offered.began - self._began
         self.windows.append(_window(start, offered))
         self.failures += [_failure(start, one) for one in offered.samples if one.problem is not None]
 

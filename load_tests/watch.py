@@ -10,6 +10,7 @@ Prometheus asks the exporter as often as we look, so that it has something to do
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -87,10 +88,8 @@ class Watch:
     def _look(self, server: Server) -> None:
         for role, one in processes(server):
             self.histories.setdefault((role, one.pid), History(role, one.pid)).look(one)
-        try:
+        with suppress(httpx.HTTPError):  # it is down, or begun again
             httpx.get(server.metrics_url, timeout=_SCRAPE_TIMEOUT_S, trust_env=False)
-        except httpx.HTTPError:
-            pass  # it is down, or begun again
 
 
 def processes(server: Server) -> Iterator[tuple[str, psutil.Process]]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from serving.page import filled_in
-from training.figures import BLUE, COLOURS, GREEN, INK, ORANGE, PINK, RED, SKY, new_figure, plain
+from training.figures import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, new_figure, plain
 from training.files import replace_file
 
 PLOTS = Path("docs/plots")
@@ -29,6 +29,7 @@ FONT = 9
 
 def draw(record: dict[str, Any]) -> Figure:
     """Five panels over the same time."""
+    figure: Figure
     figure, grid = new_figure(10, 10.5, rows=5, sharex=True, height_ratios=[2, 2, 1.6, 2, 2])
     axes = list(grid[:, 0])
     for panel, ax in zip((_rate, _latency, _failures, _memory, _descriptors), axes, strict=True):
@@ -76,7 +77,7 @@ def _failures(ax: Axes, record: dict[str, Any]) -> None:
         if not any(counts):
             continue
         widths = [one["seconds"] for one in record["windows"]]
-        bars = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.4}
+        bars: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.4}
         ax.bar(_middles(record), counts, widths, below, label=f"{outcome} ({sum(counts):,})", **bars)
         below = [one + other for one, other in zip(below, counts, strict=True)]
     ax.set_ylabel("failed requests")
@@ -115,7 +116,7 @@ def _mark(ax: Axes, faults: Iterable[dict[str, Any]]) -> None:
 
 def _name(ax: Axes, faults: Iterable[dict[str, Any]]) -> None:
     for fault in faults:
-        place = {"xy": (fault["began_s"], 1.0), "xycoords": ("data", "axes fraction"), "xytext": (0, 4)}
+        place: dict[str, Any] = {"xy": (fault["began_s"], 1.0), "xycoords": ("data", "axes fraction"), "xytext": (0, 4)}
         ax.annotate(fault["name"], **place, textcoords="offset points", rotation=35, fontsize=FONT, va="bottom")
 
 
