@@ -2,13 +2,14 @@
 
 import typer
 
-from load_tests import bench_serve, soak
+from load_tests import bench_serve, capacity, soak
 from load_tests.offline import bench, beside
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
 app.command("serve")(bench_serve.main)
 app.command("batch")(bench.main)
 app.command("beside")(beside.main)
+app.command("capacity")(capacity.main)
 app.command("soak")(soak.main)
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from load_tests.offered import Offered
 
 TryRate = Callable[[float, int], Offered]  # of requests a second, and seed
 GROWTH = 2.0  # of the rate, until it breaks
+SHOWN = 60  # characters of a problem
 LEAST = 0.5  # requests a second, below which nobody looks for a knee
 
 
@@ -37,8 +38,10 @@ class Slo:
 
     def broken(self, offered: Offered) -> str | None:
         """Which objective a load has broken, and how; None if none."""
-        if (share := offered.goodput / offered.per_second) < self.goodput:
-            return f"goodput must be at least {self.goodput:.0%} of the offered rate, got {share:.1%}"
+        share = offered.goodput / offered.per_second if offered.samples else 1.0
+        if share < self.goodput:
+            why = "".join(f"; {count} x {words[:SHOWN]}" for words, count in offered.problems.most_common(1))
+            return f"goodput must be at least {self.goodput:.0%} of the offered rate, got {share:.1%}{why}"
         if (p99 := offered.percentile(99)) > self.p99_ms:
             return f"p99 must be at most {self.p99_ms:g} ms, got {p99:.1f}"
         return None

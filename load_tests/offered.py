@@ -7,12 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 MOST = 0.99  # of right answers, by which goodput is timed
 BUSY_CORES = 0.8  # of the one that the generator can use, above which its own queue is in the latencies
 LATE_MS = 10.0  # likewise, how late it may send
+BUCKETS = 20  # of a histogram, from one power of ten to the next
+PROBLEMS = 5  # that are kept in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +103,25 @@ class Offered:
         if self.generator_late_ms > LATE_MS:
             return f"1 % of the requests were sent more than {self.generator_late_ms:.0f} ms late"
         return None
+
+    def histogram(self) -> dict[str, int]:
+        """Right answers by the milliseconds that they took at most; more than an eighth less is the next bound."""
+        steps = Counter(math.ceil(BUCKETS * math.log10(max(latency, 0.01))) for latency in self.latencies_ms)
+        return {f"{10 ** (step / BUCKETS):.3g}": steps[step] for step in sorted(steps)}
+
+    def figures(self) -> dict[str, Any]:
+        """What is kept of it, as JSON; without right answers there are no latencies."""
+        p50, p99 = (round(self.percentile(share), 2) if self.latencies_ms else None for share in (50, 99))
+        return {
+            "offered_per_second": round(self.per_second, 1),
+            "goodput_per_second": round(self.goodput, 1),
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "failed": self.failed,
+            "problems": dict(self.problems.most_common(PROBLEMS)),
+            "overdue": self.overdue,
+            "generator_cpu": round(self.generator_cpu, 3),
+            "generator_late_ms": round(self.generator_late_ms, 2),
+            "sent_late_p99_ms": round(self.sent_late_ms(99), 2),
+            "histogram_ms": self.histogram(),
+        }

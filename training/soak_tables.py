@@ -1,9 +1,25 @@
 """The table on soaks: what a server under load and faults was asked, and what came of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from training.marked import explained, markdown, named
 from training.soak_plot import file_of
+
+
+def soak_section(results: dict[str, Any]) -> Sequence[str]:
+    """The section on soaks, once there is a record of one."""
+    if not results.get("soak"):
+        return ()
+    return (
+        "## Soak and faults",
+        "A server at four fifths of what it holds, while faults happen to it: it is stopped and started, a worker is "
+        "killed, a version is deployed and rolled back, bad ones are refused, corrupt images come in a burst, and "
+        "clients hang. Refused: 503, or no connection while it is stopped. Lost: in the hands of the worker that was "
+        "killed. Growth is the median slope between pairs of looks (Theil and Sen), over the time without the warm-up.",
+        soak_table(results),
+        soak_lines(results),
+    )
 
 
 def soak_table(results: dict[str, Any]) -> str:

@@ -19,7 +19,9 @@ from training.sweeps.report import sweep_digest
 
 MODEL_STORE = Path("model_store")
 
-ResultsSection = Literal["models", "studies", "sweeps", "training_speed", "serving", "batch", "beside", "soak"]
+ResultsSection = Literal[
+    "models", "studies", "sweeps", "training_speed", "serving", "batch", "beside", "capacity", "soak"
+]
 State = Literal["current", "stale", "undigested"]
 
 MARKS: dict[State, str] = {"current": "", "stale": " †", "undigested": " ‡"}
@@ -80,5 +82,6 @@ TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "serving": _of_graph,
     "batch": _of_graph,
     "beside": _of_graph,
+    "capacity": _of_graph,
     "soak": _of_graph,
 }

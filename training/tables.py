@@ -12,13 +12,14 @@ from typing import Any
 
 from training.abstention_tables import abstention_table
 from training.calibration_error import TRADE, trades_ece_for_nll
+from training.capacity_tables import capacity_section
 from training.figure_lists import figures_lists
 from training.files import replace_text
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
-from training.soak_tables import soak_lines, soak_table
+from training.soak_tables import soak_section
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
 from training.stranger_tables import ood_table
 
@@ -123,7 +124,8 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         serving_table(results),
         *_on_batch(results),
         *_on_beside(results),
-        *_on_soak(results),
+        *capacity_section(results),
+        *soak_section(results),
     )
 
 
@@ -167,21 +169,6 @@ def _on_beside(results: dict[str, Any]) -> Sequence[str]:
         "A server on the same cores, asked at half of what it can answer by an open-ended load: latency from the "
         "moment that a request was due. Medians of the rounds of one run.",
         beside_table(results),
-    )
-
-
-def _on_soak(results: dict[str, Any]) -> Sequence[str]:
-    """The section on soaks, once there is a record of one."""
-    if not results.get("soak"):
-        return ()
-    return (
-        "## Soak and faults",
-        "A server at four fifths of what it holds, while faults happen to it: it is stopped and started, a worker is "
-        "killed, a version is deployed and rolled back, bad ones are refused, corrupt images come in a burst, and "
-        "clients hang. Refused: 503, or no connection while it is stopped. Lost: in the hands of the worker that was "
-        "killed. Growth is the median slope between pairs of looks (Theil and Sen), over the time without the warm-up.",
-        soak_table(results),
-        soak_lines(results),
     )
 
 
