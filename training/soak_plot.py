@@ -21,7 +21,7 @@ from training.files import replace_file
 
 PLOTS = Path("docs/plots")
 TEMPLATE = Path(__file__).with_name("soak.html.jinja")
-FAULT = "#EEE6D0"
+FAULT = "#F3EEDF"
 OUTCOMES = {"refused": (SKY, ""), "cut": (ORANGE, "//"), "lost": (RED, "xx"), "hung": (PINK, ".."), "wrong": (INK, "")}
 STYLES = {"java": (BLUE, "-"), "worker": (RED, "--"), "exporter": (GREEN, ":"), "keeper": (PINK, "-.")}
 FONT = 9
@@ -42,6 +42,7 @@ def draw(record: dict[str, Any]) -> Figure:
     axes[-1].set_xlabel("time, minutes:seconds", fontsize=FONT)
     axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds // 60:.0f}:{seconds % 60:02.0f}"))
     axes[-1].set_xlim(0, max(one["at_s"] + one["seconds"] for one in record["windows"]))
+    figure.align_ylabels(axes)
     figure.suptitle(
         f"{record['bundle']} {record['precision']}, {record['per_second']:g} requests/s; {record['machine']}",
         fontsize=10,
@@ -57,7 +58,7 @@ def _rate(ax: Axes, record: dict[str, Any]) -> None:
         ax.plot(times, rates, style, color=colour, linewidth=1.3, label=label)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("requests/s")
-    ax.legend(fontsize=FONT, frameon=False, loc="lower right", ncols=2)
+    ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="lower right", ncols=2)
 
 
 def _latency(ax: Axes, record: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def _latency(ax: Axes, record: dict[str, Any]) -> None:
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.set_ylabel("latency, ms")
-    ax.legend(fontsize=FONT, frameon=False, loc="upper right", ncols=2)
+    ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="upper right", ncols=2)
 
 
 def _failures(ax: Axes, record: dict[str, Any]) -> None:
@@ -82,13 +83,13 @@ def _failures(ax: Axes, record: dict[str, Any]) -> None:
         below = [one + other for one, other in zip(below, counts, strict=True)]
     ax.set_ylabel("failed requests")
     if any(below):
-        ax.legend(fontsize=FONT, frameon=False, loc="upper right", ncols=3)
+        ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="upper right", ncols=3)
 
 
 def _memory(ax: Axes, record: dict[str, Any]) -> None:
     _of_processes(ax, record, "megabytes")
     ax.set_ylabel("memory (RSS), MB")
-    ax.legend(fontsize=FONT, frameon=False, loc="center right")
+    ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="center right")
 
 
 def _descriptors(ax: Axes, record: dict[str, Any]) -> None:
