@@ -207,5 +207,5 @@ if __name__ == "__main__":
     gc.freeze()
     gc.disable()  # its pauses would be in the latencies
     sent = uvloop.run(sender.run())
-    with open(sys.stdout.fileno(), "wb", closefd=False) as out:  # noqa: PTH123  sys.stdout may be unbuffered, and lose a part
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
         pickle.dump(sent, out)

@@ -30,7 +30,7 @@ FONT = 9
 def draw(record: dict[str, Any]) -> Figure:
     """Five panels over the same time."""
     figure: Figure
-    figure, grid = new_figure(10, 10.5, rows=5, sharex=True, height_ratios=[2, 2, 1.6, 2, 2])
+    figure, grid = new_figure(11, 10.5, rows=5, sharex=True, height_ratios=[2, 2, 1.6, 2, 2])
     axes = list(grid[:, 0])
     for panel, ax in zip((_rate, _latency, _failures, _memory, _descriptors), axes, strict=True):
         plain(ax)
@@ -58,7 +58,7 @@ def _rate(ax: Axes, record: dict[str, Any]) -> None:
         ax.plot(times, rates, style, color=colour, linewidth=1.3, label=label)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("requests/s")
-    ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="lower right", ncols=2)
+    _legend(ax)
 
 
 def _latency(ax: Axes, record: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def _latency(ax: Axes, record: dict[str, Any]) -> None:
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.set_ylabel("latency, ms")
-    ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="upper right", ncols=2)
+    _legend(ax)
 
 
 def _failures(ax: Axes, record: dict[str, Any]) -> None:
@@ -83,18 +83,22 @@ def _failures(ax: Axes, record: dict[str, Any]) -> None:
         below = [one + other for one, other in zip(below, counts, strict=True)]
     ax.set_ylabel("failed requests")
     if any(below):
-        ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="upper right", ncols=3)
+        _legend(ax)
 
 
 def _memory(ax: Axes, record: dict[str, Any]) -> None:
     _of_processes(ax, record, "megabytes")
     ax.set_ylabel("memory (RSS), MB")
-    ax.legend(fontsize=FONT, framealpha=0.85, edgecolor="none", loc="center right")
+    _legend(ax)
 
 
 def _descriptors(ax: Axes, record: dict[str, Any]) -> None:
     _of_processes(ax, record, "descriptors")
     ax.set_ylabel("descriptors")
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(fontsize=FONT, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
 
 
 def _of_processes(ax: Axes, record: dict[str, Any], key: str) -> None:
