@@ -104,7 +104,7 @@ def stop_and_start(site: Site, happened: Happened, now: Callable[[], float]) -> 
     took, most = now() - happened.began_s, STOP_SHARE * site.bounds.ready_within_s
     said = (output + errors).strip()
     happened.lines += [
-        Line("stop must answer all that was accepted", said, said == f"Stopped the server at {site.url}."),
+        Line("stop must say that all was answered", said, said == f"Stopped the server at {site.url}."),
         Line(f"stop must end within {most:g} s", f"{took:.1f} s", took <= most),
     ]
     starting = now()
@@ -155,7 +155,7 @@ def refuse_bad_versions(site: Site, happened: Happened, now: Callable[[], float]
         happened.lines.append(
             Line(
                 f"a bad version must be refused: {what}",
-                f"exit code {result.returncode}{_last(result.stderr)}",
+                f"exit code {result.returncode}: {words if words in result.stderr else _last(result.stderr)}",
                 result.returncode == 1 and words in result.stderr,
             )
         )

@@ -96,13 +96,14 @@ def of_processes(histories: Iterable[History]) -> list[Line]:
     last = [one for one in histories if end - one.times[-1] <= _pause(one)]
     for role in ROLES:
         of_role = [one for one in last if one.role == role]
-        lines.append(Line(f"{role} must be there to the end", f"{len(of_role)} processes", bool(of_role)))
-        for one in of_role:
+        lines.append(Line(f"{role} must be there to the end", f"{len(of_role)} running", bool(of_role)))
+        for number, one in enumerate(of_role, start=1):
+            name = role if len(of_role) == 1 else f"{role} {number}"
             start = one.times[0] + min(WARM_UP_S, WARM_UP_SHARE * (one.times[-1] - one.times[0]))
             warm = next(n for n, at in enumerate(one.times) if at >= start)
             times = one.times[warm:]
-            lines.append(flat(f"memory of {role} {one.pid}", times, one.megabytes[warm:], MEMORY))
-            lines.append(flat(f"descriptors of {role} {one.pid}", *floors(times, one.descriptors[warm:]), DESCRIPTORS))
+            lines.append(flat(f"memory of {name}", times, one.megabytes[warm:], MEMORY))
+            lines.append(flat(f"descriptors of {name}", *floors(times, one.descriptors[warm:]), DESCRIPTORS))
     return lines
 
 
