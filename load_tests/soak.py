@@ -35,6 +35,7 @@ from load_tests.watch import Watch
 from serving.bundle import Precision
 from serving.errors import ServingError
 from training.files import replace_text
+from training.soak_tables import PLOTS, file_of
 
 SHARE = 0.8  # of what the server holds
 MIX = {
@@ -106,37 +107,52 @@ def main(
 ) -> None:
     """Keep a server of its own under load while faults happen to it; exit code 1 if it broke a promise."""
     from training import results  # which imports torch: not in every command of `load_tests`
-    from training.soak_plot import PLOTS, draw, file_of, save_svg, write_report
 
-    if record:
-        results.require_project()
-    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, _progress() as progress:
-        task = progress.add_task("soak", total=None)
-        try:
-            bounds = Bounds(ready_within, refused, HOLD_SHARE * 60 * minutes)
-            with made_site(bundle, Path(scratch), precision, bounds, workers) as site:
-                asks = make_asks(site.url, site.name, MIX)
-                per_second = rate or _rate(site, asks, progress)
-                progress.update(task, description=f"{per_second:.0f} requests/s for {minutes:g} minutes")
-                soaked = soak(site, asks, per_second, 60 * minutes, progress)
-        except (ServingError, ValueError, RuntimeError) as error:
-            raise SystemExit(f"error: {error}") from error
-    figures = {**results.stamp(), **soaked.figures}
+    try:
+        if record:
+            results.require_project()
+        soaked = _soaked(
+            bundle, precision, minutes, rate, Bounds(ready_within, refused, HOLD_SHARE * 60 * minutes), workers
+        )
+    except (ServingError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error
     _print(soaked.lines, Console(), "What was asked: what came of it")
+    _write({**results.stamp(), **soaked.figures}, out, report, plot)
+    if record:
+        name = f"{soaked.figures['bundle']} {soaked.figures['precision']}"
+        results.record("soak", name, soaked.figures)
+        _write({**results.stamp(), **soaked.figures}, None, None, PLOTS / file_of(name))
+    if broken := sum(not line.is_kept for line in soaked.lines):
+        raise SystemExit(f"error: every promise must be kept, got {broken} that were not")
+
+
+def _soaked(
+    bundle: Path, precision: Precision, minutes: float, rate: float | None, bounds: Bounds, workers: int | None
+) -> Soaked:
+    """Start a server, find out its rate if none is given, and soak it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="soak-") as scratch,
+        _progress() as progress,
+        made_site(bundle, Path(scratch), precision, bounds, workers) as site,
+    ):
+        progress.add_task("every answer is asked for alone", total=None)
+        asks = make_asks(site.url, site.name, MIX)
+        per_second = rate or _rate(site, asks, progress)
+        progress.console.print(f"{per_second:.0f} requests/s for {minutes:g} minutes")
+        return soak(site, asks, per_second, 60 * minutes, progress)
+
+
+def _write(figures: dict[str, Any], out: Path | None, report: Path | None, plot: Path | None) -> None:
+    """Write the files that are asked for."""
+    from training.soak_plot import draw, save_svg, write_report
+
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps(figures, indent=2) + "\n")
-    if plot is not None:
-        save_svg(draw(figures), plot)
     if report is not None:
         write_report(figures, report)
-    if record:
-        name = f"{figures['bundle']} {figures['precision']}"
-        save_svg(draw(figures), PLOTS / file_of(name))
-        results.record("soak", name, soaked.figures)
-    broken = [line for line in soaked.lines if not line.is_kept]
-    if broken:
-        raise SystemExit(f"error: every promise must be kept, got {len(broken)} that were not")
+    if plot is not None:
+        save_svg(draw(figures), plot)
 
 
 def _rate(site: Site, asks: Sequence[Ask], progress: Progress) -> float:

@@ -95,7 +95,7 @@ class SteadyLoad:
         self._ended.set()
         self._thread.join()
         self._pool.shutdown(cancel_futures=error is not None)
-        if self._errors:
+        if self._errors and error is None:
             raise self._errors[0]
         self.windows.sort(key=lambda window: window.at_s)
         self.failures.sort(key=lambda failure: failure.sent_s)

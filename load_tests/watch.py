@@ -69,6 +69,7 @@ class Watch:
     def __init__(self, state: Path, every_s: float) -> None:
         self.histories: dict[tuple[str, int], History] = {}
         self._state, self._every_s = state, every_s
+        self._error: Exception | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -79,11 +80,16 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
-            if (server := load(self._state)) is not None:
-                self._look(server)
+        try:
+            while not self._ended.wait(self._every_s):
+                if (server := load(self._state)) is not None:
+                    self._look(server)
+        except Exception as exc:
+            self._error = exc
 
     def _look(self, server: Server) -> None:
         for role, one in processes(server):

@@ -20,8 +20,8 @@ from load_tests.steady_load import Failure, Window
 from load_tests.trends import DESCRIPTORS, LATENCY, MEMORY, flat, floors, steady
 from load_tests.watch import ROLES, History, Watch
 from serving.torchserve.state import Server
-from training.soak_plot import draw, file_of, save_svg
-from training.soak_tables import soak_lines, soak_table
+from training.soak_plot import draw, save_svg
+from training.soak_tables import file_of, soak_lines, soak_table
 
 MINUTE = 60.0
 DIED = b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}'

@@ -19,7 +19,6 @@ from serving.page import filled_in
 from training.figures import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, new_figure, plain
 from training.files import replace_file
 
-PLOTS = Path("docs/plots")
 TEMPLATE = Path(__file__).with_name("soak.html.jinja")
 FAULT = "#F3EEDF"
 OUTCOMES = {"refused": (SKY, ""), "cut": (ORANGE, "//"), "lost": (RED, "xx"), "hung": (PINK, ".."), "wrong": (INK, "")}
@@ -133,11 +132,6 @@ def save_svg(figure: Figure, file: Path) -> None:
     """Write an SVG file that is the same for the same figures."""
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, lambda out: out.write(_svg(figure)))
-
-
-def file_of(name: str) -> str:
-    """The name of the plot of a record."""
-    return f"soak-{name.replace(':', '-').replace(' ', '-')}.svg"
 
 
 def write_report(record: dict[str, Any], file: Path) -> None:

@@ -1,10 +1,12 @@
 """The table on soaks: what a server under load and faults was asked, and what came of it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from training.marked import explained, markdown, named
-from training.soak_plot import file_of
+
+PLOTS = Path("docs/plots")
 
 
 def soak_section(results: dict[str, Any]) -> Sequence[str]:
@@ -53,3 +55,8 @@ def soak_lines(results: dict[str, Any]) -> str:
         ]
         parts.append("\n".join([f"What was asked of `{name}`, and what came of it:", "", *lines]))
     return "\n\n".join(parts)
+
+
+def file_of(name: str) -> str:
+    """The name of the plot of a record."""
+    return f"soak-{name.replace(':', '-').replace(' ', '-')}.svg"
