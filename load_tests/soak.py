@@ -35,7 +35,6 @@ from load_tests.watch import Watch
 from serving.bundle import Precision
 from serving.errors import ServingError
 from training.files import replace_text
-from training.soak_tables import PLOTS, file_of
 
 SHARE = 0.8  # of what the server holds
 MIX = {
@@ -107,6 +106,7 @@ def main(
 ) -> None:
     """Keep a server of its own under load while faults happen to it; exit code 1 if it broke a promise."""
     from training import results  # which imports torch: not in every command of `load_tests`
+    from training.soak_tables import PLOTS, file_of
 
     try:
         if record:
