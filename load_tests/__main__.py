@@ -2,7 +2,7 @@
 
 import typer
 
-from load_tests import bench_serve, capacity, soak
+from load_tests import bench_serve, capacity, compare, soak
 from load_tests.offline import bench, beside
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
@@ -10,6 +10,7 @@ app.command("serve")(bench_serve.main)
 app.command("batch")(bench.main)
 app.command("beside")(beside.main)
 app.command("capacity")(capacity.main)
+app.command("compare")(compare.main)
 app.command("soak")(soak.main)
 
 if __name__ == "__main__":

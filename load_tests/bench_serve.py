@@ -12,7 +12,6 @@ figure is the median of the rounds.
 """
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from load_tests.bare import Layout, bare_runtime
+from load_tests.rounds import median_row
 from load_tests.sent_images import Sent, encode_image, shape
 from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files
@@ -78,10 +78,6 @@ def measure_bundle(
                     measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
         finally:
             launch.stop(state)
-    rows = [
-        {key: statistics.median_low(row[key] for row in measured[count]) for key in measured[count][0]}
-        for count in connections
-    ]
     return {
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
@@ -92,7 +88,7 @@ def measure_bundle(
         "threads": layout.threads,
         "seconds_to_ready": round(ready, 1),
         "rounds": rounds,
-        "rows": rows,
+        "rows": [median_row(measured[count]) for count in connections],
     }
 
 
@@ -154,11 +150,11 @@ def main(
         for name in ("at once", "answers/s", "bare images/s", "ratio", "p50 ms", "p99 ms", "bare ms", "failed"):
             table.add_column(name, justify="right")
         for row in result["rows"]:
-            table.add_row(*map(str, row.values()))
+            table.add_row(*(str(value) for key, value in row.items() if key != "rounds"))
         Console().print(table, f"ready in {result['seconds_to_ready']} s", sep="\n")
         if record:
             key = (result["bundle"], result["precision"], device, *([result["image"]] if "image" in result else []))
             results.record("serving", " ".join(key), result)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**results.stamp(), "results": measured}, indent=2) + "\n")
+        replace_text(out, json.dumps({**results.stamp(), "command": "serve", "results": measured}, indent=2) + "\n")

@@ -56,7 +56,14 @@ def _same_label(label: str, status: int, body: bytes) -> str | None:
 
 
 def measure(
-    folder: Path, precision: Precision, sent: Sent, slo: Slo, seconds: float, rounds: int, counts: Sequence[int]
+    folder: Path,
+    precision: Precision,
+    sent: Sent,
+    slo: Slo,
+    seconds: float,
+    rounds: int,
+    counts: Sequence[int],
+    gap: float,
 ) -> Row:
     """Everything about one graph of a bundle."""
     bundle = Bundle.load(folder)
@@ -69,7 +76,7 @@ def measure(
         closed = partial(ask, server.url + asked.path, Path(image.name))
         opened = partial(offer, server.url, asked)
         start = closed(WARM_CONNECTIONS, min(WARM_S, seconds)).per_second / 2
-        knee = find_knee(_told(opened, seconds, slo, console), start, slo)
+        knee = find_knee(_told(opened, seconds, slo, console), start, slo, gap=gap)
         kept = [
             [
                 *(side_by_side(closed, opened, count, seconds, seed) for count in counts),
@@ -152,6 +159,10 @@ def main(
     slo_goodput: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of the offered requests that is answered right in time.")
     ] = 0.97,
+    gap: Annotated[
+        float,
+        typer.Option(min=1.01, help="Ratio of the rate that no longer holds to the knee at which the search ends."),
+    ] = 1.06,
     seconds: Annotated[float, typer.Option(min=1, help="Of each load.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="How often closed and open loop are compared.")] = 3,
     connections: Annotated[str, typer.Option(help="Of the closed loop, with commas.")] = "1,8,32",
@@ -171,7 +182,7 @@ def main(
         if record:
             results.require_project()
         measured = [
-            measure(bundle, one.value, image, slo, seconds, rounds, counts)
+            measure(bundle, one.value, image, slo, seconds, rounds, counts, gap)
             for one in precision or [GraphPrecision("float32")]
         ]
     except (ServingError, RuntimeError, ValueError) as error:

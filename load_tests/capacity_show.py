@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,7 @@ def show(result: dict[str, Any]) -> None:
     """Print one result."""
     console, name = Console(), f"{result['bundle']} {result['precision']}"
     console.print(_table(f"{name}: every rate tried, for {result['seconds']:g} s", TRIED, result["tried"]))
-    console.print("cores, late ms: of the load generator, how late it sent 1 % of what it could send", highlight=False)
+    console.print("cores, late ms: of the load generator, and how late it sent the latest 1 %", highlight=False)
     console.print(_table("Closed loop, and open loop at the same rate", LOOPS, result["loops"]))
     console.print(_table("Open loop", AT, result["at"]))
     limits = [row["generator_limit"] for row in result["tried"] if row["generator_limit"]]
@@ -47,7 +48,7 @@ def knee_in_words(result: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns.values():
         table.add_column(name, justify="left" if name in ("at", "breaks") else "right")
     for row in rows:

@@ -34,19 +34,31 @@ def draw(records: Sequence[dict[str, Any]]) -> Any:
                 label=f"{key.removesuffix('_ms')}, {record['precision']}",
             )
         axes.axvline(record["knee_per_second"], color=colour, linewidth=1, linestyle=":")
-        axes.annotate(
-            f"{record['precision']}: {record['knee_per_second']:g}/s",
-            (record["knee_per_second"], 0.02),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3, 0),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="bottom",
-            fontsize=9,
-            color=INK,
-        )
-    bound = records[0]["slo"]["p99_ms"]
+        _name_knee(axes, record)
+    _name_bound(axes, records[0]["slo"]["p99_ms"])
+    _scale(axes, records)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _name_knee(axes: Any, record: dict[str, Any]) -> None:
+    """Words along the line of a knee, at its upper end."""
+    axes.annotate(
+        f"{record['precision']} holds {record['knee_per_second']:g}/s",
+        (record["knee_per_second"], 0.98),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, 0),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        va="top",
+        fontsize=9,
+        color=INK,
+    )
+
+
+def _name_bound(axes: Any, bound: float) -> None:
+    """A line at what p99 may be, and words on it."""
     axes.axhline(bound, color=INK, linewidth=1)
     axes.annotate(
         f"p99 at most {bound:g} ms",
@@ -57,9 +69,6 @@ def draw(records: Sequence[dict[str, Any]]) -> Any:
         fontsize=9,
         color=INK,
     )
-    _scale(axes, records)
-    axes.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(0, 1), ncols=len(records))
-    return figure
 
 
 def _medians(record: dict[str, Any], key: str) -> list[tuple[float, float]]:
@@ -72,11 +81,11 @@ def _medians(record: dict[str, Any], key: str) -> list[tuple[float, float]]:
 
 
 def _scale(axes: Any, records: Sequence[dict[str, Any]]) -> None:
-    """Logarithmic in milliseconds, with plain numbers, and room for the legend above."""
+    """Logarithmic in milliseconds, with plain numbers."""
     latencies = [run[key] for record in records for run in record["tried"] for key in ("p50_ms", "p99_ms") if run[key]]
     low, high = min(latencies) / 1.5, max(*latencies, records[0]["slo"]["p99_ms"])
     axes.set_yscale("log")
-    axes.set_ylim(low, high * (high / low) ** 0.25)
+    axes.set_ylim(low, 1.5 * high)
     axes.set_yticks([tick for tick in TICKS if low <= tick <= 1.5 * high], minor=False)
     axes.set_yticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")

@@ -29,6 +29,7 @@ from load_tests.bare import Layout, bare_decoding, bare_runtime, read_as_served,
 from load_tests.offline.commands import OUT, PEERS, Ran, WrongLabels, check_labels, run, score_command
 from load_tests.offline.images import ImageSet, make_digits, make_photos
 from load_tests.offline.names import measure_names
+from load_tests.rounds import Row, median_row
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores
 from serving.errors import ServingError
@@ -41,8 +42,6 @@ COLUMNS = {
     "by": "by", "form": "as", "images_per_second": "images/s", "command_images_per_second": "whole command",
     "ratio": "ratio", "ratio_of_both": "of both", "peak_mb": "peak MB",
 }  # fmt: skip
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def measure_case(
         "pillow_per_second": round(middle.pillow, 1),
         "both_per_second": round(middle.both, 1),
         "limit": middle.limit,
-        "rows": [median_row(of_rounds) for of_rounds in zip(*rows, strict=True)],
+        "rows": [unless_refused(of_rounds) for of_rounds in zip(*rows, strict=True)],
     }
 
 
@@ -175,15 +174,9 @@ def decode_some(images: ImageSet, bundle: Bundle) -> NDArray[np.uint8]:
     return np.resize(decoded, (-(-len(paths) // BATCH) * BATCH, *decoded.shape[1:]))
 
 
-def median_row(rows: Sequence[Row]) -> Row:
-    """The medians of the same command's rows; if one was refused, that one."""
-    for row in rows:
-        if "refused" in row:
-            return row
-    return {
-        key: value if isinstance(value, str) else statistics.median_low(row[key] for row in rows)
-        for key, value in rows[0].items()
-    }
+def unless_refused(rows: Sequence[Row]) -> Row:
+    """The same command's rows of all rounds as one; if one was refused, that one."""
+    return next((row for row in rows if "refused" in row), None) or median_row(rows)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -247,7 +240,7 @@ def main(
         show(result)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**results.stamp(), "results": measured}, indent=2) + "\n")
+        replace_text(out, json.dumps({**results.stamp(), "command": "batch", "results": measured}, indent=2) + "\n")
     if refused := [row["refused"] for result in measured for row in result["rows"] if "refused" in row]:
         raise SystemExit("\n".join(f"error: {words}" for words in refused))
     for result in measured if record else ():

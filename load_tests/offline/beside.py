@@ -9,7 +9,6 @@ the rounds.
 
 import json
 import signal
-import statistics
 import subprocess
 import tempfile
 import time
@@ -29,6 +28,7 @@ from load_tests.offline.commands import ROOT, score_command
 from load_tests.offline.images import make_digits
 from load_tests.offline.names import write_names
 from load_tests.open_loop import Offered, offer
+from load_tests.rounds import median_row
 from load_tests.wrk import ask, require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
@@ -120,10 +120,6 @@ def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) ->
                     found[name].append(measure_beside(server.url, question, names, bundle, options, **load))
         finally:
             launch.stop(state)
-    rows = {
-        name: {key: statistics.median_low(row[key] for row in of_rounds) for key in of_rounds[0]}
-        for name, of_rounds in found.items()
-    }
     return {
         "bundle": f"{manifest.name}:{manifest.version}",
         "precision": "float32",
@@ -131,7 +127,7 @@ def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) ->
         "capacity_per_second": round(capacity, 1),
         "offered_per_second": round(load["per_second"], 1),
         "rounds": rounds,
-        "rows": rows,
+        "rows": {name: median_row(of_rounds) for name, of_rounds in found.items()},
     }
 
 
@@ -160,10 +156,10 @@ def main(
     for column in ("", "answers", "failed", "p50 ms", "p99 ms", "scored images/s"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in result["rows"].items():
-        table.add_row(name, *map(str, row.values()))
+        table.add_row(name, *(str(value) for key, value in row.items() if key != "rounds"))
     Console().print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**results.stamp(), "result": result}, indent=2) + "\n")
+        replace_text(out, json.dumps({**results.stamp(), "command": "beside", "result": result}, indent=2) + "\n")
     if record:
         results.record("beside", result["bundle"], result)
