@@ -8,7 +8,9 @@ one that got another request's image, a lost neighbour of a broken image, or a n
 failure. The file of `--mix` says what is asked; the exit code is 1 if an objective in the file of `--slo` is broken.
 """
 
+import logging
 import random
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,15 @@ from load_tests.slos import DEFAULT_SLOS, read_slos
 
 MOST_AT_ONCE = 100  # users begun or ended a second; locust warns of more
 DECK_MESSAGE = "deck"
+CHART_POINTS = 300  # at most, in the charts of the HTML report
 
 locust.stats.bucket_response_time = bucket
+locust.stats.PERCENTILES_TO_CHART = [0.5, 0.95, 0.99]
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request otherwise
 asks: list[Ask] = []  # what users send, in their order; empty until it is known
 known = Event()
 decks: list[Deck] = []  # the one of this load, on a master
+refused: list[str] = []  # why there is no load, if there is none
 
 
 @events.init_command_line_parser.add_listener
@@ -57,6 +63,7 @@ def prepare(environment: Environment, runner: Any, **_: Any) -> None:
         runner.register_message(DECK_MESSAGE, receive)
         return
     options = environment.parsed_options
+    locust.stats.HISTORY_STATS_INTERVAL_SEC = max(1, _seconds(options) // CHART_POINTS)
     try:
         _mix(options)
         read_slos(Path(options.slo))
@@ -70,10 +77,13 @@ def ask_alone(environment: Environment, **_: Any) -> None:
     runner, options = environment.runner, environment.parsed_options
     if isinstance(runner, WorkerRunner):
         return
+    known.clear()
+    refused.clear()
     try:
         deck = make_deck(environment.host, _mix(options), options.tolerance)
     except (FileError, WrongAlone) as exc:
-        raise SystemExit(f"error: {exc}") from exc
+        refused.append(str(exc))  # which ends the load at the next tick
+        return
     decks[:] = [deck]
     if isinstance(runner, MasterRunner):
         runner.send_message(DECK_MESSAGE, pack(deck))
@@ -94,11 +104,21 @@ def receive(environment: Environment, msg: Any) -> None:
     _deal(unpack(msg.data))
 
 
+@events.test_stopping.add_listener
+def count_processes(environment: Environment, **_: Any) -> None:
+    """Remember how many processes sent requests, while they are there."""
+    if not isinstance(environment.runner, WorkerRunner):
+        environment.load_processes = environment.runner.worker_count
+
+
 @events.quitting.add_listener
 def summarise(environment: Environment, **_: Any) -> None:
     """Print figures and objectives, write the summary, set the exit code."""
-    if not isinstance(environment.runner, WorkerRunner):
-        environment.process_exit_code = finish(environment)
+    if refused:
+        print(f"error: {refused[0]}", file=sys.stderr)
+        environment.process_exit_code = 1
+    elif not isinstance(environment.runner, WorkerRunner):
+        environment.process_exit_code = finish(environment, _mix(environment.parsed_options))
 
 
 class Shape(LoadTestShape):
@@ -107,11 +127,11 @@ class Shape(LoadTestShape):
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
-        """How many users there are to be now; locust asks every second."""
+        """How many users there are to be now; locust asks every second, and begins before the deck is known."""
         options = self.runner.environment.parsed_options
-        users, seconds = options.num_users or 1, options.run_time or SECONDS[options.shape]
-        elapsed = self.get_run_time()
-        if elapsed >= seconds:
+        users, seconds = options.num_users or 1, _seconds(options)
+        elapsed = self.get_run_time() if known.is_set() else 0
+        if elapsed >= seconds or refused:
             return None
         return SHAPES[options.shape](elapsed, seconds, users, options.spawn_rate or 1), min(users, MOST_AT_ONCE)
 
@@ -146,6 +166,10 @@ def _no_answer(response: Any) -> str | None:
 def _deal(deck: Deck) -> None:
     asks[:] = deck.asks()
     known.set()
+
+
+def _seconds(options: Namespace) -> int:
+    return options.run_time or SECONDS[options.shape]
 
 
 def _mix(options: Namespace) -> Mix:
