@@ -19,7 +19,7 @@ import locust.stats
 from gevent.event import Event
 from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from load_tests.asks import Ask
 from load_tests.deck import Deck, make_deck, pack, unpack
@@ -32,7 +32,7 @@ from load_tests.shapes import SECONDS, SHAPES
 from load_tests.slos import DEFAULT_SLOS, read_slos
 
 MOST_AT_ONCE = 100  # users begun or ended a second; locust warns of more
-DECK_MESSAGE = "deck"
+DECK, DECK_WANTED = "deck", "deck wanted"  # messages
 CHART_POINTS = 300  # at most, in the charts of the HTML report
 
 locust.stats.bucket_response_time = bucket
@@ -60,8 +60,11 @@ def add_options(parser: Any) -> None:
 def prepare(environment: Environment, runner: Any, **_: Any) -> None:
     """Refuse bad files before any request; on a worker, wait for what the master sends."""
     if isinstance(runner, WorkerRunner):
-        runner.register_message(DECK_MESSAGE, receive)
+        runner.register_message(DECK, receive)
+        runner.send_message(DECK_WANTED)  # it may have joined a load that runs already
         return
+    if isinstance(runner, MasterRunner):
+        runner.register_message(DECK_WANTED, send)
     options = environment.parsed_options
     locust.stats.HISTORY_STATS_INTERVAL_SEC = max(1, _seconds(options) // CHART_POINTS)
     try:
@@ -75,7 +78,7 @@ def prepare(environment: Environment, runner: Any, **_: Any) -> None:
 def ask_alone(environment: Environment, **_: Any) -> None:
     """Learn the right answers from an idle server, and let the clock begin after that."""
     runner, options = environment.runner, environment.parsed_options
-    if isinstance(runner, WorkerRunner):
+    if not isinstance(runner, LocalRunner | MasterRunner):  # a worker, which may have no runner yet
         return
     known.clear()
     refused.clear()
@@ -86,21 +89,20 @@ def ask_alone(environment: Environment, **_: Any) -> None:
         return
     decks[:] = [deck]
     if isinstance(runner, MasterRunner):
-        runner.send_message(DECK_MESSAGE, pack(deck))
+        runner.send_message(DECK, pack(deck))
     _deal(deck)
     runner.stats.clear_all()
     environment.shape_class.reset_time()
 
 
-@events.worker_connect.add_listener
-def send_to_late_worker(client_id: str, **_: Any) -> None:
-    """A worker that joins a load which runs already needs its deck too."""
+def send(environment: Environment, msg: Any) -> None:
+    """On a master: give a worker the deck, if there is one yet; otherwise it comes when the load begins."""
     if decks:
-        Shape.runner.send_message(DECK_MESSAGE, pack(decks[0]), client_id)
+        environment.runner.send_message(DECK, pack(decks[0]), msg.node_id)
 
 
 def receive(environment: Environment, msg: Any) -> None:
-    """What the master has learned."""
+    """On a worker: take what the master has learned."""
     _deal(unpack(msg.data))
 
 
