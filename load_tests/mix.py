@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, create_model, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator
 
 from load_tests.kinds import Kind
 from training.schema import TomlSection, problems
@@ -28,10 +28,10 @@ class Mix(TomlSection):
 
     @field_validator("models", "kinds")
     @classmethod
-    def _weighs_something(cls, section: Any) -> Any:
-        weights = dict(section)
+    def _weighs_something(cls, section: Any, info: ValidationInfo) -> Any:
+        weights = section.model_dump(exclude_unset=True) if isinstance(section, Kinds) else dict(section)
         if not any(weights.values()):
-            raise ValueError(f"a mix must have a model and a kind with a weight above 0, got {weights}")
+            raise ValueError(f"{info.field_name} must have a weight above 0, got {weights or 'none'}")
         return section
 
     @property
