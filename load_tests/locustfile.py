@@ -123,6 +123,12 @@ def summarise(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = finish(environment, _mix(environment.parsed_options))
 
 
+class WrongAnswer(Exception):
+    """What locust shows in its tables and its report, where a text would be shown as Python's."""
+
+    __repr__ = Exception.__str__
+
+
 class Shape(LoadTestShape):
     """Users as `--shape`, `--users` and `--run-time` say."""
 
@@ -158,7 +164,7 @@ class Client(FastHttpUser):
             ask.path, name=ask.kind, data=ask.body, headers=dict(ask.headers), catch_response=True
         ) as response:
             problem = _no_answer(response) or ask.check(response.status_code, response.content or b"")
-            response.failure(problem) if problem else response.success()
+            response.failure(WrongAnswer(problem)) if problem else response.success()
 
 
 def _no_answer(response: Any) -> str | None:
