@@ -27,25 +27,25 @@ def differs(right: Json, got: Json, tolerance: float = TOLERANCE) -> str | None:
         tolerance: how far probabilities may be apart.
     """
     try:
+        if "error" in right or "error" in got:
+            return _unequal("answer", _outcome(right), _outcome(got))
         if "predictions" in right:
             return _lists_differ(right["predictions"], got["predictions"], tolerance)
         if "outputs" in right:
             return _lists_differ(_rows(right), _rows(got), tolerance)
-        if "error" in right:
-            return _unequal("error", _code(right), _code(got))
         return _answers_differ(right, got, tolerance)
     except (KeyError, TypeError, AttributeError, IndexError) as exc:
         return f"answer must have the parts of the one alone, got one without {exc}"
 
 
 def code_of(body: Json) -> str | None:
-    """The error's code in a body of either protocol."""
-    return _code(body) if "error" in body else None
+    """The error's code in a body of either protocol, or None where there is no error."""
+    error = body.get("error", {})
+    code: str | None = error.partition(":")[0] if isinstance(error, str) else error.get("code")
+    return code
 
 
 def _answers_differ(right: Json, got: Json, tolerance: float) -> str | None:
-    if "error" in got:
-        return f"answer must be {right['label']}, got the error {_code(got)}"
     problem = _unequal("model", right["model"]["name"], got["model"]["name"])
     if problem is None and "top_k" in right:
         problem = _unequal("length of top_k", len(right["top_k"]), len(got["top_k"]))
@@ -67,12 +67,13 @@ def _probabilities_differ(right: Json, got: Json, tolerance: float) -> str | Non
 
 
 def _lists_differ(right: list[Any], got: list[Any], tolerance: float) -> str | None:
-    problem = _unequal("number of answers", len(right), len(got))
-    for position, (one, other) in enumerate(zip(right, got, strict=False)):
-        problem = problem or differs(one, other, tolerance)
+    if len(right) != len(got):
+        return _unequal("number of answers", len(right), len(got))
+    for position, (one, other) in enumerate(zip(right, got, strict=True)):
+        problem = differs(one, other, tolerance)
         if problem is not None:
             return f"image {position}: {problem}"
-    return problem
+    return None
 
 
 def _rows(body: Json) -> list[Json]:
@@ -86,10 +87,8 @@ def _rows(body: Json) -> list[Json]:
     return [{"label": label, "probabilities": row, "model": model} for label, row in zip(labels, rows, strict=True)]
 
 
-def _code(body: Json) -> str | None:
-    error = body["error"]
-    code: str | None = error.partition(":")[0] if isinstance(error, str) else error.get("code")
-    return code
+def _outcome(body: Json) -> str:
+    return f"the error {code_of(body)}" if "error" in body else body.get("label", "one without an error")
 
 
 def _unequal(what: str, right: object, got: object) -> str | None:
