@@ -148,7 +148,7 @@ def _write(figures: dict[str, Any], out: Path | None, report: Path | None, plot:
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps(figures, indent=2) + "\n")
+        replace_text(out, json.dumps({"command": "soak", **figures}, indent=2) + "\n")
     if report is not None:
         write_report(figures, report)
     if plot is not None:
