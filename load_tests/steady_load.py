@@ -19,7 +19,8 @@ from load_tests.asks import Ask
 from load_tests.open_loop import Offered, Sample, offer
 from load_tests.outcomes import Outcome, outcome_of, told_apart
 
-WINDOWS_AT_ONCE = 24  # that wait for their last answers
+WINDOWS_AT_ONCE = 32  # that wait for their last answers
+TIMEOUT_S = 90.0  # for an answer: several times what it takes to replace a worker that hangs
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class SteadyLoad:
     def _ask(self) -> None:
         due, seed = time.monotonic(), 0
         while not self._ended.wait(max(0.0, due - time.monotonic())):
-            self._pool.submit(offer, *self._load, seed=seed).add_done_callback(self._note)
+            self._pool.submit(offer, *self._load, seed=seed, timeout_s=TIMEOUT_S).add_done_callback(self._note)
             due, seed = due + self._window_s, seed + 1
 
     def _note(self, part: "Future[Offered]") -> None:

@@ -4,7 +4,9 @@ import html
 import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from load_tests.asks import Ask
 from load_tests.faults import FAULTS, Happened
 from load_tests.outcomes import outcome_of, told_apart
 from load_tests.promises import is_calm, of_latency, of_processes, of_requests
-from load_tests.steady_load import Failure, Window
+from load_tests.steady_load import Failure, SteadyLoad, Window
 from load_tests.trends import DESCRIPTORS, LATENCY, MEMORY, flat, floors, steady
 from load_tests.watch import ROLES, History, Watch
 from serving.torchserve.state import Server
@@ -191,6 +193,44 @@ def test_processes_that_have_ended_are_not_judged_and_warming_up_is_no_leak() ->
     assert sum("memory of worker" in line.asked for line in lines) == 1
     (missing,) = (line for line in of_processes(histories[1:]) if not line.is_kept)
     assert (missing.asked, missing.got) == ("java must be there to the end", "0 running")
+
+
+# The load
+
+
+def test_a_load_goes_on_window_by_window_and_its_failures_are_kept() -> None:
+    class Slow(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            time.sleep(0.5)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asks = [
+        Ask(kind, "/", kind.encode(), check=lambda _, body: None if body == b"good" else "bad")
+        for kind in ("good", "bad")
+    ]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        with SteadyLoad(f"http://127.0.0.1:{http.server_port}", asks, 20, window_s=1, began=time.monotonic()) as load:
+            time.sleep(3.5)
+        http.shutdown()
+
+    assert len(load.windows) >= 2
+    assert [one.at_s for one in load.windows] == sorted(one.at_s for one in load.windows)
+    right, wrong = (sum(one.outcomes.get(outcome, 0) for one in load.windows) for outcome in ("right", "wrong"))
+    assert right + wrong == sum(one.requests for one in load.windows) > 20
+    assert {(one.kind, one.outcome, one.problem) for one in load.failures} == {("bad", "wrong", "wrong: bad")}
+    assert len(load.failures) == wrong > 0
+    assert all(one.ended_s - one.sent_s >= 0.49 for one in load.failures)
+    assert min(one.p50_ms or 0 for one in load.windows) >= 500
 
 
 # Processes
