@@ -24,6 +24,7 @@ from load_tests.watch import ROLES, History, Watch
 from serving.torchserve.state import Server
 from training.soak_plot import draw, save_svg
 from training.soak_tables import file_of, soak_lines, soak_table
+from training.tables import results_page
 
 MINUTE = 60.0
 DIED = b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}'
@@ -320,6 +321,8 @@ def _is_recorded_well(record: dict, drawn: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.svg").read_bytes() == drawn.read_bytes()
     assert f"(plots/{file_of('tiny-mda:1 float32')})" in soak_table(results)
     assert soak_lines(results).count("\n- ") == len(record["lines"])
+    assert soak_table(results) in results_page(results)
+    assert "Soak" not in results_page({})
 
 
 @pytest.mark.parametrize(
