@@ -2,7 +2,7 @@
 
 import typer
 
-from load_tests import bench_serve, capacity, compare
+from load_tests import bench_serve, capacity, compare, soak
 from load_tests.growth import command as growth
 from load_tests.offline import bench, beside
 
@@ -13,6 +13,7 @@ app.command("beside")(beside.main)
 app.command("capacity")(capacity.main)
 app.command("compare")(compare.main)
 app.command("growth")(growth.main)
+app.command("soak")(soak.main)
 
 if __name__ == "__main__":
     app()

@@ -206,4 +206,6 @@ if __name__ == "__main__":
     sender = Sender(pickle.load(sys.stdin.buffer))
     gc.freeze()
     gc.disable()  # its pauses would be in the latencies
-    pickle.dump(uvloop.run(sender.run()), sys.stdout.buffer)
+    sent = uvloop.run(sender.run())
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        pickle.dump(sent, out)

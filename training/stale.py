@@ -90,4 +90,5 @@ TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "beside": _of_graph,
     "capacity": _of_graph,
     "growth": _of_growth,
+    "soak": _of_graph,
 }

@@ -20,6 +20,7 @@ from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
+from training.soak_tables import soak_section
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
 from training.stranger_tables import ood_table
 
@@ -126,6 +127,7 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         *_on_beside(results),
         *capacity_section(results),
         *_on_growth(results),
+        *soak_section(results),
     )
 
 
