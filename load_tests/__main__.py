@@ -5,6 +5,7 @@ import typer
 from load_tests import bench_serve, capacity, compare, soak
 from load_tests.growth import command as growth
 from load_tests.offline import bench, beside
+from load_tests.peers import command as peers
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
 app.command("serve")(bench_serve.main)
@@ -14,6 +15,7 @@ app.command("capacity")(capacity.main)
 app.command("compare")(compare.main)
 app.command("growth")(growth.main)
 app.command("soak")(soak.main)
+app.command("peers")(peers.main)
 
 if __name__ == "__main__":
     app()

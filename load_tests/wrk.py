@@ -9,13 +9,15 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 SCRIPT = """
 wrk.method = "POST"
 wrk.body = io.open("{image}", "rb"):read("*a")
+{headers}
 local paths, requests, sent = {{{paths}}}, {{}}, 0
 if #paths > 0 then
   request = function()
@@ -51,10 +53,19 @@ class Load:
     failed: int
 
 
-def ask(url: str, image: Path, connections: int, seconds: float, paths: Sequence[str] = ()) -> Load:
-    """Have wrk post an image over and over; to several paths in turn, if some are given, instead of the URL's."""
+def ask(
+    url: str,
+    image: Path,
+    connections: int,
+    seconds: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    paths: Sequence[str] = (),
+) -> Load:
+    """Have wrk post a file over and over; to several paths in turn, if some are given, instead of the URL's."""
+    lines = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
+    quoted = ", ".join(f'"{path}"' for path in paths)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SCRIPT.format(image=image, paths=", ".join(f'"{path}"' for path in paths)))
+        script.write(SCRIPT.format(image=image, headers=lines, paths=quoted))
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -91,4 +91,5 @@ TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "capacity": _of_graph,
     "growth": _of_growth,
     "soak": _of_graph,
+    "peers": _of_graph,
 }

@@ -18,6 +18,7 @@ from training.files import replace_text
 from training.growth_tables import growth_table
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
+from training.peers_tables import peers_text
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
 from training.soak_tables import soak_section
@@ -128,6 +129,7 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         *capacity_section(results),
         *_on_growth(results),
         *soak_section(results),
+        *peers_text(results),
     )
 
 

@@ -45,7 +45,7 @@ def _asked(up: Served, count: int, image: Path, seconds: int) -> Sequence[Readin
     return (
         rate(ONE, count, ask(one, image, CONNECTIONS, seconds), seconds),
         rate(CROWD, count, ask(one, image, MORE, seconds), seconds),
-        rate(ALL, count, ask(one, image, CONNECTIONS, seconds, paths), seconds),
+        rate(ALL, count, ask(one, image, CONNECTIONS, seconds, paths=paths), seconds),
         Reading(MEMORY, count, memory_bytes(up) / 1e6, count),
         Reading(READY, count, up.ready_s, count),
     )
