@@ -72,7 +72,6 @@ def _moment(row: Mapping[str, Any]) -> dict[str, Any]:
         "requests_per_second": "current_rps",
         "failures_per_second": "current_fail_per_sec",
         "p50_ms": "response_time_percentile_0.5",
-        "p95_ms": "response_time_percentile_0.95",
         "p99_ms": "response_time_percentile_0.99",
     }
     return {"time": row["time"], **{name: row[key][1] for name, key in names.items()}}

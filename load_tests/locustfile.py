@@ -10,11 +10,13 @@ failure. The file of `--mix` says what is asked; the exit code is 1 if an object
 
 import logging
 import random
+import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import gevent
 import locust.stats
 from gevent.event import Event
 from locust import FastHttpUser, LoadTestShape, constant, events, task
@@ -36,7 +38,7 @@ DECK, DECK_WANTED = "deck", "deck wanted"  # messages
 CHART_POINTS = 300  # at most, in the charts of the HTML report
 
 locust.stats.bucket_response_time = bucket
-locust.stats.PERCENTILES_TO_CHART = [0.5, 0.95, 0.99]
+locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99]  # a third has nearly the colour of the second
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request otherwise
 asks: list[Ask] = []  # what users send, in their order; empty until it is known
 known = Event()
@@ -52,22 +54,26 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--slo", default=str(DEFAULT_SLOS), help="TOML file: what must hold, or exit code 1")
     parser.add_argument("--shape", choices=[*SHAPES], default="steady", help="how users come and go; --users at most")
     parser.add_argument("--summary", default="", help="JSON file to write, with all figures")
-    help_ = "how far a probability may be from the one alone; 0.01 for float16"
+    help_ = "how far a probability may be from the one alone"
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=help_)
 
 
 @events.init.add_listener
 def prepare(environment: Environment, runner: Any, **_: Any) -> None:
     """Refuse bad files before any request; on a worker, wait for what the master sends."""
+    options = environment.parsed_options
+    if options.headless or options.worker:  # so that Ctrl-C ends a load as its time does, with all reports
+        gevent.signal_handler(signal.SIGINT, runner.quit)
     if isinstance(runner, WorkerRunner):
         runner.register_message(DECK, receive)
         runner.send_message(DECK_WANTED)  # it may have joined a load that runs already
         return
     if isinstance(runner, MasterRunner):
         runner.register_message(DECK_WANTED, send)
-    options = environment.parsed_options
     locust.stats.HISTORY_STATS_INTERVAL_SEC = max(1, _seconds(options) // CHART_POINTS)
     try:
+        if not 0 <= options.tolerance < 1:
+            raise FileError(f"--tolerance must be at least 0 and below 1, got {options.tolerance:g}")
         _mix(options)
         read_slos(Path(options.slo))
     except FileError as exc:
@@ -83,7 +89,9 @@ def ask_alone(environment: Environment, **_: Any) -> None:
     known.clear()
     refused.clear()
     try:
-        deck = make_deck(environment.host, _mix(options), options.tolerance)
+        mix = _mix(options)
+        print(f"asking {', '.join(mix.models)} each request of the mix once, alone", file=sys.stderr)
+        deck = make_deck(environment.host, mix, options.tolerance)
     except (FileError, WrongAlone) as exc:
         refused.append(str(exc))  # which ends the load at the next tick
         return

@@ -38,10 +38,10 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
     return write_text
 
 
-def test_every_kind_is_answered_right_under_load(server: Server, tmp_path: Path) -> None:
+def test_every_kind_of_two_models_is_answered_right_under_load(server: Server, tmp_path: Path) -> None:
     report, summary = tmp_path / "report.html", tmp_path / "new" / "summary.json"
 
-    result = locust(server.url, "--model", "tiny-mda-ts", "--html", report, "--summary", summary)
+    result = locust(server.url, "--model", "tiny-mda-ts,tiny-softmax", "--html", report, "--summary", summary)
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert " 0 failures (0.00%)" in result.stdout
@@ -55,7 +55,8 @@ def test_every_kind_is_answered_right_under_load(server: Server, tmp_path: Path)
         assert figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
     assert (found["shape"], found["users"], found["load_processes"]) == ("steady", 4, 1)
     assert {"machine", "date", "mix", "over_time"} <= found.keys()
-    assert found["mix"]["models"] == {"tiny-mda-ts": 1}
+    assert found["mix"]["models"] == {"tiny-mda-ts": 1, "tiny-softmax": 1}
+    assert all(name.endswith((" (tiny-mda-ts)", " (tiny-softmax)")) for name in found["kinds"])
     assert all(objective["held"] is not False for objective in found["objectives"])
 
 
