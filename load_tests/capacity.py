@@ -13,6 +13,7 @@ that wrk has just found; last the open loop at the knee and at half of it. Figur
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -39,6 +40,28 @@ from training.files import replace_text
 WARM_S = 5.0
 WARM_CONNECTIONS = 8
 
+Closed = Callable[[int, float], Load]
+Opened = Callable[[float, float, int], Offered]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is asked of a server, and how it is found out.
+
+    Attributes:
+        slo: what must hold.
+        seconds: of each load.
+        rounds: how often both loops are compared.
+        connections: of the closed loop, a row each.
+        gap: see `find_knee`.
+    """
+
+    slo: Slo
+    seconds: float
+    rounds: int
+    connections: Sequence[int]
+    gap: float
+
 
 def question(bundle: Bundle, image: bytes, precision: Precision) -> Ask:
     """An image, whose answer must have the label that the graph gives without a server."""
@@ -55,60 +78,55 @@ def _same_label(label: str, status: int, body: bytes) -> str | None:
     return None if got == label else f"label must be {label}, got {got}"
 
 
-def measure(
-    folder: Path,
-    precision: Precision,
-    sent: Sent,
-    slo: Slo,
-    seconds: float,
-    rounds: int,
-    counts: Sequence[int],
-    gap: float,
-) -> Row:
+def measure(folder: Path, precision: Precision, sent: Sent, search: Search) -> Row:
     """Everything about one graph of a bundle."""
     bundle = Bundle.load(folder)
-    name = f"{bundle.manifest.name}:{bundle.manifest.version}"
     asked = question(bundle, encode_image(sent, bundle), precision)
-    console = Console(stderr=True)
     with served(folder, precision) as server, NamedTemporaryFile() as image:
         image.write(asked.body)
         image.flush()
         closed = partial(ask, server.url + asked.path, Path(image.name))
-        opened = partial(offer, server.url, asked)
-        start = closed(WARM_CONNECTIONS, min(WARM_S, seconds)).per_second / 2
-        knee = find_knee(_told(opened, seconds, slo, console), start, slo, gap=gap)
-        kept = [
-            [
-                *(side_by_side(closed, opened, count, seconds, seed) for count in counts),
-                *at_knee(opened, knee, seconds, seed),
-            ]
-            for seed in track(range(rounds), f"{name} {precision}, closed and open loop", console=console)
-        ]
-    rows = [median_row(of_rounds) for of_rounds in zip(*kept, strict=True)]
+        measured = measure_server(closed, partial(offer, server.url, asked), search)
     return {
-        "bundle": name,
+        "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
         "digest": bundle.manifest.sha256[graph_files(precision)[0]],
         "image": sent.value,
         "image_bytes": len(asked.body),
-        "slo": {"p99_ms": slo.p99_ms, "goodput": slo.goodput},
-        "seconds": seconds,
-        "rounds": rounds,
+        "slo": {"p99_ms": search.slo.p99_ms, "goodput": search.slo.goodput},
+        "seconds": search.seconds,
+        "rounds": search.rounds,
+        **measured,
+    }
+
+
+def measure_server(closed: Closed, opened: Opened, search: Search) -> Row:
+    """The knee, and then both loops in rounds; `closed` takes connections and seconds, `opened` rate, seconds, seed."""
+    console, seconds = Console(stderr=True), search.seconds
+    warm = closed(WARM_CONNECTIONS, min(WARM_S, seconds))
+    if not warm.per_second:
+        raise RuntimeError(f"the server must answer, got {warm.failed} requests without an answer")
+    knee = find_knee(_told(opened, search, console), warm.per_second / 2, search.slo, gap=search.gap)
+    pairs, at = list[list[Row]](), list[list[Row]]()
+    for seed in track(range(search.rounds), "closed and open loop", console=console):
+        pairs.append([side_by_side(closed, opened, count, seconds, seed) for count in search.connections])
+        at.append(at_knee(opened, knee, seconds, seed))
+    return {
         "knee_per_second": round(knee.per_second, 1),
         "breaks_at_per_second": round(knee.breaks_at, 1),
         "knee_runs": [len(knee.runs), sum(run.broken is None for run in knee.runs)],
         "tried": [tried_row(run) for run in sorted(knee.tried, key=lambda run: (run.per_second, run.seed))],
-        "loops": rows[: len(counts)],
-        "at": rows[len(counts) :],
+        "loops": [median_row(rows) for rows in zip(*pairs, strict=True)],
+        "at": [median_row(rows) for rows in zip(*at, strict=True)],
     }
 
 
-def _told(opened: Callable[..., Offered], seconds: float, slo: Slo, console: Console) -> TryRate:
+def _told(opened: Opened, search: Search, console: Console) -> TryRate:
     """Offers a rate, and says on the way what came of it."""
 
     def try_rate(rate: float, seed: int) -> Offered:
-        offered = opened(rate, seconds, seed)
-        verdict = slo.broken(offered) or f"holds, p99 {offered.percentile(99):.1f} ms"
+        offered = opened(rate, search.seconds, seed)
+        verdict = search.slo.broken(offered) or f"holds, p99 {offered.percentile(99):.1f} ms"
         limit = f"; {offered.generator_limit}" if offered.generator_limit else ""
         console.print(f"{rate:.1f} requests/s: {verdict}{limit}", highlight=False, soft_wrap=True)
         return offered
@@ -116,9 +134,7 @@ def _told(opened: Callable[..., Offered], seconds: float, slo: Slo, console: Con
     return try_rate
 
 
-def side_by_side(
-    closed: Callable[..., Load], opened: Callable[..., Offered], count: int, seconds: float, seed: int
-) -> Row:
+def side_by_side(closed: Closed, opened: Opened, count: int, seconds: float, seed: int) -> Row:
     """The closed loop over so many connections, and the open loop at the rate that this has found."""
     load = closed(count, seconds)
     figures = opened(load.per_second, seconds, seed).figures()
@@ -132,7 +148,7 @@ def side_by_side(
     }
 
 
-def at_knee(opened: Callable[..., Offered], knee: Knee, seconds: float, seed: int) -> list[Row]:
+def at_knee(opened: Opened, knee: Knee, seconds: float, seed: int) -> list[Row]:
     """The open loop at half of the knee and at the knee."""
     loads = {"half of the knee": knee.per_second / 2, "the knee": knee.per_second}
     return [{"at": name, **opened(rate, seconds, seed).figures()} for name, rate in loads.items()]
@@ -177,14 +193,12 @@ def main(
     from training.capacity_plot import draw, record_plots, save_svg
 
     require_wrk()
-    slo, counts = Slo(slo_p99_ms, slo_goodput), read_counts(connections)
+    search = Search(Slo(slo_p99_ms, slo_goodput), seconds, rounds, read_counts(connections), gap)
     try:
         if record:
             results.require_project()
-        measured = [
-            measure(bundle, one.value, image, slo, seconds, rounds, counts, gap)
-            for one in precision or [GraphPrecision("float32")]
-        ]
+        chosen = precision or [GraphPrecision("float32")]
+        measured = [measure(bundle, one.value, image, search) for one in chosen]
     except (ServingError, RuntimeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
     for result in measured:

@@ -54,7 +54,7 @@ def _walk(node: Any, path: Path, rounds: Sequence[Any], is_rate: bool | None) ->
     if isinstance(node, Mapping):
         is_rate, rounds = node.get("is_rate", is_rate), _rounds(node) or rounds
         for key, value in node.items():
-            if key in NUMBERED or _is_skipped(key):
+            if _is_skipped(key) or (key in NUMBERED and is_number(value)):
                 continue
             below = [one[key] for one in rounds if isinstance(one, Mapping) and key in one]
             if is_number(value):

@@ -2,14 +2,14 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
+from load_tests.__main__ import app
 from load_tests.changes import judge, more_is_better
 from load_tests.compare import Incomparable, compare, kind_of, warnings
 from load_tests.measured import Figure, figures
@@ -177,9 +177,8 @@ def test_another_machine_and_another_bundle_are_warned_of() -> None:
     ]
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "load_tests", "compare", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
 
 
 def test_the_command_says_what_got_worse_and_its_exit_code_does(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_the_command_says_what_got_worse_and_its_exit_code_does(tmp_path: Path) 
         command(*arguments) for arguments in ((old, new), (old, new, "--fail-if-worse"), (new, old, "--fail-if-worse"))
     )
 
-    assert (said.returncode, failed.returncode, backwards.returncode) == (0, 1, 0)
+    assert (said.exit_code, failed.exit_code, backwards.exit_code) == (0, 1, 0)
     assert said.stderr == "warning: machine differs: 2 CPU cores before, 8 CPU cores after\n"
     first, second, last = said.stdout.splitlines()
     assert first == "results / some:1, int8 / rows / connections 8"
@@ -204,9 +203,9 @@ def test_the_command_refuses_what_it_cannot_compare(tmp_path: Path) -> None:
     old.write_text(json.dumps(OLD))
     broken.write_text("{")
 
-    other, unread = command(old, "docs/results.json"), command(old, broken)
+    other, unread = command(old, ROOT / "docs" / "results.json"), command(old, broken)
 
-    assert (other.returncode, unread.returncode) == (2, 2)
+    assert (other.exit_code, unread.exit_code) == (2, 2)
     assert other.stderr == "error: both files must be of the same command, got serve and docs/results.json\n"
     assert unread.stderr.startswith(f"error: {broken} must be a JSON file, got ")
 
