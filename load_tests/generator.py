@@ -110,6 +110,7 @@ class Sender:
         if self.left:
             await self.finished.wait()
         cpu_s = time.process_time() - cpu
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for connection in self.connections:
             connection.transport.abort()
         done = self.sent_s, self.done_s, self.waited, self.outcome
@@ -207,5 +208,6 @@ if __name__ == "__main__":
     gc.freeze()
     gc.disable()  # its pauses would be in the latencies
     sent = uvloop.run(sender.run())
-    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+    # Buffered, which sys.stdout.buffer is not if PYTHONUNBUFFERED is set: a signal would cut a write short.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:  # noqa: PTH123
         pickle.dump(sent, out)

@@ -147,9 +147,9 @@ def _shown(failures: Sequence[Failure]) -> str:
     """How many, and the commonest of them."""
     if not failures:
         return "0"
-    (problem, count), *_ = Counter(one.problem for one in failures).most_common(1)
-    first = next(one for one in failures if one.problem == problem)
-    return f"{len(failures)}: {count} of {first.kind}, first at {first.sent_s:.1f} s: {problem}"
+    ((kind, problem), count), *_ = Counter((one.kind, one.problem) for one in failures).most_common(1)
+    first = next(one for one in failures if (one.kind, one.problem) == (kind, problem))
+    return f"{len(failures):,}: {count:,} of {kind}, first at {first.sent_s:.1f} s: {problem}"
 
 
 def _pause(history: History) -> float:

@@ -1,24 +1,36 @@
 """The open loop against small servers whose delays and faults are known."""
 
+import fcntl
 import http.client
 import json
 import math
+import os
+import pickle
+import signal
 import socketserver
+import struct
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import free_port
+from conftest import free_port, until
 
 from load_tests.asks import Ask
 from load_tests.offered import Offered, Sample
 from load_tests.open_loop import arrivals, draws, offer
+from load_tests.plan import Plan
 
+ROOT = Path(__file__).resolve().parents[1]
 ASK = Ask("image", "/", b"image")
+PIPE = 65_536  # bytes that one holds
 
 
 class QuietServer(ThreadingHTTPServer):
@@ -273,3 +285,28 @@ def test_a_generator_that_cannot_keep_up_says_so() -> None:
     assert Offered([], 1, 0, generator_cpu=0.1, generator_late_ms=1).generator_limit is None
     assert "0.95 of its one core" in (Offered([], 1, 0, generator_cpu=0.95).generator_limit or "")
     assert "more than 40 ms late" in (Offered([], 1, 0, 0.1, generator_late_ms=40).generator_limit or "")
+
+
+def test_a_signal_while_the_generator_hands_over_what_it_has_loses_nothing() -> None:
+    due = [0.0] * 4000  # more than a pipe holds
+    plan = Plan("127.0.0.1", free_port(), [b"nobody is there"], due, [0] * len(due), 100, 5.0)
+    command = [sys.executable, "-m", "load_tests.generator"]
+    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=unbuffered, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(pickle.dumps(plan))
+        process.stdin.close()
+        until(lambda: _waiting(process.stdout) >= PIPE)
+
+        process.send_signal(signal.SIGALRM)
+        time.sleep(0.2)
+        sent = pickle.loads(process.stdout.read())
+
+    assert len(sent.sent_s) == len(sent.outcome) == len(due)
+    assert {type(outcome[1]) for outcome in sent.outcomes} == {str}
+
+
+def _waiting(stream: object) -> int:
+    """Bytes in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, b"\0" * 4))[0]  # type: ignore[call-overload, no-any-return]

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from serving.page import filled_in
 from training.figures import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, new_figure, plain
@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).with_name("soak.html.jinja")
 FAULT = "#F3EEDF"
 OUTCOMES = {"refused": (SKY, ""), "cut": (ORANGE, "//"), "lost": (RED, "xx"), "hung": (PINK, ".."), "wrong": (INK, "")}
 STYLES = {"java": (BLUE, "-"), "worker": (RED, "--"), "exporter": (GREEN, ":"), "keeper": (PINK, "-.")}
+STEPS_S, TICKS = (10, 20, 30, 60, 120, 300, 600, 1800, 3600), 12
 FONT = 9
 
 
@@ -40,7 +41,11 @@ def draw(record: dict[str, Any]) -> Figure:
     _name(axes[0], record["faults"])
     axes[-1].set_xlabel("time, minutes:seconds", fontsize=FONT)
     axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds // 60:.0f}:{seconds % 60:02.0f}"))
-    axes[-1].set_xlim(0, max(one["at_s"] + one["seconds"] for one in record["windows"]))
+    seconds = max(one["at_s"] + one["seconds"] for one in record["windows"])
+    axes[-1].set_xlim(0, seconds)
+    axes[-1].xaxis.set_major_locator(
+        MultipleLocator(next((one for one in STEPS_S if seconds / one <= TICKS), STEPS_S[-1]))
+    )
     figure.align_ylabels(axes)
     figure.suptitle(
         f"{record['bundle']} {record['precision']}, {record['per_second']:g} requests/s; {record['machine']}",
