@@ -41,11 +41,11 @@ def _line(total: Figures) -> str:
 def _summary(
     environment: Any, mix: Mix, total: Figures, by_name: Mapping[str, Figures], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    from training import results  # which imports torch
+    from training.machine import stamp  # which imports torch
 
     options, stats = environment.parsed_options, environment.stats
     return {
-        **results.stamp(),
+        **stamp(),
         "shape": options.shape,
         "users": options.num_users,
         "seconds": options.run_time or SECONDS[options.shape],
