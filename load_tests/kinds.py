@@ -9,6 +9,7 @@ as their weights say: whoever sends them in their order, over and over, sends th
 
 import base64
 import json
+import os
 import random
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ import httpx
 from load_tests.asks import Ask
 from load_tests.pictures import camera_photo, corrupt, oversized, sketch
 from load_tests.same_answer import TOLERANCE, code_of, differs
+from serving.keys import client_key
 
 PICTURES = 8  # different ones of a format
 IMAGES_IN_JSON = 8
@@ -146,13 +148,19 @@ def shuffled(known: Sequence[Known], mix: Mapping[str, int], seed: int = 0) -> l
 
 
 def learn(url: str, asked: Sequence[Question]) -> list[Known]:
-    """Ask each question once, one after the other, of an idle server.
+    """Ask each question once, one after the other, of an idle server, with the key in the environment if there is one.
 
     Raises:
         WrongAlone: if one is not answered, or not as its kind must be.
     """
-    with httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
+    with httpx.Client(base_url=url, headers=key_headers(), timeout=TIMEOUT_S, trust_env=False) as client:
         return [Known(question, _alone(client, question)) for question in asked]
+
+
+def key_headers() -> dict[str, str]:
+    """What names the key in DISCRIMINANT_INFERENCE_KEY, for a server that asks for one."""
+    key = client_key(None, os.environ)
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def _alone(client: httpx.Client, question: Question) -> Mapping[str, Any]:

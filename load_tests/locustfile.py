@@ -26,7 +26,7 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 from load_tests.asks import Ask
 from load_tests.deck import Deck, make_deck, pack, unpack
 from load_tests.figures import bucket
-from load_tests.kinds import WrongAlone
+from load_tests.kinds import WrongAlone, key_headers
 from load_tests.load_report import finish
 from load_tests.mix import DEFAULT_MIX, FileError, Mix, read_mix
 from load_tests.same_answer import TOLERANCE
@@ -156,7 +156,7 @@ class Client(FastHttpUser):
     """Sends one request after the other, without pause."""
 
     wait_time = constant(0)
-    default_headers = {"Accept": "application/json"}  # noqa: RUF012  locust's own attribute
+    default_headers = {"Accept": "application/json", **key_headers()}  # noqa: RUF012  locust's own attribute
 
     def on_start(self) -> None:
         """Begin somewhere in the mix."""
