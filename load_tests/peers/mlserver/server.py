@@ -1,0 +1,42 @@
+"""Writes MLServer's settings into the current folder and becomes `mlserver start` on it.
+
+python -m load_tests.peers.mlserver.server BUNDLE PRECISION PORT CORES
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from load_tests.peers.answering import read_arguments
+
+MAX_BATCH, WAIT_S = 32, 1e-4
+
+
+def main() -> None:
+    """Become MLServer."""
+    given = read_arguments()
+    server = {
+        "debug": False,
+        "host": "127.0.0.1",
+        "http_port": given.port,
+        "grpc_port": 0,
+        "parallel_workers": 0,  # in the server's own process
+        "metrics_endpoint": None,
+        "gzip_enabled": False,
+    }
+    model = {
+        "name": "images",
+        "implementation": "load_tests.peers.mlserver.runtime.Classifier",
+        "max_batch_size": MAX_BATCH,
+        "max_batch_time": WAIT_S,
+        "parameters": {"extra": {"arguments": list(map(str, given))}},
+    }
+    Path("settings.json").write_text(json.dumps(server))
+    Path("model-settings.json").write_text(json.dumps(model))
+    command = str(Path(sys.executable).parent / "mlserver")
+    os.execv(command, [command, "start", "."])
+
+
+if __name__ == "__main__":
+    main()
