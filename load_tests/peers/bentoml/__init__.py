@@ -12,17 +12,19 @@ def wrap(image: bytes) -> tuple[bytes, Mapping[str, str]]:
     return json.dumps({"images": [base64.b64encode(image).decode()]}).encode(), {"Content-Type": "application/json"}
 
 
+QUIET = {"BENTOML_DO_NOT_TRACK": "True"}
 PEER = Peer(
     name="bentoml",
     title="BentoML",
     source="https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html",
     tuning=(
         "1 process, a thread that infers by 2, adaptive batches of at most 32, uvloop and httptools; access log and "
-        "metrics off. Tried besides: 2 processes of 1 thread; the image as the body"
+        "metrics off. The body could be the image, which is slower"
     ),
     command=lambda launch: module_command("load_tests.peers.bentoml.server", launch),
     path="/classify",
     ready="/readyz",
-    environment={"BENTOML_DO_NOT_TRACK": "True"},
+    environment=QUIET,
     wrap=wrap,
+    variants={"2 processes of 1 thread": {"environment": QUIET | {"PEER_WORKERS": "2"}}},
 )

@@ -13,7 +13,7 @@ import bentoml
 from bentoml.validators import ContentType
 from pydantic import BeforeValidator
 
-from load_tests.peers.answering import answer, open_predictor, read_arguments
+from load_tests.peers.answering import answer, open_predictor, read_arguments, workers_and_threads
 
 ARGUMENTS = "PEER_ARGUMENTS"  # variable in which `server.py` passes them on to BentoML's processes
 MAX_BATCH = 32
@@ -23,7 +23,7 @@ Answers = Annotated[bytes, BeforeValidator(lambda bodies: bodies[0]), ContentTyp
 
 
 @bentoml.service(
-    workers=1,
+    workers=workers_and_threads(cores=1)[0],
     traffic={"timeout": 60},
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},
@@ -33,7 +33,7 @@ class Classifier:
 
     def __init__(self) -> None:
         given = read_arguments(os.environ[ARGUMENTS].split(os.pathsep))
-        self.predictor = open_predictor(given.bundle, given.precision, given.cores)
+        self.predictor = open_predictor(given.bundle, given.precision, workers_and_threads(given.cores)[1])
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=MAX_LATENCY_MS)
     def classify(self, images: list[str]) -> Answers:

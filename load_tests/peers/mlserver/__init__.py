@@ -25,13 +25,17 @@ PEER = Peer(
     title="MLServer",
     source="https://mlserver.readthedocs.io/en/latest/user-guide/adaptive-batching.html",
     tuning=(
-        "no worker processes, inference by 2 threads, adaptive batches of at most 32 or 0.1 ms, orjson, httptools; gzip "
-        "and metrics off. "
-        "Tried besides: 1 worker of 2 threads, 2 of 1; up to 2 ms; inference on a thread of its own"
+        "the model in the server's own process with 2 threads; adaptive batches of at most 32 that wait 0.1 ms; "
+        "orjson, httptools; gzip and metrics off"
     ),
     command=lambda launch: module_command("load_tests.peers.mlserver.server", launch),
     path="/v2/models/images/infer",
     ready="/v2/models/images/ready",
     wrap=wrap,
     unwrap=unwrap,
+    variants={
+        "1 worker process of 2 threads": {"environment": {"PEER_WORKERS": "1"}},
+        "2 worker processes of 1 thread": {"environment": {"PEER_WORKERS": "2"}},
+        "batches that wait 2 ms": {"environment": {"PEER_WAIT_MS": "2"}},
+    },
 )

@@ -5,7 +5,7 @@ import base64
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
-from load_tests.peers.answering import answer, open_predictor, read_arguments
+from load_tests.peers.answering import answer, open_predictor, read_arguments, workers_and_threads
 
 
 class Classifier(MLModel):
@@ -14,7 +14,7 @@ class Classifier(MLModel):
     async def load(self) -> bool:
         """Load and warm up the predictor."""
         given = read_arguments(self.settings.parameters.extra["arguments"])
-        self.predictor = open_predictor(given.bundle, given.precision, given.cores)
+        self.predictor = open_predictor(given.bundle, given.precision, workers_and_threads(given.cores)[1])
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

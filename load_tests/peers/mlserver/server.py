@@ -8,9 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from load_tests.peers.answering import read_arguments
+from load_tests.peers.answering import WORKERS, read_arguments, wait_ms
 
-MAX_BATCH, WAIT_S = 32, 1e-4
+MAX_BATCH = 32
+LEAST_WAIT_S = 1e-4  # 0 would leave batching off
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
         "host": "127.0.0.1",
         "http_port": given.port,
         "grpc_port": 0,
-        "parallel_workers": 0,  # in the server's own process
+        "parallel_workers": int(os.environ.get(WORKERS, "0")),  # 0: in the server's own process
         "metrics_endpoint": None,
         "gzip_enabled": False,
     }
@@ -29,7 +30,7 @@ def main() -> None:
         "name": "images",
         "implementation": "load_tests.peers.mlserver.runtime.Classifier",
         "max_batch_size": MAX_BATCH,
-        "max_batch_time": WAIT_S,
+        "max_batch_time": max(LEAST_WAIT_S, wait_ms(0) / 1000),
         "parameters": {"extra": {"arguments": list(map(str, given))}},
     }
     Path("settings.json").write_text(json.dumps(server))

@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from load_tests.peers.answering import Arguments, read_arguments
+from load_tests.peers.answering import Arguments, read_arguments, workers_and_threads
 
 MAX_WAITING = 256  # requests that one replica takes at a time
 
@@ -27,7 +27,8 @@ def switch(port: int) -> None:
         "HAPROXY_SERVER_STATE_FILE": here / "state",
     }
     quick = {"ENABLE_HA_PROXY": 1, "THROUGHPUT_OPTIMIZED": 1, "HAPROXY_NBTHREAD": 1}
-    os.environ |= {f"RAY_SERVE_{name}": str(value) for name, value in {**ports, **files, **quick}.items()}
+    chosen = {f"RAY_SERVE_{name}": str(value) for name, value in {**ports, **files, **quick}.items()}
+    os.environ |= chosen | {name: value for name, value in os.environ.items() if name in chosen}
 
 
 def serve_until_told(given: Arguments) -> None:
@@ -42,7 +43,11 @@ def serve_until_told(given: Arguments) -> None:
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray.init(num_cpus=given.cores, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": given.port}, logging_config=quiet)
-    options = {"num_replicas": 1, "max_ongoing_requests": MAX_WAITING, "logging_config": quiet}
+    options = {
+        "num_replicas": workers_and_threads(given.cores)[0],
+        "max_ongoing_requests": MAX_WAITING,
+        "logging_config": quiet,
+    }
     serve.run(Classifier.options(**options).bind(given), route_prefix="/")
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.sigwait(signals)

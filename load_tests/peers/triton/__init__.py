@@ -34,13 +34,14 @@ PEER = Peer(
     name="triton",
     title="Triton",
     source="https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/optimization.html",
-    tuning=(
-        "1 instance of 2 threads, dynamic batches of at most 32 without a wait, tensors in binary. "
-        "Tried besides: 2 instances of 1 and of 2 threads, a wait of 0.5 ms, 2 HTTP threads"
-    ),
+    tuning=("1 instance of 2 threads, dynamic batches of at most 32 that wait for nothing, tensors in binary"),
     command=lambda launch: module_command("load_tests.peers.triton.server", launch),
     path="/v2/models/images/infer",
     ready="/v2/models/images/ready",
     wrap=wrap,
     unwrap=unwrap,
+    variants={
+        "2 instances of 1 thread": {"environment": {"PEER_WORKERS": "2"}},
+        "batches that wait 1 ms": {"environment": {"PEER_WAIT_MS": "1"}},
+    },
 )

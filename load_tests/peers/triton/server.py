@@ -9,7 +9,7 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
-from load_tests.peers.answering import Arguments, read_arguments
+from load_tests.peers.answering import Arguments, read_arguments, wait_ms, workers_and_threads
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 CONFIGURATION = """
@@ -18,8 +18,8 @@ backend: "python"
 max_batch_size: 32
 input [{{ name: "image" data_type: TYPE_STRING dims: [1] }}]
 output [{{ name: "answer" data_type: TYPE_STRING dims: [1] }}]
-instance_group [{{ kind: KIND_CPU count: 1 }}]
-dynamic_batching {{ }}
+instance_group [{{ kind: KIND_CPU count: {instances} }}]
+dynamic_batching {{ max_queue_delay_microseconds: {wait} }}
 parameters [
   {{ key: "project" value: {{ string_value: "{project}" }} }},
   {{ key: "bundle" value: {{ string_value: "{bundle}" }} }},
@@ -34,9 +34,9 @@ def write_repository(folder: Path, given: Arguments) -> None:
     version = folder / "images" / "1"
     version.mkdir(parents=True)
     shutil.copy(HERE / "model.py", version)
-    configuration = CONFIGURATION.format(
-        project=ROOT, bundle=given.bundle, precision=given.precision, threads=given.cores
-    )
+    instances, threads = workers_and_threads(given.cores)
+    where = {"project": ROOT, "bundle": given.bundle, "precision": given.precision}
+    configuration = CONFIGURATION.format(instances=instances, threads=threads, wait=1000 * wait_ms(0), **where)
     (version.parent / "config.pbtxt").write_text(configuration)
 
 
