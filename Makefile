@@ -2,7 +2,11 @@
 PYTHON ?= python3
 PORT ?= 8080
 USERS ?= 8
-TIME ?= 30
+TIME ?= 30s
+MINUTES ?= 30
+SHAPE ?= steady
+MIX ?= load_tests/mix.toml
+SLO ?= load_tests/slo.toml
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,10 +21,10 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test test-avx2 check format load bench-serve bench-batch bench-beside gpu-check lock clean
+.PHONY: help env demo stop test test-avx2 check format load capacity soak growth bench-peers bench-serve bench-batch bench-beside gpu-check lock clean
 
 help:
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 21
 
 env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
 
@@ -64,16 +68,30 @@ format: $(ENV) ## format and fix what ruff can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-load: $(ENV) ## load test: 30 seconds of every kind of request (USERS=8 TIME=30)
+load: $(ENV) ## load test: every kind of request, each answer checked (SHAPE=steady USERS=8 TIME=30s MIX=FILE SLO=FILE)
 	@mkdir -p load_tests/results
 	@trap '$(SERVING) stop; exit 130' INT TERM; ours=; \
 	if ! $(SERVING) status >/dev/null 2>&1; then \
 	  $(SERVING) package model_store/mnist-mda/1 && \
 	  $(SERVING) start --models mnist-mda --port $(PORT) || exit 1; ours=1; fi; \
 	$(VENV)/bin/locust -f load_tests/locustfile.py --headless --host http://127.0.0.1:$(PORT) \
-	  --users $(USERS) --spawn-rate $(USERS) --run-time $(TIME)s \
-	  --only-summary --loglevel WARNING --html load_tests/results/report.html; code=$$?; \
+	  --shape $(SHAPE) --mix $(MIX) --slo $(SLO) --users $(USERS) --spawn-rate $(USERS) --run-time $(TIME) \
+	  --only-summary --loglevel WARNING --html load_tests/results/load.html \
+	  --summary load_tests/results/load.json; code=$$?; \
 	if [ -n "$$ours" ]; then $(SERVING) stop; fi; exit $$code
+
+capacity: $(ENV) ## how many requests a second a server holds, by an open loop; a quarter of an hour; needs wrk
+	@$(PY) -m load_tests capacity --precision float32 --precision int8 \
+	  --out load_tests/results/capacity.json --plot load_tests/results/capacity.svg
+
+soak: $(ENV) ## a server under load while all that can befall it does, each promise checked (MINUTES=30)
+	@$(PY) -m load_tests soak --minutes $(MINUTES) --out load_tests/results/soak.json --report load_tests/results/soak.html
+
+growth: $(ENV) ## how cost grows with models, classes, pixels, connections, images and cores; needs wrk
+	@$(PY) -m load_tests growth --out load_tests/results/growth.json --plot load_tests/results/growth.svg
+
+bench-peers: $(ENV) ## what else one would serve the same model with, beside ours; most of an hour; needs wrk
+	@$(PY) -m load_tests peers --precision float32 --precision int8 --out load_tests/results/peers.json
 
 bench-serve: $(ENV) ## answers a second through HTTP against the bare graph; needs wrk
 	@$(PY) -m load_tests serve --precision float32 --precision int8 --out load_tests/results/bench-serve.json

@@ -2,7 +2,8 @@
 
 import typer
 
-from load_tests import bench_serve, capacity, compare
+from load_tests import bench_serve, capacity, compare, soak
+from load_tests.growth import command as growth
 from load_tests.offline import bench, beside
 from load_tests.peers import command as peers
 
@@ -12,6 +13,8 @@ app.command("batch")(bench.main)
 app.command("beside")(beside.main)
 app.command("capacity")(capacity.main)
 app.command("compare")(compare.main)
+app.command("growth")(growth.main)
+app.command("soak")(soak.main)
 app.command("peers")(peers.main)
 
 if __name__ == "__main__":

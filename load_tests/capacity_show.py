@@ -48,7 +48,7 @@ def knee_in_words(result: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: dict[str, str], rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns.values():
         table.add_column(name, justify="left" if name in ("at", "breaks") else "right")
     for row in rows:

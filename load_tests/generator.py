@@ -209,5 +209,5 @@ if __name__ == "__main__":
     gc.disable()  # its pauses would be in the latencies
     sent = uvloop.run(sender.run())
     # Buffered, which sys.stdout.buffer is not if PYTHONUNBUFFERED is set: a signal would cut a write short.
-    with open(sys.stdout.fileno(), "wb", closefd=False) as out:  # noqa: PTH123
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
         pickle.dump(sent, out)

@@ -1,148 +1,192 @@
-"""Load test: every form of request, each answer checked, a corrupt image among them.
+"""Load test: a mix of every kind of request, each answer checked, objectives that decide the exit code.
 
-    locust -f load_tests/locustfile.py --headless --host http://127.0.0.1:8080 -u 8 -t 30s --model mnist-mda
+    locust -f load_tests/locustfile.py --headless --host http://127.0.0.1:8080 --users 8 --run-time 30s
+    locust -f load_tests/locustfile.py --headless --host ... --users 64 --processes 2 --shape spike --mix mix.toml
 
-Before the load each image is asked once, alone; under load every answer must be the same again, so an answer that got
-another request's image, a lost neighbour of a broken one, or a number that batching changed is a failure. The exit code
-is 1 if more than --max-failures of the requests failed.
+Before the load each request is asked once, alone; under load every answer must be the same again (`same_answer.py`), so
+one that got another request's image, a lost neighbour of a broken image, or a number that batching changed is a
+failure. The file of `--mix` says what is asked; the exit code is 1 if an objective in the file of `--slo` is broken.
 """
 
-import base64
-import json
+import logging
 import random
+import signal
+import sys
 from argparse import Namespace
-from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-import requests
-from locust import FastHttpUser, constant, events, task
+import gevent
+import locust.stats
+from gevent.event import Event
+from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.env import Environment
-from PIL import Image, ImageDraw
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-MAX_DIFFERENCE = 1e-4  # of probabilities, between an image answered alone and in a batch
-PICTURE_COUNT = 16
+from load_tests.asks import Ask
+from load_tests.deck import Deck, make_deck, pack, unpack
+from load_tests.figures import bucket
+from load_tests.kinds import WrongAlone, key_headers
+from load_tests.load_report import finish
+from load_tests.mix import DEFAULT_MIX, FileError, Mix, read_mix
+from load_tests.same_answer import TOLERANCE
+from load_tests.shapes import SECONDS, SHAPES
+from load_tests.slos import DEFAULT_SLOS, read_slos
 
+MOST_AT_ONCE = 100  # users begun or ended a second; locust warns of more
+DECK, DECK_WANTED = "deck", "deck wanted"  # messages
+CHART_POINTS = 300  # at most, in the charts of the HTML report
 
-def sketch(seed: int) -> bytes:
-    """A PNG, JPEG or WebP with a few strokes, of 28 x 28 pixels or larger; every seed another image."""
-    random_ = random.Random(seed)
-    side = random_.choice((28, 28, 28, 64, 224))
-    image = Image.new("L" if seed % 2 else "RGB", (side, side))
-    pen = ImageDraw.Draw(image)
-    points = [(random_.randrange(side), random_.randrange(side)) for _ in range(random_.randint(3, 5))]
-    pen.line(points, fill="white", width=max(2, side // 12), joint="curve")
-    out = BytesIO()
-    image.save(out, random_.choice(("PNG", "PNG", "JPEG", "WEBP")))
-    return out.getvalue()
-
-
-PICTURES = [sketch(seed) for seed in range(PICTURE_COUNT)]
-CORRUPT = PICTURES[0][: len(PICTURES[0]) // 2]
-expected: list[dict[str, Any]] = []  # the answer to each picture, asked alone
+locust.stats.bucket_response_time = bucket
+locust.stats.PERCENTILES_TO_CHART = [0.5, 0.99]  # a third has nearly the colour of the second
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request otherwise
+asks: list[Ask] = []  # what users send, in their order; empty until it is known
+known = Event()
+decks: list[Deck] = []  # the one of this load, on a master
+refused: list[str] = []  # why there is no load, if there is none
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Options beside locust's own."""
-    parser.add_argument("--model", default="mnist-mda", help="model to ask")
-    parser.add_argument("--max-failures", type=float, default=0.001, help="share of failed requests that is tolerated")
+    parser.add_argument("--mix", default=str(DEFAULT_MIX), help="TOML file: kinds of requests, models, weights")
+    parser.add_argument("--model", default="", help="model to ask instead of those in the mix; several with commas")
+    parser.add_argument("--slo", default=str(DEFAULT_SLOS), help="TOML file: what must hold, or exit code 1")
+    parser.add_argument("--shape", choices=[*SHAPES], default="steady", help="how users come and go; --users at most")
+    parser.add_argument("--summary", default="", help="JSON file to write, with all figures")
+    help_ = "how far a probability may be from the one alone"
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=help_)
+
+
+@events.init.add_listener
+def prepare(environment: Environment, runner: Any, **_: Any) -> None:
+    """Refuse bad files before any request; on a worker, wait for what the master sends."""
+    options = environment.parsed_options
+    if options.headless or options.worker:  # so that Ctrl-C ends a load as its time does, with all reports
+        gevent.signal_handler(signal.SIGINT, runner.quit)
+    if isinstance(runner, WorkerRunner):
+        runner.register_message(DECK, receive)
+        runner.send_message(DECK_WANTED)  # it may have joined a load that runs already
+        return
+    if isinstance(runner, MasterRunner):
+        runner.register_message(DECK_WANTED, send)
+    locust.stats.HISTORY_STATS_INTERVAL_SEC = max(1, _seconds(options) // CHART_POINTS)
+    try:
+        if not 0 <= options.tolerance < 1:
+            raise FileError(f"--tolerance must be at least 0 and below 1, got {options.tolerance:g}")
+        _mix(options)
+        read_slos(Path(options.slo))
+    except FileError as exc:
+        raise SystemExit(f"error: {exc}") from exc
 
 
 @events.test_start.add_listener
 def ask_alone(environment: Environment, **_: Any) -> None:
-    """Learn the right answers from an idle server."""
-    url = f"{environment.host}{path(environment.parsed_options)}"
-    expected.clear()
-    for picture in PICTURES:
-        response = requests.post(url, data=picture, timeout=30)
-        response.raise_for_status()
-        expected.append(response.json())
+    """Learn the right answers from an idle server, and let the clock begin after that."""
+    runner, options = environment.runner, environment.parsed_options
+    if not isinstance(runner, LocalRunner | MasterRunner):  # a worker, which may have no runner yet
+        return
+    known.clear()
+    refused.clear()
+    try:
+        mix = _mix(options)
+        print(f"asking {', '.join(mix.models)} each request of the mix once, alone", file=sys.stderr)
+        deck = make_deck(environment.host, mix, options.tolerance)
+    except (FileError, WrongAlone) as exc:
+        refused.append(str(exc))  # which ends the load at the next tick
+        return
+    decks[:] = [deck]
+    if isinstance(runner, MasterRunner):
+        runner.send_message(DECK, pack(deck))
+    _deal(deck)
+    runner.stats.clear_all()
+    environment.shape_class.reset_time()
+
+
+def send(environment: Environment, msg: Any) -> None:
+    """On a master: give a worker the deck, if there is one yet; otherwise it comes when the load begins."""
+    if decks:
+        environment.runner.send_message(DECK, pack(decks[0]), msg.node_id)
+
+
+def receive(environment: Environment, msg: Any) -> None:
+    """On a worker: take what the master has learned."""
+    _deal(unpack(msg.data))
+
+
+@events.test_stopping.add_listener
+def count_processes(environment: Environment, **_: Any) -> None:
+    """Remember how many processes sent requests, while they are there."""
+    if not isinstance(environment.runner, WorkerRunner):
+        environment.load_processes = environment.runner.worker_count
 
 
 @events.quitting.add_listener
 def summarise(environment: Environment, **_: Any) -> None:
-    """Print the figures and set the exit code."""
-    total = environment.stats.total
-    p50, p95, p99 = (total.get_response_time_percentile(p) or 0 for p in (0.50, 0.95, 0.99))
-    allowed = environment.parsed_options.max_failures
-    print(
-        f"\n{total.num_requests:,} requests, {total.total_rps:,.1f} requests/s, "
-        f"p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms, "
-        f"{total.num_failures} failures ({total.fail_ratio:.2%}, allowed {allowed:.2%})"
-    )
-    environment.process_exit_code = 0 if total.num_requests and total.fail_ratio <= allowed else 1
+    """Print figures and objectives, write the summary, set the exit code."""
+    if refused:
+        print(f"error: {refused[0]}", file=sys.stderr)
+        environment.process_exit_code = 1
+    elif not isinstance(environment.runner, WorkerRunner):
+        environment.process_exit_code = finish(environment, _mix(environment.parsed_options))
 
 
-def path(options: Namespace | None) -> str:
-    """Where predictions of the model are asked."""
-    return f"/predictions/{options.model if options else 'mnist-mda'}"
+class WrongAnswer(Exception):
+    """What locust shows in its tables and its report, where a text would be shown as Python's."""
+
+    __repr__ = Exception.__str__
 
 
-def differs(answer: dict[str, Any], index: int) -> str | None:
-    """What is wrong with the answer to picture `index`, if anything."""
-    right = expected[index]
-    if answer.get("label") != right["label"]:
-        return f"label must be {right['label']}, got {answer.get('label')} ({answer.get('error')})"
-    apart = max(abs(answer["probabilities"][label] - p) for label, p in right["probabilities"].items())
-    if apart > MAX_DIFFERENCE:
-        return f"probabilities must be as asked alone, got a difference of {apart:.2g}"
-    return None
+class Shape(LoadTestShape):
+    """Users as `--shape`, `--users` and `--run-time` say."""
+
+    use_common_options = True
+
+    def tick(self) -> tuple[int, float] | None:
+        """How many users there are to be now; locust asks every second, and begins before the deck is known."""
+        options = self.runner.environment.parsed_options
+        users, seconds = options.num_users or 1, _seconds(options)
+        elapsed = self.get_run_time() if known.is_set() else 0
+        if elapsed >= seconds or refused:
+            return None
+        return SHAPES[options.shape](elapsed, seconds, users, options.spawn_rate or 1), min(users, MOST_AT_ONCE)
 
 
 class Client(FastHttpUser):
-    """Asks without pause, each request after the answer to the one before."""
+    """Sends one request after the other, without pause."""
 
     wait_time = constant(0)
-    default_headers = {"Accept": "application/json"}  # noqa: RUF012  locust's own attribute
+    default_headers = {"Accept": "application/json", **key_headers()}  # noqa: RUF012  locust's own attribute
 
-    @task(6)
-    def raw_body(self) -> None:
-        """One image as the body."""
-        index = random.randrange(PICTURE_COUNT)
-        with self._post("raw body", data=PICTURES[index]) as response:
-            response.failure(problem) if (problem := self._one(response, index)) else response.success()
+    def on_start(self) -> None:
+        """Begin somewhere in the mix."""
+        known.wait()
+        self.place = random.randrange(len(asks))
 
-    @task(2)
-    def multipart(self) -> None:
-        """One image as a form field, with parameters."""
-        index = random.randrange(PICTURE_COUNT)
-        form = {"parameters": '{"top_k": 1}'}
-        with self._post("multipart", files={"data": ("image", PICTURES[index])}, data=form) as response:
-            problem = self._one(response, index)
-            if problem is None and len(response.json()["top_k"]) != 1:
-                problem = "top_k must have 1 entry, as asked"
-            response.failure(problem) if problem else response.success()
+    @task
+    def ask(self) -> None:
+        """Whatever is next."""
+        ask = asks[self.place]
+        self.place = (self.place + 1) % len(asks)
+        with self.client.post(
+            ask.path, name=ask.kind, data=ask.body, headers=dict(ask.headers), catch_response=True
+        ) as response:
+            problem = _no_answer(response) or ask.check(response.status_code, response.content or b"")
+            response.failure(WrongAnswer(problem)) if problem else response.success()
 
-    @task(2)
-    def json_with_a_corrupt_image(self) -> None:
-        """Three images in one request, the one in the middle broken."""
-        first, last = random.randrange(PICTURE_COUNT), random.randrange(PICTURE_COUNT)
-        images = [PICTURES[first], CORRUPT, PICTURES[last]]
-        body = {"instances": [{"b64": base64.b64encode(image).decode()} for image in images]}
-        headers = {"Content-Type": "application/json"}
-        with self._post("json, 1 of 3 corrupt", data=json.dumps(body), headers=headers) as response:
-            response.failure(problem) if (problem := self._three(response, first, last)) else response.success()
 
-    @task(1)
-    def corrupt(self) -> None:
-        """A broken image alone: 400, and nothing else."""
-        with self._post("corrupt", data=CORRUPT) as response:
-            right = response.status_code == 400 and response.json()["error"]["code"] == "undecodable_image"
-            response.success() if right else response.failure(f"must be 400 undecodable_image, got {response.text}")
+def _no_answer(response: Any) -> str | None:
+    return None if response.status_code else f"request must be answered, got {type(response.error).__name__}"
 
-    def _post(self, name: str, **request: Any) -> Any:
-        options = self.environment.parsed_options
-        return self.client.post(path(options), name=name, catch_response=True, **request)
 
-    def _one(self, response: Any, index: int) -> str | None:
-        if response.status_code != 200:
-            return f"status must be 200, got {response.status_code}: {response.text}"
-        return differs(response.json(), index)
+def _deal(deck: Deck) -> None:
+    asks[:] = deck.asks()
+    known.set()
 
-    def _three(self, response: Any, first: int, last: int) -> str | None:
-        if response.status_code != 200:
-            return f"status must be 200, got {response.status_code}: {response.text}"
-        answers = response.json()["predictions"]
-        if answers[1].get("error", {}).get("code") != "undecodable_image":
-            return f"the corrupt image must be answered undecodable_image, got {answers[1]}"
-        return differs(answers[0], first) or differs(answers[2], last)
+
+def _seconds(options: Namespace) -> int:
+    return options.run_time or SECONDS[options.shape]
+
+
+def _mix(options: Namespace) -> Mix:
+    return read_mix(Path(options.mix), [name for name in options.model.split(",") if name])

@@ -32,11 +32,11 @@ def encode_image(sent: Sent, bundle: Bundle) -> bytes:
     """The file that is sent: a PNG of a drawn shape, a JPEG of 28 kB in the model's size, or one of 12 megapixels."""
     if sent is Sent.shape:
         pixels = shape(bundle).transpose(1, 2, 0)
-        return _encoded(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, "PNG")
+        return encoded(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, "PNG")
     if sent is Sent.camera:
-        return _encoded(_mosaic(), "JPEG", quality=CAMERA_QUALITY)
+        return encoded(mosaic(*CAMERA), "JPEG", quality=CAMERA_QUALITY)
     cut = to_input(_pixels("temple"), bundle.manifest.input).transpose(1, 2, 0)
-    files = (_encoded(cut, "JPEG", quality=quality) for quality in range(75, 101))
+    files = (encoded(cut, "JPEG", quality=quality) for quality in range(75, 101))
     return min(files, key=lambda file: abs(len(file) - PHOTO_BYTES))
 
 
@@ -46,10 +46,9 @@ def shape(bundle: Bundle) -> NDArray[np.uint8]:
     return drawn
 
 
-def _mosaic() -> NDArray[np.uint8]:
-    """Photos side by side in the size of a camera's, (height, width, 3)."""
+def mosaic(height: int, width: int) -> NDArray[np.uint8]:
+    """Photos side by side, as many as it takes, (height, width, 3)."""
     tile = np.concatenate([_pixels("temple"), _pixels("dahlia")])
-    height, width = CAMERA
     return np.tile(tile, (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1))[:height, :width]
 
 
@@ -58,7 +57,8 @@ def _pixels(photo: str) -> NDArray[np.uint8]:
         return np.asarray(opened)
 
 
-def _encoded(pixels: NDArray[np.uint8], kind: str, **options: int) -> bytes:
+def encoded(pixels: NDArray[np.uint8], kind: str, **options: int) -> bytes:
+    """(H, W) or (H, W, 3) uint8 → the bytes of an image file."""
     stream = BytesIO()
     Image.fromarray(pixels).save(stream, kind, **options)
     return stream.getvalue()

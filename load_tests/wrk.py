@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,14 @@ SCRIPT = """
 wrk.method = "POST"
 wrk.body = io.open("{image}", "rb"):read("*a")
 {headers}
+local paths, requests, sent = {{{paths}}}, {{}}, 0
+if #paths > 0 then
+  request = function()
+    sent = sent % #paths + 1
+    requests[sent] = requests[sent] or wrk.format(nil, paths[sent])
+    return requests[sent]
+  end
+end
 done = function(summary, latency, requests)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
@@ -46,12 +54,18 @@ class Load:
 
 
 def ask(
-    url: str, image: Path, connections: int, seconds: float, headers: Mapping[str, str] = MappingProxyType({})
+    url: str,
+    image: Path,
+    connections: int,
+    seconds: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    paths: Sequence[str] = (),
 ) -> Load:
-    """Have wrk post a file over and over."""
+    """Have wrk post a file over and over; to several paths in turn, if some are given, instead of the URL's."""
     lines = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
+    quoted = ", ".join(f'"{path}"' for path in paths)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SCRIPT.format(image=image, headers=lines))
+        script.write(SCRIPT.format(image=image, headers=lines, paths=quoted))
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, url]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ what goes wrong with one request is told in its own reply.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import orjson
@@ -45,6 +45,7 @@ class DataPlane:
         metrics: what is counted; of its own if None.
         log: where a line a request goes, if anywhere.
         batch_size: requests in a full batch.
+        aside: what counts and logs while the replies are on their way; a thread if None.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class DataPlane:
         metrics: Metrics | None = None,
         log: RequestLog | None = None,
         batch_size: int = DEFAULT_SETTINGS.batch_size,
+        aside: Executor | None = None,
     ) -> None:
         self.predictor = predictor
         self._budget = Budget(batch_size)
         self._sizes = AnswerSizes(predictor.bundle.manifest, predictor.limits, predictor.examples)
         self._metrics = metrics or Metrics(predictor.bundle.manifest)
         self._log = log
-        self._aside = ThreadPoolExecutor(max_workers=1)  # counts and logs while the replies are on their way
+        self._aside = aside or ThreadPoolExecutor(max_workers=1)
 
     def answer(self, messages: Sequence[Message], refusal: ServingError | None = None) -> list[Reply]:
         """Answer each request of a batch, in order.

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,16 @@ def onnxruntime() -> ModuleType:
 
 def open_onnx(graph: Path, outputs: Sequence[str], gpu: int | None = None, threads: int | None = None) -> Runtime:
     """Load an ONNX graph by its file; `outputs` are the names of what it returns, the rest as in `open_runtime`."""
+    names, session = list(outputs), _session(graph, gpu, threads)
+    if gpu is not None:
+        return _bound(session, names, gpu)
+    together = _plain(session, names)
+    if threads is None or threads == 1:
+        return together
+    return _shared_out(together, _plain(_session(graph, None, 1), names), threads)
+
+
+def _session(graph: Path, gpu: int | None, threads: int | None) -> Any:
     ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -111,8 +122,30 @@ def open_onnx(graph: Path, outputs: Sequence[str], gpu: int | None = None, threa
         raise BundleError(f"{graph} must be a graph that ONNX Runtime {ort.__version__} reads, got {exc}") from exc
     if gpu is not None and CUDA_PROVIDER not in session.get_providers():
         raise _no_cuda(gpu, f"ONNX Runtime offers only {', '.join(session.get_providers())}")
-    names = list(outputs)
-    return _bound(session, names, gpu) if gpu is not None else _plain(session, names)
+    return session
+
+
+def _shared_out(together: Runtime, alone: Runtime, threads: int) -> Runtime:
+    """A batch with an image for every thread is shared out: each computes its own, and waits for the others once.
+
+    The threads of one inference wait for each other after every layer.
+
+    Args:
+        together: by all threads, for fewer images.
+        alone: by the thread that calls it.
+        threads: how many.
+    """
+    others = ThreadPoolExecutor(threads - 1)
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        if len(images) < threads:
+            return together(images)
+        mine, *theirs = np.array_split(images, threads)
+        begun = [others.submit(alone, share) for share in theirs]
+        parts = [alone(mine), *(one.result() for one in begun)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return run
 
 
 def _plain(session: Any, names: Sequence[str]) -> Runtime:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +15,7 @@ import pytest
 from conftest import exporter_of, serving, with_int8
 
 from serving.errors import ServerError
-from serving.keys import KEY
+from serving.keys import INFERENCE_VARIABLE, KEY
 from serving.settings import WorkerSettings, changed
 from serving.speedup import told
 from serving.status_table import print_status
@@ -22,6 +24,7 @@ from serving.torchserve.archive import package, read_settings
 from serving.torchserve.drain import stand_in_line
 from serving.torchserve.state import Server, load
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = WorkerSettings(workers=1, threads=1, batch_size=8)
 INFERENCE, MANAGEMENT = "given.to-clients_1", "m" * 128
 BEYOND = "127.0.0.2"  # another address of this machine stands for one that the network reaches
@@ -75,6 +78,27 @@ def test_each_interface_takes_its_own_key_and_no_other(guarded: Server, images: 
         for key in (INFERENCE, MANAGEMENT, "x" * 20)
     }
     assert answers == {INFERENCE: 400, MANAGEMENT: 200, "x" * 20: 400}
+
+
+@pytest.mark.parametrize(("key", "code"), [(INFERENCE, 0), (None, 1)])
+def test_the_load_test_names_the_key_of_its_environment(
+    guarded: Server, tmp_path: Path, key: str | None, code: int
+) -> None:
+    mix = tmp_path / "mix.toml"
+    mix.write_text("[models]\ntiny-mda = 1\n[kinds]\npng = 1\n")
+    command = [sys.executable, "-m", "locust", "-f", "load_tests/locustfile.py", "--headless", "--host", guarded.url]
+    environment = os.environ | ({} if key is None else {INFERENCE_VARIABLE: key})
+
+    done = subprocess.run(
+        [*command, "--users", "1", "--run-time", "1s", "--mix", mix],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("got 400" in done.stderr) is (key is None)
 
 
 def test_a_ticket_with_another_key_is_no_answer(guarded: Server) -> None:

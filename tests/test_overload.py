@@ -18,12 +18,13 @@ import psutil
 import pytest
 from conftest import encoded, until, workers_of
 
+from serving.budget import QUEUE
 from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
 from serving.torchserve.state import Server
 
-CROWD, QUEUE, BATCH, WORKERS = 300, 100, 4, 2
+CROWD, BATCH, WORKERS = 300, 4, 2
 CLIENTS = 12  # more than all workers hold at once
 BACK_S = 5.0
 REFUSED = {

@@ -90,7 +90,7 @@ def test_sweep_is_stale_where_its_base_recipe_settings_or_space_were_others() ->
     assert state_of("sweeps", "cifar10-softmax", base | {"over": {"fit.gone": [1]}}) == "stale"
 
 
-@pytest.mark.parametrize("section", ["serving", "batch", "beside"])
+@pytest.mark.parametrize("section", ["serving", "batch", "beside", "soak"])
 def test_speed_is_stale_where_the_bundles_graph_is_another(
     section: ResultsSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +168,7 @@ def test_sweep_under_another_base_recipe_is_marked() -> None:
 @pytest.mark.parametrize(("section", "name"), ALL)
 def test_page_shows_the_mark_of_every_record(section: ResultsSection, name: str) -> None:
     record = RESULTS[section][name]
-    shown = record["bundle"] if section in ("serving", "batch", "beside") else name
+    shown = record["bundle"] if section in ("serving", "batch", "beside", "soak") else name
 
     mark = mark_of(section, name, record)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import workers_of
+from serving.torchserve.patches.receiver import Later, Receiver
 
 from serving.torchserve.patches import folder
-from serving.torchserve.patches.worker import Deferred, receive
+from serving.torchserve.patches.worker import Deferred
 from serving.torchserve.state import Server
 
 
@@ -46,17 +47,39 @@ def test_a_deferred_module_that_is_missing_is_so_said() -> None:
 def test_bytes_are_received_whole_however_they_come() -> None:
     sent = bytes(range(256)) * 20_000
     here, there = socket.socketpair()
+    receive = Receiver()
     with here, there:
         sender = threading.Thread(target=here.sendall, args=(sent,))
         sender.start()
 
         assert receive(there, 10) == sent[:10]
-        assert receive(there, len(sent) - 10) == sent[10:]
+        assert receive(there, 300_000) == sent[10:300_010]
+        assert b"".join(receive(there, 7) for _ in range(10_000)) == sent[300_010:370_010]
+        assert receive(there, len(sent) - 370_010) == sent[370_010:]
         assert receive(there, 0) == b""
         sender.join()
         here.close()
         with pytest.raises(SystemExit):
             receive(there, 1)
+
+
+def test_what_is_put_off_is_done_before_a_worker_waits() -> None:
+    done: list[str] = []
+    later = Later()
+    receive = Receiver(later.run)
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(b"one, two")
+        assert receive(there, 3) == b"one"
+        later.submit(done.append, "counted")
+        assert receive(there, 5) == b", two"
+        assert done == []
+        failed = later.submit(int, "no number")
+
+        here.sendall(b"!")
+        assert receive(there, 1) == b"!"
+    assert done == ["counted"]
+    assert isinstance(failed.exception(), ValueError)
 
 
 def test_the_script_hands_its_arguments_on_as_they_are(tmp_path: Path) -> None:

@@ -6,17 +6,13 @@ A figure is stamped with machine, versions and date.
 """
 
 import json
-import os
-import platform
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from training.digests import recipe_digest
 from training.files import replace_text
+from training.machine import stamp as stamp
 from training.recipe import Recipe
 from training.run import Run, RunError
 from training.stale import ResultsSection
@@ -24,18 +20,6 @@ from training.tables import README, START, write_tables
 
 RESULTS = Path("docs/results.json")
 EPOCHS_FOLDER = Path("docs/metrics")
-
-
-def stamp() -> dict[str, Any]:
-    """Where and when a figure was measured."""
-    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
-    if torch.cuda.is_available():
-        machine += f", {torch.cuda.get_device_name()}"
-    return {
-        "machine": machine,
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
 
 
 def model_figures(report: dict[str, Any], trained: Recipe, recipe_epochs: int) -> dict[str, Any]:

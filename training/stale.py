@@ -20,8 +20,8 @@ from training.sweeps.report import sweep_digest
 MODEL_STORE = Path("model_store")
 
 ResultsSection = Literal[
-    "models", "studies", "sweeps", "training_speed", "serving", "batch", "beside", "capacity", "peers"
-]
+    "models", "studies", "sweeps", "training_speed", "serving", "batch", "beside", "capacity", "peers", "growth", "soak"
+]  # fmt: skip
 State = Literal["current", "stale", "undigested"]
 
 MARKS: dict[State, str] = {"current": "", "stale": " †", "undigested": " ‡"}
@@ -74,6 +74,12 @@ def _of_graph(name: str, record: dict[str, Any]) -> str:
     return digest
 
 
+def _of_growth(name: str, record: dict[str, Any]) -> str:
+    """A bundle that the measurement makes itself is always of today."""
+    digest: str = _of_graph(name, record) if ":" in record["bundle"] else record["digest"]
+    return digest
+
+
 TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "models": _of_model,
     "studies": _of_study,
@@ -83,5 +89,7 @@ TODAY: dict[ResultsSection, Callable[[str, dict[str, Any]], str]] = {
     "batch": _of_graph,
     "beside": _of_graph,
     "capacity": _of_graph,
+    "growth": _of_growth,
+    "soak": _of_graph,
     "peers": _of_graph,
 }

@@ -15,11 +15,13 @@ from training.calibration_error import TRADE, trades_ece_for_nll
 from training.capacity_tables import capacity_section
 from training.figure_lists import figures_lists
 from training.files import replace_text
+from training.growth_tables import growth_table
 from training.intervals import accuracy_interval
 from training.marked import explained, markdown, named
 from training.peers_tables import peers_text
 from training.recipe import load_recipe, notes_of
 from training.refit_spec import RefitSpec
+from training.soak_tables import soak_section
 from training.speed_tables import batch_names, batch_table, beside_table, serving_table
 from training.stranger_tables import ood_table
 
@@ -125,6 +127,8 @@ def _on_experiments(results: dict[str, Any]) -> Sequence[str]:
         *_on_batch(results),
         *_on_beside(results),
         *capacity_section(results),
+        *_on_growth(results),
+        *soak_section(results),
         *peers_text(results),
     )
 
@@ -169,6 +173,20 @@ def _on_beside(results: dict[str, Any]) -> Sequence[str]:
         "A server on the same cores, asked at half of what it can answer by an open-ended load: latency from the "
         "moment that a request was due. Medians of the rounds of one run.",
         beside_table(results),
+    )
+
+
+def _on_growth(results: dict[str, Any]) -> Sequence[str]:
+    """The section on how cost grows, once there is a record of it."""
+    if not results.get("growth"):
+        return ()
+    return (
+        "## Growth",
+        "How many times those at the first point of a curve cost and work are. Cost: the measured figure itself; of "
+        "answers and requests a second, the time of one. Work: what the picture says. Cost / work in bold: since a "
+        "point before, the cost has grown a tenth more than the work, and more in each round. Failed: requests without "
+        "an answer, refused ones among them. Medians of the rounds of one run, with wrk on the same cores.",
+        growth_table(results),
     )
 
 

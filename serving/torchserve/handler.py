@@ -20,6 +20,7 @@ from serving.request_log import RequestLog
 from serving.settings import WorkerSettings
 from serving.torchserve.door import Door
 from serving.torchserve.heartbeat import HEARTBEATS, Heartbeat
+from serving.torchserve.patches.receiver import aside
 from serving.torchserve.state import LOGS, state_of_worker, tmp_of_worker
 
 ID_HEADER = "x-request-id"
@@ -55,7 +56,7 @@ class ImageHandler:
         state, manifest = state_of_worker(), bundle.manifest
         self.door = Door(tmp_of_worker())
         log = RequestLog(state / LOGS, manifest.name, str(manifest.version)) if state else None
-        self.plane = DataPlane(predictor, Metrics(manifest), log, settings.batch_size)
+        self.plane = DataPlane(predictor, Metrics(manifest), log, settings.batch_size, aside())
         self.heartbeat = Heartbeat(state / HEARTBEATS if state else None)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:

@@ -40,6 +40,8 @@ Torch (`worker.py`, and the script that runs it)
     TorchServe's worker imports torch only to tell whether an answer is a tensor: two of the 2.6 s of a core that it
     took to start. A worker that runs ONNX Runtime does without; stock, each of them imports it.
 
-Receiving (`worker.py`)
-    A worker receives a body into one buffer of its length: 16 MiB take 6 ms instead of 18.
+Receiving (`receiver.py`)
+    A worker receives what has come at once, a request in 7 µs instead of 29, and a large body into one buffer of its
+    length: 16 MiB take 6 ms instead of 18. It counts and logs a batch in its own thread before it waits for the next;
+    stock, a thread beside it does, which takes Python's lock from the worker as it sends its answers.
 """

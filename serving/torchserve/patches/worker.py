@@ -6,15 +6,16 @@ TorchServe's worker imports torch only to tell whether an answer is a tensor, wh
 two seconds of a core, in which the place of a killed worker stays empty. So it is put off until something looks into
 torch: the TorchScript runtime does, ONNX Runtime does not.
 
-And it receives a large body in a third of the time: into one buffer of its length, not piece by piece.
+And it receives as `receiver.py` does.
 """
 
 import importlib
 import runpy
 import sys
-from socket import socket
 from types import ModuleType
 from typing import Any
+
+from serving.torchserve.patches import receiver
 
 DEFERRED = "torch"
 
@@ -26,23 +27,11 @@ class Deferred(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def receive(connection: socket, length: int) -> bytearray:
-    """So many bytes; the worker ends where the server does."""
-    buffer = bytearray(length)
-    rest = memoryview(buffer)
-    while rest:
-        count = connection.recv_into(rest)
-        if count == 0:
-            sys.exit(0)
-        rest = rest[count:]
-    return buffer
-
-
 def main() -> None:
     """Run the script that the first argument names, with the others, as `python` would."""
     sys.modules[DEFERRED] = Deferred(DEFERRED)
     importlib.import_module("ts.model_service_worker")
-    importlib.import_module("ts.protocol.otf_message_handler")._retrieve_buffer = receive  # type: ignore[attr-defined]
+    receiver.install()
     del sys.modules[DEFERRED]  # whoever imports it from here on gets the real one
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,64 @@
+"""The tables on how cost grows: each figure beside the first of its curve, and beside how the work grew."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from training.growth_plot import PLOT
+from training.marked import explained, markdown, named
+
+
+def growth_table(results: dict[str, Any]) -> str:
+    """A row a curve, its points side by side; where it bends, in bold, and in words below."""
+    records = results.get("growth", {})
+    head = ("dimension", "curve", "at", "measured", "cost grew", "work grew", "cost / work", "failed, %", "on")
+    rows = [
+        (named("growth", name, record), curve["name"], *_cells(curve), record["machine"])
+        for name, record in records.items()
+        for curve in record["curves"]
+    ]
+    words = "\n".join(f"- {line}" for line in bends(records))
+    picture = f"![Cost and work along each curve]({PLOT.relative_to('docs')})"
+    return "\n\n".join(part for part in (picture, explained(markdown(head, rows), "growth", results), words) if part)
+
+
+def bends(records: Mapping[str, dict[str, Any]]) -> Sequence[str]:
+    """In words, the points to which the cost has grown more than the work."""
+    return [
+        in_words(name, curve, point)
+        for name, record in records.items()
+        for curve in record["curves"]
+        for point in curve["points"]
+        if point["bends_from"] is not None
+    ]
+
+
+def in_words(dimension: str, curve: dict[str, Any], point: dict[str, Any]) -> str:
+    """A point at which a curve bends, against the best before it."""
+    before = next(one for one in curve["points"] if one["x"] == point["bends_from"])
+    share, work = point["median"] / before["median"], point["work_ratio"] / before["work_ratio"]
+    text = (
+        f"{dimension}, {curve['name']}: {point['x']:,g} {curve['x']}, {share:.2g} times the {curve['unit']} at "
+        f"{before['x']:,g}, where the work alone would make it {1 / work if curve['is_rate'] else work:.2g}"
+    )
+    return text + (f"; {100 * point['failed']:.0f} % failed" if point["failed"] else "")
+
+
+def point_cells(point: dict[str, Any]) -> tuple[str, ...]:
+    """Place, median, how much cost and work grew, how much more the cost did, and what failed, in percent."""
+    growth = (f"{point[key]:.3g}" for key in ("ratio", "work_ratio", "excess"))
+    return (f"{point['x']:,g}", _figure(point["median"]), *growth, f"{100 * point['failed']:.2g}")
+
+
+def _cells(curve: dict[str, Any]) -> Sequence[str]:
+    at, measured, cost, work, excess, failed = zip(*map(_marked_cells, curve["points"]), strict=True)
+    columns = [" · ".join(cells) for cells in (cost, work, excess, failed)]
+    return (f"{' · '.join(at)} {curve['x']}", f"{' · '.join(measured)} {curve['unit']}", *columns)
+
+
+def _marked_cells(point: dict[str, Any]) -> Sequence[str]:
+    *others, excess, failed = point_cells(point)
+    return (*others, f"**{excess}**" if point["bends_from"] is not None else excess, failed)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
