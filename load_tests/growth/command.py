@@ -5,7 +5,7 @@
 
 Servers of its own with default settings are asked by wrk on the same cores, in rounds. Every figure stands beside that
 at the first point of its curve, and beside how the work grew. Where the cost has grown a tenth more than the work since
-a point before, and more in every round, the curve bends, and it is said. A run that was killed goes on with its next
+a point before, and more in every round, the curve bends, and it is said, as is where requests failed. A run that was killed goes on with its next
 round.
 """
 
@@ -120,7 +120,7 @@ def main(
     records = {one.name: record_of(one, loaded, seconds, kept[one.name].rounds[:rounds]) for one in chosen}
     for name, found in records.items():
         _show(name, found)
-    Console(soft_wrap=True).print(*(bends(records) or ["No curve bends worse than the work grows."]), sep="\n")
+    Console(soft_wrap=True).print(*(bends(records) or ["No cost grows more than the work."]), sep="\n")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps({**results.stamp(), "results": records}, indent=2) + "\n")
