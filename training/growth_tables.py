@@ -40,9 +40,8 @@ def _in_words(curve: dict[str, Any], point: dict[str, Any]) -> Iterable[str]:
         before = next(one for one in curve["points"] if one["x"] == point["bends_from"])
         share, work = point["median"] / before["median"], point["work_ratio"] / before["work_ratio"]
         allowed = 1 / work if curve["is_rate"] else work
-        yield (
-            f"{share:.2g} times the {curve['unit']} at {before['x']:,g}, where the work alone would make it {allowed:.2g}"
-        )
+        of_before = f"{share:.2g} times the {curve['unit']} at {before['x']:,g}"
+        yield f"{of_before}, where the work alone would make it {allowed:.2g}"
     if point["failed"] >= FAILED:
         yield f"{100 * point['failed']:.0f} % of the requests failed"
 

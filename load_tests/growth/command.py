@@ -5,8 +5,8 @@
 
 Servers of its own with default settings are asked by wrk on the same cores, in rounds. Every figure stands beside that
 at the first point of its curve, and beside how the work grew. Where the cost has grown a tenth more than the work since
-a point before, and more in every round, the curve bends, and it is said, as is where requests failed. A run that was killed goes on with its next
-round.
+a point before, and more in every round, the curve bends, and it is said; so is where requests failed. A run that was
+killed goes on with its next round.
 """
 
 import json
