@@ -103,7 +103,7 @@ def main(
     record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
     """Show how cost grows with what is asked, against how the work grows. It needs wrk (apt install wrk)."""
-    from training import growth_plot, results  # which import torch: not in every command of `load_tests`
+    from training import results  # which imports torch: not in every command of `load_tests`
 
     require_wrk()
     try:
@@ -121,15 +121,7 @@ def main(
     for name, found in records.items():
         _show(name, found)
     Console(soft_wrap=True).print(*(bends(records) or ["No cost grows more than the work."]), sep="\n")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**results.stamp(), "results": records}, indent=2) + "\n")
-    if (picture := plot or (out and out.with_suffix(".svg"))) is not None:
-        growth_plot.write(records, picture)
-    if record:
-        for name, found in records.items():
-            results.record("growth", name, found)
-        growth_plot.write(results.load_results()["growth"])
+    _write(records, out, plot, record)
     for rounds_of_one in kept.values():
         rounds_of_one.forget()
 
@@ -141,3 +133,17 @@ def _say_estimate(chosen: Sequence[Dimension], kept: dict[str, Kept], seconds: i
     console.print(
         f"It takes about {minutes:.0f} minutes on two quiet cores." + (f" {there} rounds are there." if there else "")
     )
+
+
+def _write(records: dict[str, dict[str, Any]], out: Path | None, plot: Path | None, record: bool) -> None:
+    from training import growth_plot, results
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, json.dumps({**results.stamp(), "results": records}, indent=2) + "\n")
+    if (picture := plot or (out and out.with_suffix(".svg"))) is not None:
+        growth_plot.write(records, picture)
+    if record:
+        for name, found in records.items():
+            results.record("growth", name, found)
+        growth_plot.write(results.load_results()["growth"])
