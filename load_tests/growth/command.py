@@ -30,6 +30,7 @@ from load_tests.growth.kept import Kept
 from load_tests.wrk import require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
+from serving.torchserve.signals import Interrupted, raise_interrupted
 from training.files import replace_text
 from training.growth_tables import bends, point_cells
 
@@ -112,11 +113,14 @@ def main(
         chosen, loaded = known(only or [], DIMENSIONS), Bundle.load(bundle)
         kept = {one.name: _kept(one, loaded, seconds, scratch) for one in chosen}
         _say_estimate(chosen, kept, seconds, rounds)
+        raise_interrupted()
         with Progress(console=console) as progress:
             for one in chosen:
                 measure(one, bundle, seconds, rounds, kept[one.name], progress)
     except (ServingError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+    except Interrupted as error:
+        raise SystemExit("error: a signal came; the same command goes on after the rounds that are whole") from error
     records = {one.name: record_of(one, loaded, seconds, kept[one.name].rounds[:rounds]) for one in chosen}
     for name, found in records.items():
         _show(name, found)
