@@ -207,10 +207,13 @@ def records() -> dict[str, dict[str, Any]]:
     return {"connections": record}
 
 
-def test_bend_is_said_against_the_best_point(records: dict[str, dict[str, Any]]) -> None:
+def test_bend_is_said_against_the_best_point_and_so_is_what_failed(records: dict[str, dict[str, Any]]) -> None:
+    records["connections"]["curves"][0]["points"][1]["failed"] = 0.1
+
     assert bends(records) == [
+        "connections, answers: 8 connections, 10 % of the requests failed",
         "connections, answers: 512 connections, 0.4 times the answers/s at 8, where the work alone would make it 1; "
-        "25 % failed"
+        "25 % of the requests failed",
     ]
 
 

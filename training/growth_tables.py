@@ -1,10 +1,12 @@
 """The tables on how cost grows: each figure beside the first of its curve, and beside how the work grew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from training.growth_plot import PLOT
 from training.marked import explained, markdown, named
+
+FAILED = 0.01  # of the requests: what is said
 
 
 def growth_table(results: dict[str, Any]) -> str:
@@ -22,25 +24,26 @@ def growth_table(results: dict[str, Any]) -> str:
 
 
 def bends(records: Mapping[str, dict[str, Any]]) -> Sequence[str]:
-    """In words, the points to which the cost has grown more than the work."""
+    """In words, the points to which the cost has grown more than the work, or where requests failed."""
     return [
-        in_words(name, curve, point)
+        f"{name}, {curve['name']}: {point['x']:,g} {curve['x']}, {'; '.join(_in_words(curve, point))}"
         for name, record in records.items()
         for curve in record["curves"]
         for point in curve["points"]
-        if point["bends_from"] is not None
+        if point["bends_from"] is not None or point["failed"] >= FAILED
     ]
 
 
-def in_words(dimension: str, curve: dict[str, Any], point: dict[str, Any]) -> str:
-    """A point at which a curve bends, against the best before it."""
-    before = next(one for one in curve["points"] if one["x"] == point["bends_from"])
-    share, work = point["median"] / before["median"], point["work_ratio"] / before["work_ratio"]
-    text = (
-        f"{dimension}, {curve['name']}: {point['x']:,g} {curve['x']}, {share:.2g} times the {curve['unit']} at "
-        f"{before['x']:,g}, where the work alone would make it {1 / work if curve['is_rate'] else work:.2g}"
-    )
-    return text + (f"; {100 * point['failed']:.0f} % failed" if point["failed"] else "")
+def _in_words(curve: dict[str, Any], point: dict[str, Any]) -> Iterable[str]:
+    """What is wrong at a point; its cost is held against the best before it."""
+    if point["bends_from"] is not None:
+        before = next(one for one in curve["points"] if one["x"] == point["bends_from"])
+        share, work = point["median"] / before["median"], point["work_ratio"] / before["work_ratio"]
+        allowed = 1 / work if curve["is_rate"] else work
+        of_before = f"{share:.2g} times the {curve['unit']} at {before['x']:,g}"
+        yield f"{of_before}, where the work alone would make it {allowed:.2g}"
+    if point["failed"] >= FAILED:
+        yield f"{100 * point['failed']:.0f} % of the requests failed"
 
 
 def point_cells(point: dict[str, Any]) -> tuple[str, ...]:

@@ -5,8 +5,8 @@
 
 Servers of its own with default settings are asked by wrk on the same cores, in rounds. Every figure stands beside that
 at the first point of its curve, and beside how the work grew. Where the cost has grown a tenth more than the work since
-a point before, and more in every round, the curve bends, and it is said. A run that was killed goes on with its next
-round.
+a point before, and more in every round, the curve bends, and it is said; so is where requests failed. A run that was
+killed goes on with its next round.
 """
 
 import json
@@ -30,6 +30,7 @@ from load_tests.growth.kept import Kept
 from load_tests.wrk import require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
+from serving.torchserve.signals import Interrupted, raise_interrupted
 from training.files import replace_text
 from training.growth_tables import bends, point_cells
 
@@ -103,7 +104,7 @@ def main(
     record: Annotated[bool, typer.Option("--record", help="Put the figures into docs/results.json.")] = False,
 ) -> None:
     """Show how cost grows with what is asked, against how the work grows. It needs wrk (apt install wrk)."""
-    from training import growth_plot, results  # which import torch: not in every command of `load_tests`
+    from training import results  # which imports torch: not in every command of `load_tests`
 
     require_wrk()
     try:
@@ -112,24 +113,19 @@ def main(
         chosen, loaded = known(only or [], DIMENSIONS), Bundle.load(bundle)
         kept = {one.name: _kept(one, loaded, seconds, scratch) for one in chosen}
         _say_estimate(chosen, kept, seconds, rounds)
+        raise_interrupted()
         with Progress(console=console) as progress:
             for one in chosen:
                 measure(one, bundle, seconds, rounds, kept[one.name], progress)
     except (ServingError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+    except Interrupted as error:
+        raise SystemExit("error: a signal came; the same command goes on after the rounds that are whole") from error
     records = {one.name: record_of(one, loaded, seconds, kept[one.name].rounds[:rounds]) for one in chosen}
     for name, found in records.items():
         _show(name, found)
-    Console(soft_wrap=True).print(*(bends(records) or ["No curve bends worse than the work grows."]), sep="\n")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps({**results.stamp(), "results": records}, indent=2) + "\n")
-    if (picture := plot or (out and out.with_suffix(".svg"))) is not None:
-        growth_plot.write(records, picture)
-    if record:
-        for name, found in records.items():
-            results.record("growth", name, found)
-        growth_plot.write(results.load_results()["growth"])
+    Console(soft_wrap=True).print(*(bends(records) or ["No cost grows more than the work."]), sep="\n")
+    _write(records, out, plot, record)
     for rounds_of_one in kept.values():
         rounds_of_one.forget()
 
@@ -141,3 +137,17 @@ def _say_estimate(chosen: Sequence[Dimension], kept: dict[str, Kept], seconds: i
     console.print(
         f"It takes about {minutes:.0f} minutes on two quiet cores." + (f" {there} rounds are there." if there else "")
     )
+
+
+def _write(records: dict[str, dict[str, Any]], out: Path | None, plot: Path | None, record: bool) -> None:
+    from training import growth_plot, results
+
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, json.dumps({**results.stamp(), "results": records}, indent=2) + "\n")
+    if (picture := plot or (out and out.with_suffix(".svg"))) is not None:
+        growth_plot.write(records, picture)
+    if record:
+        for name, found in records.items():
+            results.record("growth", name, found)
+        growth_plot.write(results.load_results()["growth"])

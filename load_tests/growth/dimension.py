@@ -20,6 +20,7 @@ from serving.bundle import MANIFEST, Bundle, manifest_text
 from serving.settings import WorkerSettings
 from serving.torchserve import launch
 from serving.torchserve.archive import package
+from serving.torchserve.signals import held_back
 from serving.torchserve.state import Server
 
 Rounds = Generator[list[Reading], None, None]
@@ -104,7 +105,8 @@ def served(*bundles: Path, settings: WorkerSettings | None = None) -> Iterator[S
         try:
             yield Served(server, time.monotonic() - began)
         finally:
-            launch.stop(state)
+            with held_back():
+                launch.stop(state)
 
 
 @contextmanager
