@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from serving.budget import QUEUE
 from serving.keys import INFERENCE_VARIABLE
 from serving.status_table import print_speedup
 from serving.torchserve.launch import OWN_KEY_FILE, STATE
@@ -11,10 +12,16 @@ from serving.torchserve.state import KEY_FILE, Server
 
 
 def print_started(server: Server, state: Path, place_of_key: str) -> None:
-    """Print where it answers, what requests must name, and what int8 brings."""
+    """Print where it answers, what requests must name, how few may wait, and what int8 brings."""
     print(f"Serving {', '.join(server.models)} at {server.url}", flush=True)
     if inference_key(state) is not None:
         print(f"Requests need a key, Authorization: Bearer KEY; it is {place_of_key}", flush=True)
+    if server.queue < QUEUE:
+        print(
+            f"At most {server.queue} requests of a model may wait, for memory must do for as many of "
+            f"{server.max_request_bytes} bytes: a lower --max-request-bytes lets more wait, up to {QUEUE}",
+            flush=True,
+        )
     for name, speedup in server.speedups.items():
         print_speedup(name, speedup)
 

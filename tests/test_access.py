@@ -18,6 +18,7 @@ from serving.errors import ServerError
 from serving.keys import INFERENCE_VARIABLE, KEY
 from serving.settings import WorkerSettings, changed
 from serving.speedup import told
+from serving.start_text import print_started
 from serving.status_table import print_status
 from serving.torchserve import launch, process
 from serving.torchserve.archive import package, read_settings
@@ -78,6 +79,19 @@ def test_each_interface_takes_its_own_key_and_no_other(guarded: Server, images: 
         for key in (INFERENCE, MANAGEMENT, "x" * 20)
     }
     assert answers == {INFERENCE: 400, MANAGEMENT: 200, "x" * 20: 400}
+
+
+@pytest.mark.parametrize(("queue", "is_said"), [(9, True), (128, False)])
+def test_a_start_says_where_few_requests_may_wait(
+    guarded: Server, folder: Path, queue: int, is_said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_started(replace(guarded, queue=queue, max_request_bytes=16 * 2**20), folder / "state", "")
+
+    line = (
+        "At most 9 requests of a model may wait, for memory must do for as many of 16777216 bytes: a lower "
+        "--max-request-bytes lets more wait, up to 128"
+    )
+    assert (line in capsys.readouterr().out.splitlines()) is is_said
 
 
 @pytest.mark.parametrize(("key", "code"), [(INFERENCE, 0), (None, 1)])

@@ -26,7 +26,7 @@ CLIENTS = 16
 NOWHERE = Server(
     java=Identity(2**22 + 1, 1), url="http://127.0.0.1:1", management_url="", keeper=Identity(2**22 + 2, 1), gpus=0,
     metrics_url="", torchserve_metrics_url="", models=(), store="", certificate=None, model_api=False, history={},
-    beside={}, started="", tmp="", max_request_bytes=1, max_response_bytes=1, speedups={},
+    beside={}, started="", tmp="", max_request_bytes=1, max_response_bytes=1, queue=1, speedups={},
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def test_a_containers_limit_counts(limit: str, expected: int, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     ("total_mib", "batches", "queue"),
-    [(64_000, [32], 100), (64_000, [32, 32, 64], 100), (2_048, [4], 100), (1_024, [32], 17), (2_048, [64, 64], 21)],
+    [(64_000, [32], 128), (64_000, [32, 32, 64], 128), (2_048, [4], 128), (1_024, [32], 17), (2_048, [64, 64], 21)],
 )
 def test_the_heap_holds_as_many_requests_as_may_come(
     total_mib: int, batches: list[int], queue: int, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ Workers import this module by name (see `archive.py`), with the project on their
 one class here. Whatever it raises would fail the whole batch, so nothing is raised once the model is loaded.
 """
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -58,6 +59,8 @@ class ImageHandler:
         log = RequestLog(state / LOGS, manifest.name, str(manifest.version)) if state else None
         self.plane = DataPlane(predictor, Metrics(manifest), log, settings.batch_size, aside())
         self.heartbeat = Heartbeat(state / HEARTBEATS if state else None)
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: no collection need look through it again
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answer each request of the batch, or refuse all of them while the server drains."""

