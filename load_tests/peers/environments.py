@@ -69,7 +69,7 @@ def packages(peer: Peer) -> list[str]:
     folder = folder_of(peer)
     if not (folder / LOCK).is_file():
         return []
-    named = [re.split("[[<>=]", word)[0] for word in (folder / REQUIREMENTS).read_text().split()]
+    named = [re.split(r"[\[<>=]", word)[0] for word in (folder / REQUIREMENTS).read_text().split()]
     pins = dict(line.split()[0].split("==") for line in (folder / LOCK).read_text().splitlines() if "==" in line)
     return [f"{name} {pins[name]}" for name in named if name in pins and name not in OF_THE_MODEL]
 
