@@ -2,10 +2,13 @@
 
 import typer
 
-from load_tests import bench_serve, capacity, compare, soak
+from load_tests import bench_serve
+from load_tests.capacity import command as capacity
+from load_tests.compare import command as compare
 from load_tests.growth import command as growth
 from load_tests.offline import bench, beside
 from load_tests.peers import command as peers
+from load_tests.soak import command as soak
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True, help=__doc__)
 app.command("serve")(bench_serve.main)

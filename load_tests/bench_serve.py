@@ -27,7 +27,7 @@ from rich.table import Table
 
 from load_tests.bare import Layout, bare_runtime
 from load_tests.rounds import median_row
-from load_tests.sent_images import Sent, encode_image, shape
+from load_tests.asked.sent_images import Sent, encode_image, shape
 from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads

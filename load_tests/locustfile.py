@@ -23,15 +23,15 @@ from locust import FastHttpUser, LoadTestShape, constant, events, task
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from load_tests.asks import Ask
-from load_tests.deck import Deck, make_deck, pack, unpack
-from load_tests.figures import bucket
-from load_tests.kinds import WrongAlone, key_headers
-from load_tests.load_report import finish
-from load_tests.mix import DEFAULT_MIX, FileError, Mix, read_mix
-from load_tests.same_answer import TOLERANCE
-from load_tests.shapes import SECONDS, SHAPES
-from load_tests.slos import DEFAULT_SLOS, read_slos
+from load_tests.asked.asks import Ask
+from load_tests.users.deck import Deck, make_deck, pack, unpack
+from load_tests.users.figures import bucket
+from load_tests.asked.kinds import WrongAlone, key_headers
+from load_tests.users.load_report import finish
+from load_tests.users.mix import DEFAULT_MIX, FileError, Mix, read_mix
+from load_tests.asked.same_answer import TOLERANCE
+from load_tests.users.shapes import SECONDS, SHAPES
+from load_tests.users.slos import DEFAULT_SLOS, read_slos
 
 MOST_AT_ONCE = 100  # users begun or ended a second; locust warns of more
 DECK, DECK_WANTED = "deck", "deck wanted"  # messages

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from load_tests.asks import Ask
+from load_tests.asked.asks import Ask
 from load_tests.bare import Layout, bare_decoding, bare_runtime, read_as_served, read_plainly
 from load_tests.memory import PeakMemory
 from load_tests.offline import bench
@@ -25,7 +25,7 @@ from load_tests.offline.beside import measure_beside
 from load_tests.offline.commands import PEERS, WrongLabels, check_labels, labels_of, run, summary_of
 from load_tests.offline.images import ImageSet, make_digits, make_photos
 from load_tests.offline.names import measure_names, write_names
-from load_tests.open_loop import arrivals, offer
+from load_tests.open_loop.load import arrivals, offer
 from serving.bundle import Bundle
 from serving.predictor import Predictor
 from serving.torchserve.state import Server

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from load_tests.sent_images import CAMERA, PHOTO_BYTES, Sent, encode_image, shape
+from load_tests.asked.sent_images import CAMERA, PHOTO_BYTES, Sent, encode_image, shape
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 from serving.preprocess import read_image

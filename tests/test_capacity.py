@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from load_tests.__main__ import app
-from load_tests.capacity import question
-from load_tests.capacity_show import knee_in_words
+from load_tests.capacity.command import question
+from load_tests.capacity.shown import knee_in_words
 from serving.bundle import Bundle
 from training.capacity_plot import draw, plot_of, record_plots, save_svg
 from training.capacity_tables import capacity_section, knee_table, loops_table

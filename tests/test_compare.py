@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from load_tests.__main__ import app
-from load_tests.changes import judge, more_is_better
-from load_tests.compare import Incomparable, compare, kind_of, warnings
-from load_tests.measured import Figure, figures
+from load_tests.compare.changes import judge, more_is_better
+from load_tests.compare.command import Incomparable, compare, kind_of, warnings
+from load_tests.compare.measured import Figure, figures
 from load_tests.rounds import median_row
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from load_tests.knee import Knee, NoKneeError, Slo, find_knee
-from load_tests.offered import Offered, Sample
-from load_tests.open_loop import arrivals
+from load_tests.open_loop.knee import Knee, NoKneeError, Slo, find_knee
+from load_tests.open_loop.offered import Offered, Sample
+from load_tests.open_loop.load import arrivals
 
 SERVICE_S = 0.002
 SECONDS = 40

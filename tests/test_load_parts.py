@@ -11,13 +11,13 @@ import httpx
 import pytest
 from PIL import Image
 
-from load_tests.figures import Figures
-from load_tests.kinds import EVERY_KIND, Kind, WrongAlone, make_asks
-from load_tests.mix import FileError, read_mix
-from load_tests.pictures import camera_photo
-from load_tests.same_answer import differs
-from load_tests.shapes import SHAPES
-from load_tests.slos import judge, read_slos
+from load_tests.users.figures import Figures
+from load_tests.asked.kinds import EVERY_KIND, Kind, WrongAlone, make_asks
+from load_tests.users.mix import FileError, read_mix
+from load_tests.asked.pictures import camera_photo
+from load_tests.asked.same_answer import differs
+from load_tests.users.shapes import SHAPES
+from load_tests.users.slos import judge, read_slos
 from serving.torchserve.launch import Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,7 +214,7 @@ def test_shapes(shape: str, users: list[int]) -> None:
 
 LOCUST_COUNTS = """
 import json, locust.stats
-from load_tests.figures import bucket, figures_of
+from load_tests.users.figures import bucket, figures_of
 locust.stats.bucket_response_time = bucket
 entry = locust.stats.RequestStats().get("PNG", "POST")
 for step in range(1000):

@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 from conftest import free_port, until
 
-from load_tests.asks import Ask
-from load_tests.offered import Offered, Sample
-from load_tests.open_loop import arrivals, draws, offer
-from load_tests.plan import Plan
+from load_tests.asked.asks import Ask
+from load_tests.open_loop.offered import Offered, Sample
+from load_tests.open_loop.load import arrivals, draws, offer
+from load_tests.open_loop.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK = Ask("image", "/", b"image")
@@ -290,7 +290,7 @@ def test_a_generator_that_cannot_keep_up_says_so() -> None:
 def test_a_signal_while_the_generator_hands_over_what_it_has_loses_nothing() -> None:
     due = [0.0] * 4000  # more than a pipe holds
     plan = Plan("127.0.0.1", free_port(), [b"nobody is there"], due, [0] * len(due), 100, 5.0)
-    command = [sys.executable, "-m", "load_tests.generator"]
+    command = [sys.executable, "-m", "load_tests.open_loop.generator"]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=unbuffered, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None

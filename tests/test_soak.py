@@ -14,13 +14,13 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from load_tests.asks import Ask
-from load_tests.faults import FAULTS, Happened
-from load_tests.outcomes import outcome_of, told_apart
-from load_tests.promises import is_calm, of_latency, of_processes, of_requests
-from load_tests.steady_load import Failure, SteadyLoad, Window
-from load_tests.trends import DESCRIPTORS, LATENCY, MEMORY, flat, floors, steady
-from load_tests.watch import ROLES, History, Watch
+from load_tests.asked.asks import Ask
+from load_tests.soak.faults import FAULTS, Happened
+from load_tests.soak.outcomes import outcome_of, told_apart
+from load_tests.soak.promises import is_calm, of_latency, of_processes, of_requests
+from load_tests.soak.steady_load import Failure, SteadyLoad, Window
+from load_tests.soak.trends import DESCRIPTORS, LATENCY, MEMORY, flat, floors, steady
+from load_tests.soak.watch import ROLES, History, Watch
 from serving.torchserve.state import Server
 from training.soak_plot import draw, save_svg
 from training.soak_tables import file_of, soak_lines, soak_table

@@ -3,7 +3,7 @@
     python -m load_tests beside
 
 A real server with default settings is asked at half of what wrk has shown it to answer, by an open-ended load
-(`load_tests/open_loop.py`): alone, beside `score`, and beside `score --nice`, in rounds. Each figure is the median of
+(`load_tests/open_loop/load.py`): alone, beside `score`, and beside `score --nice`, in rounds. Each figure is the median of
 the rounds.
 """
 
@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from load_tests.asks import Ask
+from load_tests.asked.asks import Ask
 from load_tests.offline.commands import ROOT, score_command
 from load_tests.offline.images import make_digits
 from load_tests.offline.names import write_names
-from load_tests.open_loop import Offered, offer
+from load_tests.open_loop.load import Offered, offer
 from load_tests.rounds import median_row
 from load_tests.wrk import ask, require_wrk
 from serving.bundle import Bundle, graph_files

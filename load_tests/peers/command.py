@@ -28,7 +28,7 @@ from load_tests.peers.schedule import OURS, Kept, estimated_minutes, turns
 from load_tests.peers.shown import print_rows
 from load_tests.peers.summary import summarise
 from load_tests.peers.visit import Job, visit
-from load_tests.sent_images import Sent, encode_image
+from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.wrk import require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.errors import ServingError

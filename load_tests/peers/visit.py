@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 
-from load_tests import open_loop, wrk
-from load_tests.asks import Ask
+from load_tests import wrk
+from load_tests.open_loop.load import offer
+from load_tests.asked.asks import Ask
 from load_tests.memory import PeakMemory, tree_bytes
 from load_tests.peers.agreement import Question, require_agreement
 from load_tests.peers.environments import environment
@@ -104,7 +105,7 @@ def _closed(server: Server, file: Path, connections: int, seconds: int, headers:
 
 
 def _opened(server: Server, ask: Ask, per_second: float, seconds: float) -> dict[str, float]:
-    offered = open_loop.offer(server.base, ask, per_second, seconds)
+    offered = offer(server.base, ask, per_second, seconds)
     server.require_alive()
     if offered.failed == len(offered.samples):
         raise PeerError(

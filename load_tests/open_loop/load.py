@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from load_tests.asks import Ask
-from load_tests.offered import Offered, Sample
-from load_tests.plan import Outcome, Plan, Sent
+from load_tests.asked.asks import Ask
+from load_tests.open_loop.offered import Offered, Sample
+from load_tests.open_loop.plan import Outcome, Plan, Sent
 
 __all__ = ["Offered", "Sample", "arrivals", "offer"]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONNECTIONS = 512  # requests that can be on their way at once; more are overdue: sent later, and count from when due
 TIMEOUT_S = 30.0
 NEEDED = ("uvloop", "httptools")
@@ -101,7 +101,7 @@ def _send(plan: Plan) -> Sent:
         raise RuntimeError(
             f"the open loop must have {' and '.join(missing)}, got none: pip install {' '.join(missing)}"
         )
-    command = [sys.executable, "-m", "load_tests.generator"]
+    command = [sys.executable, "-m", "load_tests.open_loop.generator"]
     ran = subprocess.run(command, input=pickle.dumps(plan), capture_output=True, cwd=ROOT)
     if ran.returncode != 0:
         raise RuntimeError(f"the load generator must end, got:\n{ran.stderr.decode(errors='replace')[-4000:]}")

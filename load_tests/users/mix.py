@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, ValidationInfo, create_model, field_validator
 
-from load_tests.kinds import Kind
+from load_tests.asked.kinds import Kind
 from training.schema import TomlSection, problems
 
-DEFAULT_MIX = Path(__file__).with_name("mix.toml")
+DEFAULT_MIX = Path(__file__).parents[1] / "mix.toml"
 
 Weight = Annotated[int, Field(ge=0)]
 _FIELDS: Any = {kind.name: (Weight, 0) for kind in Kind}

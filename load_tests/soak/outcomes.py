@@ -16,8 +16,8 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Literal, get_args
 
-from load_tests.asks import Ask
-from load_tests.same_answer import code_of
+from load_tests.asked.asks import Ask
+from load_tests.asked.same_answer import code_of
 
 Outcome = Literal["right", "refused", "lost", "cut", "hung", "wrong"]
 FAILURES: tuple[Outcome, ...] = get_args(Outcome)[1:]

@@ -10,11 +10,11 @@ too much to do for them (503).
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from load_tests.faults import Happened
-from load_tests.outcomes import FAILURES, Outcome
-from load_tests.steady_load import Failure, Window
-from load_tests.trends import DESCRIPTORS, LATENCY, LEAST_POINTS, LONG_S, MEMORY, Line, flat, floors, steady
-from load_tests.watch import ROLES, History
+from load_tests.soak.faults import Happened
+from load_tests.soak.outcomes import FAILURES, Outcome
+from load_tests.soak.steady_load import Failure, Window
+from load_tests.soak.trends import DESCRIPTORS, LATENCY, LEAST_POINTS, LONG_S, MEMORY, Line, flat, floors, steady
+from load_tests.soak.watch import ROLES, History
 
 WARM_UP_SHARE, WARM_UP_S = 0.25, 300.0  # of the time that a process was seen, at most so long
 CLOCK_S = 0.1  # within which two of our clock readings of one moment may lie

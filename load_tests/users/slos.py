@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
 
-from load_tests.figures import Figures
-from load_tests.kinds import Kind
-from load_tests.mix import FileError, read_toml
+from load_tests.users.figures import Figures
+from load_tests.asked.kinds import Kind
+from load_tests.users.mix import FileError, read_toml
 from training.schema import TomlSection, problems
 
-DEFAULT_SLOS = Path(__file__).with_name("slo.toml")
+DEFAULT_SLOS = Path(__file__).parents[1] / "slo.toml"
 
 Milliseconds = Annotated[float, Field(gt=0)]
 

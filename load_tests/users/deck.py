@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from load_tests.asks import Ask
-from load_tests.kinds import Kind, Known, Question, as_ask, learn, questions, shuffled
-from load_tests.mix import Mix
+from load_tests.asked.asks import Ask
+from load_tests.asked.kinds import Kind, Known, Question, as_ask, learn, questions, shuffled
+from load_tests.users.mix import Mix
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def sketch(format_: str, seed: int) -> bytes:
 @cache
 def camera_photo(megapixels: int, seed: int) -> bytes:
     """A JPEG with as much detail as a camera's; other seeds begin at other pixels of the same scene."""
-    from load_tests.sent_images import CAMERA_QUALITY, mosaic  # which imports torch
+    from load_tests.asked.sent_images import CAMERA_QUALITY, mosaic  # which imports torch
 
     height, width = PHOTO_SIDES[megapixels]
     shift = 37 * seed

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from load_tests.measured import Figure, Path
+from load_tests.compare.measured import Figure, Path
 
 Verdict = Literal["better", "worse", "same", "differs"]
 

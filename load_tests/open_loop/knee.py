@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from load_tests.offered import Offered
+from load_tests.open_loop.offered import Offered
 
 TryRate = Callable[[float, int], Offered]  # of requests a second, and seed
 GROWTH = 2.0  # of the rate, until it breaks

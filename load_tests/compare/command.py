@@ -4,7 +4,7 @@
     python -m load_tests compare before.json after.json --fail-if-worse     # exit code 1 if something got worse
     git show HEAD~5:docs/results.json > before.json; python -m load_tests compare before.json docs/results.json
 
-Figures are matched by what they are of, and are compared with the spread of their rounds (`load_tests/changes.py`).
+Figures are matched by what they are of, and are compared with the spread of their rounds (`load_tests/compare/changes.py`).
 Latencies, memory, failures and errors are better if less, rates and accuracies if more.
 """
 
@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from load_tests.changes import Change, judge
-from load_tests.measured import Path, figures, stamps
+from load_tests.compare.changes import Change, judge
+from load_tests.compare.measured import Path, figures, stamps
 
 RESULTS = "docs/results.json"
 WARNED = ("machine", "cpu", "cpu_model", "cpu_flags", "versions", "digest")

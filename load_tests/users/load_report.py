@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from load_tests.figures import Figures, figures_of
-from load_tests.mix import Mix
-from load_tests.shapes import SECONDS
-from load_tests.slos import Verdict, judge, read_slos
+from load_tests.users.figures import Figures, figures_of
+from load_tests.users.mix import Mix
+from load_tests.users.shapes import SECONDS
+from load_tests.users.slos import Verdict, judge, read_slos
 from training.files import replace_text
 
 

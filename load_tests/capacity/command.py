@@ -5,7 +5,7 @@
 
 A server with default settings is asked in an open loop, from a process on the same cores, at one rate after another:
 the knee is the highest at which p99 stays below what is asked for and 97 % of the requests are answered right
-(`load_tests/knee.py`). Every answer must have the label that the bundle's graph gives without a server.
+(`load_tests/open_loop/knee.py`). Every answer must have the label that the bundle's graph gives without a server.
 
 Then both ways of measuring side by side, in rounds: wrk over 1, 8 and 32 connections, and the open loop at the rate
 that wrk has just found; last the open loop at the knee and at half of it. Figures of these are medians of the rounds.
@@ -23,13 +23,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from load_tests.asks import Ask, answered
+from load_tests.asked.asks import Ask, answered
 from load_tests.bench_serve import GraphPrecision
-from load_tests.capacity_show import show
-from load_tests.knee import Knee, Slo, Tried, TryRate, find_knee
-from load_tests.open_loop import Offered, offer
+from load_tests.capacity.shown import show
+from load_tests.open_loop.knee import Knee, Slo, Tried, TryRate, find_knee
+from load_tests.open_loop.load import Offered, offer
 from load_tests.rounds import Row, median_row
-from load_tests.sent_images import Sent, encode_image
+from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.served import served
 from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files

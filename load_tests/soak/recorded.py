@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from load_tests.faults import Happened
-from load_tests.promises import is_calm
-from load_tests.site import Site
-from load_tests.steady_load import Failure, SteadyLoad
-from load_tests.trends import Line
-from load_tests.watch import History
+from load_tests.soak.faults import Happened
+from load_tests.soak.promises import is_calm
+from load_tests.soak.site import Site
+from load_tests.soak.steady_load import Failure, SteadyLoad
+from load_tests.soak.trends import Line
+from load_tests.soak.watch import History
 from serving.bundle import graph_files
 
 POINTS = 180  # of a process

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from load_tests.asks import Ask
-from load_tests.open_loop import Offered, Sample, offer
-from load_tests.outcomes import Outcome, outcome_of, told_apart
+from load_tests.asked.asks import Ask
+from load_tests.open_loop.load import Offered, Sample, offer
+from load_tests.soak.outcomes import Outcome, outcome_of, told_apart
 
 WINDOWS_AT_ONCE = 32  # that wait for their last answers
 TIMEOUT_S = 90.0  # for an answer: several times what it takes to replace a worker that hangs

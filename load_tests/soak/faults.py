@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from load_tests.asks import Ask
-from load_tests.hanging import hanging_clients
-from load_tests.open_loop import offer
-from load_tests.pictures import corrupt, sketch
-from load_tests.site import BAD, DAMAGED, GOOD, Site, wait_until
-from load_tests.trends import Line
+from load_tests.asked.asks import Ask
+from load_tests.soak.hanging import hanging_clients
+from load_tests.open_loop.load import offer
+from load_tests.asked.pictures import corrupt, sketch
+from load_tests.soak.site import BAD, DAMAGED, GOOD, Site, wait_until
+from load_tests.soak.trends import Line
 from serving.torchserve.door import is_draining
 from serving.torchserve.patches.classes import STILL_S
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import httpx
 
-from load_tests.asks import Ask
-from load_tests.pictures import camera_photo, corrupt, oversized, sketch
-from load_tests.same_answer import TOLERANCE, code_of, differs
+from load_tests.asked.asks import Ask
+from load_tests.asked.pictures import camera_photo, corrupt, oversized, sketch
+from load_tests.asked.same_answer import TOLERANCE, code_of, differs
 from serving.keys import client_key
 
 PICTURES = 8  # different ones of a format

@@ -1,6 +1,6 @@
 """The process that sends an open-loop load, as cheaply as Python can: uvloop, and a raw protocol with a parser in C.
 
-    python -m load_tests.generator < plan > sent     # both are pickles; load_tests/open_loop.py runs it
+    python -m load_tests.open_loop.generator < plan > sent     # both are pickles; load_tests/open_loop/load.py runs it
 
 A request is encoded beforehand, and an answer that has come before is not kept again. Connections stay open. When none
 is free another one is opened, up to a bound; beyond it requests wait, and are sent as soon as one is free. The next
@@ -20,7 +20,7 @@ from typing import cast
 import httptools
 import uvloop
 
-from load_tests.plan import Outcome, Plan, Sent
+from load_tests.open_loop.plan import Outcome, Plan, Sent
 
 LEAD_S = 0.05  # before the load starts
 IDLE_S = 1.0  # after which a connection is not used again: servers close those that have been idle for some seconds
