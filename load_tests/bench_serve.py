@@ -4,7 +4,8 @@
     python -m load_tests serve --bundle model_store/flowers12-mda/1 --image photo --image camera
 
 One run on one machine, in rounds, so that a machine whose speed wanders slows both: the bundle's graph alone, by ONNX
-Runtime in as many processes and threads as infer at a time in the server; then a server with default settings, asked by
+Runtime in as many processes and threads as infer at a time in the server, which shares a batch out among its threads: a
+lone image by all of them together, batches in a process a core; then a server with default settings, asked by
 wrk over 1, 8 and 32 connections (128 too on a GPU), the load generator on the same cores. The ratio is answers a second
 over images a second at a batch as large as there are connections; for one connection the latency counts: its median,
 less the median of the bare graph. Of a photo the server decodes the JPEG too, which the bare graph never does. Each
@@ -25,9 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from load_tests.asked.sent_images import Sent, encode_image, shape
 from load_tests.bare import Layout, bare_runtime
 from load_tests.rounds import median_row
-from load_tests.asked.sent_images import Sent, encode_image, shape
 from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads
@@ -65,6 +66,7 @@ def measure_bundle(
         package(folder, model_store=store, settings=chosen)
         of_one = threads(chosen)
         layout = Layout(1 if device == "gpu" else max(1, cores() // of_one), of_one)
+        shared_out = layout if device == "gpu" else Layout(layout.inferences * of_one, 1)
         began = time.monotonic()
         server = launch.start(model_store=store, state=state, device=device, port=0)
         ready = time.monotonic() - began
@@ -74,7 +76,8 @@ def measure_bundle(
             for _ in track(range(rounds), f"{bundle.manifest.name} {precision} {sent}", console=Console(stderr=True)):
                 for count in connections:
                     images = np.repeat(shape(bundle)[None], count, 0)
-                    per_second, milliseconds = bare_runtime(bundle, layout, images, count, seconds, precision, where)
+                    of_count = shared_out if count >= of_one else layout
+                    per_second, milliseconds = bare_runtime(bundle, of_count, images, count, seconds, precision, where)
                     measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
         finally:
             launch.stop(state)

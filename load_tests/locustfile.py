@@ -24,12 +24,12 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from load_tests.asked.asks import Ask
+from load_tests.asked.kinds import WrongAlone, key_headers
+from load_tests.asked.same_answer import TOLERANCE
 from load_tests.users.deck import Deck, make_deck, pack, unpack
 from load_tests.users.figures import bucket
-from load_tests.asked.kinds import WrongAlone, key_headers
 from load_tests.users.load_report import finish
 from load_tests.users.mix import DEFAULT_MIX, FileError, Mix, read_mix
-from load_tests.asked.same_answer import TOLERANCE
 from load_tests.users.shapes import SECONDS, SHAPES
 from load_tests.users.slos import DEFAULT_SLOS, read_slos
 

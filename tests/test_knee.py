@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from load_tests.open_loop.knee import Knee, NoKneeError, Slo, find_knee
-from load_tests.open_loop.offered import Offered, Sample
 from load_tests.open_loop.load import arrivals
+from load_tests.open_loop.offered import Offered, Sample
 
 SERVICE_S = 0.002
 SECONDS = 40

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from load_tests.users.figures import Figures
 from load_tests.asked.kinds import EVERY_KIND, Kind, WrongAlone, make_asks
-from load_tests.users.mix import FileError, read_mix
 from load_tests.asked.pictures import camera_photo
 from load_tests.asked.same_answer import differs
+from load_tests.users.figures import Figures
+from load_tests.users.mix import FileError, read_mix
 from load_tests.users.shapes import SHAPES
 from load_tests.users.slos import judge, read_slos
 from serving.torchserve.launch import Server

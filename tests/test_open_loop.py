@@ -24,8 +24,8 @@ import pytest
 from conftest import free_port, until
 
 from load_tests.asked.asks import Ask
-from load_tests.open_loop.offered import Offered, Sample
 from load_tests.open_loop.load import arrivals, draws, offer
+from load_tests.open_loop.offered import Offered, Sample
 from load_tests.open_loop.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.progress import track
 
 from load_tests.asked.asks import Ask, answered
+from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.bench_serve import GraphPrecision
 from load_tests.capacity.shown import show
 from load_tests.open_loop.knee import Knee, Slo, Tried, TryRate, find_knee
 from load_tests.open_loop.load import Offered, offer
 from load_tests.rounds import Row, median_row
-from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.served import served
 from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files

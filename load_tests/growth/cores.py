@@ -8,9 +8,9 @@ Twice the cores are half the work for each of them.
 import os
 from collections.abc import Sequence
 
+from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.growth.curve import Reading, Shape
 from load_tests.growth.dimension import Dimension, Rounds, Setting, on_cores, rate, served, warm
-from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 

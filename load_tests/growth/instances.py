@@ -8,9 +8,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.growth.curve import Shape
 from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, served, warm
-from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 

@@ -3,8 +3,8 @@
     python -m load_tests beside
 
 A real server with default settings is asked at half of what wrk has shown it to answer, by an open-ended load
-(`load_tests/open_loop/load.py`): alone, beside `score`, and beside `score --nice`, in rounds. Each figure is the median of
-the rounds.
+(`load_tests/open_loop/load.py`): alone, beside `score`, and beside `score --nice`, in rounds. Each figure is the median
+of the rounds.
 """
 
 import json

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.peers.agreement import make_questions
 from load_tests.peers.environments import chosen_peers, environment, packages
 from load_tests.peers.peer import Peer
@@ -28,7 +29,6 @@ from load_tests.peers.schedule import OURS, Kept, estimated_minutes, turns
 from load_tests.peers.shown import print_rows
 from load_tests.peers.summary import summarise
 from load_tests.peers.visit import Job, visit
-from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.wrk import require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.errors import ServingError

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 
 from load_tests import wrk
-from load_tests.open_loop.load import offer
 from load_tests.asked.asks import Ask
 from load_tests.memory import PeakMemory, tree_bytes
+from load_tests.open_loop.load import offer
 from load_tests.peers.agreement import Question, require_agreement
 from load_tests.peers.environments import environment
 from load_tests.peers.peer import Launch, Peer

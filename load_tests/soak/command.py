@@ -22,13 +22,13 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from load_tests.asked.asks import Ask
-from load_tests.soak.faults import FAULTS, Happened, befall
 from load_tests.asked.kinds import make_asks
 from load_tests.open_loop.knee import find_knee
 from load_tests.open_loop.load import Offered, offer
+from load_tests.soak.faults import FAULTS, Happened, befall
 from load_tests.soak.promises import kept
-from load_tests.soak.site import Bounds, Site, made_site
 from load_tests.soak.recorded import figures_of
+from load_tests.soak.site import Bounds, Site, made_site
 from load_tests.soak.steady_load import SteadyLoad
 from load_tests.soak.trends import Line
 from load_tests.soak.watch import Watch

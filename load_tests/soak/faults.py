@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from load_tests.asked.asks import Ask
-from load_tests.soak.hanging import hanging_clients
-from load_tests.open_loop.load import offer
 from load_tests.asked.pictures import corrupt, sketch
+from load_tests.open_loop.load import offer
+from load_tests.soak.hanging import hanging_clients
 from load_tests.soak.site import BAD, DAMAGED, GOOD, Site, wait_until
 from load_tests.soak.trends import Line
 from serving.torchserve.door import is_draining

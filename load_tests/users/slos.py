@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
 
-from load_tests.users.figures import Figures
 from load_tests.asked.kinds import Kind
+from load_tests.users.figures import Figures
 from load_tests.users.mix import FileError, read_toml
 from training.schema import TomlSection, problems
 
