@@ -4,7 +4,8 @@
     python -m load_tests compare before.json after.json --fail-if-worse     # exit code 1 if something got worse
     git show HEAD~5:docs/results.json > before.json; python -m load_tests compare before.json docs/results.json
 
-Figures are matched by what they are of, and are compared with the spread of their rounds (`changes.py`). Latencies, memory, failures and errors are better if less, rates and accuracies if more.
+Figures are matched by what they are of, and are compared with the spread of their rounds (`changes.py`).
+Latencies, memory, failures and errors are better if less, rates and accuracies if more.
 """
 
 import json
