@@ -268,6 +268,20 @@ def test_offline_scoring_stands_beside_its_peers_and_the_bare_speeds() -> None:
     assert "## Speed of offline scoring" not in results_page({})
 
 
+def test_tables_say_what_their_figures_were_measured_on() -> None:
+    versions = {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.31.1"}
+    new = BATCH | {
+        "cpu_model": "Some CPU", "cpu_flags": ["avx2", "avx512_vnni"], "versions": versions, "date": "2026-11-26",
+    }  # fmt: skip
+    by = "by ONNX Runtime 1.31.1, torch 2.13.0, Python 3.11.7, 2026-11-26"
+
+    one = results_page({"batch": {"a": new, "older": BATCH}})
+    two = results_page({"batch": {"a": new, "b": new, "c": new | {"cpu_model": "Other CPU"}}})
+
+    assert f"\n\nMeasured on 2 CPU cores, x86_64, Some CPU (avx2, avx512_vnni), {by}.\n" in one
+    assert f"\n- `a`, `b`: on 2 CPU cores, x86_64, Some CPU (avx2, avx512_vnni), {by}.\n- `c`: on 2 CPU cores" in two
+
+
 def test_what_scoring_does_to_a_server_is_shown() -> None:
     row = {"answers": 5800, "failed": 0, "p50_ms": 7.65, "p99_ms": 35.12, "scored_per_second": 67.8}
     record = {

@@ -1,6 +1,6 @@
 """The tables on the servers that one could take instead of ours: how fast each is, and how each was tuned."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from training.marked import explained, markdown
@@ -22,8 +22,8 @@ def peers_text(results: dict[str, Any]) -> Sequence[str]:
     if not records:
         return ()
     parts = [part for name, record in records.items() for part in _of_record(name, record)]
-    latest = next(reversed(records.values()))
-    return ("## Peers", ABOUT, *parts, explained(tuning_list(latest), "peers", results))
+    servers = {name: row for record in records.values() for name, row in record["rows"].items()}
+    return ("## Peers", ABOUT, *parts, explained(tuning_list(servers.values()), "peers", results))
 
 
 def peers_table(record: dict[str, Any]) -> str:
@@ -33,17 +33,16 @@ def peers_table(record: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def tuning_list(record: dict[str, Any]) -> str:
+def tuning_list(rows: Iterable[dict[str, Any]]) -> str:
     """How each server was set up, and by which page of its documentation."""
     return "\n".join(
-        f"- {row['title']}{_packages(row)}: {row['tuning']} ([documentation]({_link(row['source'])}))."
-        for row in record["rows"].values()
+        f"- {row['title']}{_packages(row)}: {row['tuning']} ([documentation]({_link(row['source'])}))." for row in rows
     )
 
 
 def _of_record(name: str, record: dict[str, Any]) -> Iterator[str]:
     mark = mark_of("peers", name, record)
-    yield f"`{record['bundle']}`{mark} in {record['precision']}, {record['rounds']} rounds, on {record['machine']}:"
+    yield f"`{record['bundle']}`{mark} in {record['precision']}, {record['rounds']} rounds:"
     yield peers_table(record)
     yield f"![answers a second and p99 by server](plots/{file_of(record, FOLDER).name})"
 
@@ -55,18 +54,18 @@ def _lines(row: dict[str, Any], connections: Sequence[int]) -> Iterator[tuple[st
         return
     for n, count in enumerate(connections):
         at = row["closed"][str(count)]
-        rate = f"{at['per_second']:g} ({at['least_per_second']:g} to {at['most_per_second']:g})"
+        rate = f"{at['per_second']:,.0f} ({at['least_per_second']:,.0f} to {at['most_per_second']:,.0f})"
         failed = f", {at['failed']:g} failed" if at["failed"] else ""
         ratio = f"{at['ratio']:.2f}" if "ratio" in at else ""
-        figures = (str(count), rate + failed, ratio, f"{at['p50_ms']:g}", f"{at['p99_ms']:g}")
+        figures = (str(count), rate + failed, ratio, f"{at['p50_ms']:.3g}", f"{at['p99_ms']:.3g}")
         once = (_open(row), f"{row['memory_mb']:g}", f"{row['seconds_to_ready']:.1f}") if n == 0 else ("", "", "")
         yield (row["title"] if n == 0 else "", *figures, *once)
 
 
 def _open(row: dict[str, Any]) -> str:
     ours = row.get("ours_at_its_rate")
-    beside = f" [{ours['p99_ms']:g}]" if ours else ""
-    return f"{row['open']['p99_ms']:g}{beside} at {row['open']['offered']:g}/s"
+    beside = f" [{ours['p99_ms']:.3g}]" if ours else ""
+    return f"{row['open']['p99_ms']:.3g}{beside} at {row['open']['offered']:,.0f}/s"
 
 
 def _packages(row: dict[str, Any]) -> str:
