@@ -1,7 +1,7 @@
 """A server of its own for a load that does harm to it: its folders, its commands, what it says of itself.
 
-with Site.made(bundle, scratch, per_second=500, ready_within_s=5) as site:
-    site.command("start", *site.start_options)
+with made_site(bundle, scratch, "float32", Bounds(5, 0.01, 60), workers=None) as site:
+    site.command("deploy", site.path(GOOD))
 """
 
 import json
