@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import workers_of
-from serving.torchserve.patches.receiver import Later, Receiver
 
 from serving.torchserve.patches import folder
+from serving.torchserve.patches.receiver import Later, Receiver
 from serving.torchserve.patches.worker import Deferred
 from serving.torchserve.state import Server
 

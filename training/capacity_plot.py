@@ -42,16 +42,15 @@ def draw(records: Sequence[dict[str, Any]]) -> Any:
 
 
 def _name_knee(axes: Any, record: dict[str, Any]) -> None:
-    """Words along the line of a knee, at its upper end."""
+    """Words above the line of a knee."""
     axes.annotate(
-        f"{record['precision']} holds {record['knee_per_second']:g}/s",
-        (record["knee_per_second"], 0.98),
+        f"{record['precision']} holds {record['knee_per_second']:,.0f}/s",
+        (record["knee_per_second"], 1),
         xycoords=("data", "axes fraction"),
-        xytext=(-3, 0),
+        xytext=(0, 3),
         textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="top",
+        ha="center",
+        va="bottom",
         fontsize=9,
         color=INK,
     )
@@ -93,7 +92,9 @@ def _scale(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     axes.set_xlabel("offered, requests/s", fontsize=10)
     axes.set_ylabel("latency from when due, ms", fontsize=10)
     record = records[0]
-    axes.set_title(f"{record['bundle']}, {record['image']} of {record['image_bytes']:,} bytes", fontsize=10, color=INK)
+    axes.set_title(
+        f"{record['bundle']}, {record['image']} of {record['image_bytes']:,} bytes", fontsize=10, color=INK, pad=18
+    )
 
 
 def save_svg(figure: Any, file: Path) -> Path:
