@@ -189,9 +189,11 @@ class Predictor:
             BundleError: if the answers are not the golden ones: such a runtime must not serve.
         """
         images, expected = self.bundle.read_golden(self._precision)
-        outputs, file = self.infer(images), self.bundle.golden(self._precision)
-        for name in self.bundle.manifest.outputs:
-            _check_golden(name, outputs[name], expected[name], TOLERANCES[self._precision][name], file)
+        file, tolerances = self.bundle.golden(self._precision), TOLERANCES[self._precision]
+        for count in (len(images), 1):  # a lone image is computed by other threads than a batch
+            outputs = self.infer(images[:count])
+            for name in self.bundle.manifest.outputs:
+                _check_golden(name, outputs[name], expected[name][:count], tolerances[name], file)
         for _ in range(TIMED_RUNS):
             self.infer(images)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZE, golden_images
+from conftest import ROOT, SIZE, gmm_answers, golden_images
 
 from serving.bundle import Bundle
 from serving.errors import BundleError, DeviceUnavailable
@@ -37,6 +37,17 @@ def test_outputs_carry_their_names_and_any_batch_size(kind: str, bundle_dir: Pat
             outputs = run(golden_images()[:count])
             assert tuple(outputs) == bundle.manifest.outputs
             assert all(len(values) == count for values in outputs.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_batch_that_is_shared_out_among_threads_comes_back_in_order(threads: int, bundle_dir: Path) -> None:
+    images = np.random.default_rng(5).integers(0, 256, (7, 1, SIZE, SIZE), dtype=np.uint8)
+    run = open_runtime(Bundle.load(bundle_dir), "onnx", "cpu", threads)
+
+    for count in (1, 2, 3, 7):
+        outputs, expected = run(images[:count]), gmm_answers(images[:count])
+        for name, values in outputs.items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_onnx_on_the_cpu_imports_no_torch(bundle_dir: Path) -> None:
