@@ -67,6 +67,7 @@ def record(state: Path, **changes: object) -> Server:
         "tmp": str(state / "tmp"),
         "max_request_bytes": 1,
         "max_response_bytes": 1,
+        "queue": 1,
         "speedups": {},
         **changes,
     }
@@ -181,9 +182,9 @@ def test_a_file_that_is_no_archive_is_refused(own_state: Path, tmp_path: Path) -
 
 def test_a_start_that_takes_too_long_leaves_nothing(own_state: Path, model_store: Path) -> None:
     with pytest.raises(
-        ServerError, match=r"^workers of tiny-mda:1 must be ready within 1 s, got some that are not; see "
+        ServerError, match=r"^workers of tiny-mda:1 must be ready within 0.1 s, got some that are not; see "
     ):
-        launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0, ready_timeout_s=1)
+        launch.start(["tiny-mda"], model_store=model_store, state=own_state, device="cpu", port=0, ready_timeout_s=0.1)
     assert leftovers(own_state) == []
 
 

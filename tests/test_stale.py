@@ -168,11 +168,12 @@ def test_sweep_under_another_base_recipe_is_marked() -> None:
 @pytest.mark.parametrize(("section", "name"), ALL)
 def test_page_shows_the_mark_of_every_record(section: ResultsSection, name: str) -> None:
     record = RESULTS[section][name]
-    shown = record["bundle"] if section in ("serving", "batch", "beside", "soak") else name
+    shown = record["bundle"] if section in ("serving", "batch", "beside", "capacity", "peers", "soak") else name
 
     mark = mark_of(section, name, record)
 
     assert mark in MARKS.values()
-    sent = f", {record['image']} of " if "image" in record else " |"  # a photo is named behind the mark
-    assert f"`{shown}`{mark}{sent}" in page() or f"### {shown}{mark}\n" in page()
+    of_photo = section == "serving" and "image" in record
+    behind = f", {record['image']} of " if of_photo else " in " if section == "peers" else " |"
+    assert f"`{shown}`{mark}{behind}" in page() or f"### {shown}{mark}\n" in page()
     assert "digest:" not in page()
