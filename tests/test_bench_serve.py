@@ -1,13 +1,19 @@
 """The benchmark of serving: the images that it sends, and how its table tells them apart."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -81,6 +87,31 @@ def test_refused_requests_are_no_answers(tmp_path: Path) -> None:
     assert sent[200] > 10
     assert abs(load.failed - sent[413]) <= 1  # the last one may come after the end
     assert abs(load.per_second - sent[200]) < 0.1 * sent[200]
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_a_command_that_is_told_to_end_leaves_nothing_running(bundle_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "load_tests", "serve", "--bundle", str(bundle_dir), "--seconds", "60"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any("org.pytorch.serve.ModelServer" in one for one in commands_below(tmp_path)):
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+
+    assert running.returncode == 1
+    assert errors.endswith("error: a signal came; nothing is left running\n")
+    assert commands_below(tmp_path) == []
+
+
+def commands_below(folder: Path) -> list[str]:
+    """The command lines that name something in a folder."""
+    lines = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [line for line in lines if f"{folder}/" in line]
 
 
 def test_table_says_which_photo_was_sent() -> None:

@@ -30,7 +30,7 @@ from load_tests.growth.kept import Kept
 from load_tests.wrk import require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
-from serving.torchserve.signals import Interrupted, raise_interrupted
+from serving.torchserve.signals import Interrupted
 from training.files import replace_text
 from training.growth_tables import bends, point_cells
 
@@ -113,7 +113,6 @@ def main(
         chosen, loaded = known(only or [], DIMENSIONS), Bundle.load(bundle)
         kept = {one.name: _kept(one, loaded, seconds, scratch) for one in chosen}
         _say_estimate(chosen, kept, seconds, rounds)
-        raise_interrupted()
         with Progress(console=console) as progress:
             for one in chosen:
                 measure(one, bundle, seconds, rounds, kept[one.name], progress)
