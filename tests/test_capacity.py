@@ -12,8 +12,9 @@ from load_tests.__main__ import app
 from load_tests.capacity.command import question
 from load_tests.capacity.shown import knee_in_words
 from serving.bundle import Bundle
-from training.capacity_plot import draw, plot_of, record_plots, save_svg
+from training.capacity_plot import draw, plot_of, record_plots
 from training.capacity_tables import capacity_section, knee_table, loops_table
+from training.figures import save_svg
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 

@@ -22,7 +22,8 @@ from load_tests.soak.steady_load import Failure, SteadyLoad, Window
 from load_tests.soak.trends import DESCRIPTORS, LATENCY, MEMORY, flat, floors, steady
 from load_tests.soak.watch import ROLES, History, Watch
 from serving.torchserve.state import Server
-from training.soak_plot import draw, save_svg
+from training.figures import save_svg
+from training.soak_plot import draw
 from training.soak_tables import file_of, soak_lines, soak_table
 from training.tables import results_page
 

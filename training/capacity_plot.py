@@ -4,13 +4,11 @@ save_svg(draw(records), Path("docs/plots/capacity-mnist-mda-1.svg"))
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from training.figures import COLOURS, INK, MARKERS, new_figure, plain
-from training.files import replace_file
+from training.figures import COLOURS, INK, MARKERS, new_figure, plain, save_svg
 
 PLOTS = Path("docs/plots")
 SIZE = (7.5, 4.6)  # inches
@@ -95,18 +93,6 @@ def _scale(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     axes.set_title(
         f"{record['bundle']}, {record['image']} of {record['image_bytes']:,} bytes", fontsize=10, color=INK, pad=18
     )
-
-
-def save_svg(figure: Any, file: Path) -> Path:
-    """Write an SVG file, its folder too; the same figure makes the same bytes."""
-    from matplotlib import rc_context
-
-    stream = BytesIO()
-    with rc_context({"svg.hashsalt": "discriminant"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda out: out.write(stream.getvalue()))
-    return file
 
 
 def plot_of(bundle: str) -> Path:

@@ -4,8 +4,11 @@ The colours are those of Okabe and Ito, which people with any kind of colour vis
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from training.files import replace_file
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
@@ -26,6 +29,23 @@ def save_figure(figure: Any, file: Path) -> Path:
     """Write a PNG file, its folder too."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
+    return file
+
+
+def svg(figure: Any) -> bytes:
+    """A figure as SVG; the same figure makes the same bytes."""
+    from matplotlib import rc_context
+
+    stream = BytesIO()
+    with rc_context({"svg.hashsalt": "discriminant", "svg.fonttype": "path"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def save_svg(figure: Any, file: Path) -> Path:
+    """Write an SVG file, its folder too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, lambda out: out.write(svg(figure)))
     return file
 
 

@@ -4,12 +4,10 @@ write(load_results()["growth"])      # docs/plots/growth-curves.svg
 """
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from training.figures import BLUE, INK, RED, new_figure, plain
-from training.files import replace_file
+from training.figures import BLUE, INK, RED, new_figure, plain, save_svg
 
 PLOT = Path("docs/plots/growth-curves.svg")
 COLUMNS = 3
@@ -18,23 +16,16 @@ PANEL = (3.3, 2.7)  # inches
 
 def write(records: Mapping[str, dict[str, Any]], file: Path = PLOT) -> Path:
     """Draw the curves of all dimensions; the same records make the same bytes."""
-    from matplotlib import rc_context
-
     panels = [(name, curve) for name, record in records.items() for curve in record["curves"]]
     rows = -(-len(panels) // COLUMNS)
-    stream = BytesIO()
-    with rc_context({"svg.hashsalt": "discriminant", "svg.fonttype": "path"}):
-        figure, grid = new_figure(COLUMNS * PANEL[0], rows * PANEL[1] + 0.3, rows, COLUMNS)
-        axes = list(grid.flat)
-        for ax, (name, curve) in zip(axes, panels, strict=False):
-            _panel(ax, name, curve)
-        for ax in axes[len(panels) :]:
-            ax.remove()
-        _legend(figure, axes[0])
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda out: out.write(stream.getvalue()))
-    return file
+    figure, grid = new_figure(COLUMNS * PANEL[0], rows * PANEL[1] + 0.3, rows, COLUMNS)
+    axes = list(grid.flat)
+    for ax, (name, curve) in zip(axes, panels, strict=False):
+        _panel(ax, name, curve)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    _legend(figure, axes[0])
+    return save_svg(figure, file)
 
 
 def _panel(ax: Any, name: str, curve: dict[str, Any]) -> None:

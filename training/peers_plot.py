@@ -3,12 +3,10 @@
 write(load_results()["peers"]["mnist-mda:1 float32"], Path("docs/plots/peers-float32.svg"))
 """
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from training.figures import COLOURS, INK, MARKERS, new_figure, plain
-from training.files import replace_file
+from training.figures import COLOURS, INK, MARKERS, new_figure, plain, save_svg
 
 FOLDER = Path("docs/plots")
 WIDTH, ROW, REST = 10.5, 0.36, 1.5  # inches
@@ -22,22 +20,13 @@ def file_of(record: dict[str, Any], folder: Path = FOLDER) -> Path:
 
 def write(record: dict[str, Any], file: Path) -> Path:
     """Draw a record; the same one makes the same bytes."""
-    from matplotlib import rc_context
-
     rows = {name: row for name, row in reversed(record["rows"].items()) if "closed" in row}
-    stream = BytesIO()
-    with rc_context({"svg.hashsalt": "discriminant", "svg.fonttype": "path"}):
-        figure, grid = new_figure(WIDTH, ROW * len(rows) + REST, 1, 2, sharey=True, width_ratios=(3, 2))
-        _rates(grid[0, 0], rows, record["connections"])
-        _latencies(grid[0, 1], rows)
-        grid[0, 0].set_yticks(range(len(rows)), [row["title"] for row in rows.values()])
-        figure.suptitle(
-            f"{record['bundle']} in {record['precision']}, {record['rounds']} rounds", fontsize=10, color=INK
-        )
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda out: out.write(stream.getvalue()))
-    return file
+    figure, grid = new_figure(WIDTH, ROW * len(rows) + REST, 1, 2, sharey=True, width_ratios=(3, 2))
+    _rates(grid[0, 0], rows, record["connections"])
+    _latencies(grid[0, 1], rows)
+    grid[0, 0].set_yticks(range(len(rows)), [row["title"] for row in rows.values()])
+    figure.suptitle(f"{record['bundle']} in {record['precision']}, {record['rounds']} rounds", fontsize=10, color=INK)
+    return save_svg(figure, file)
 
 
 def _rates(axes: Any, rows: dict[str, Any], connections: list[int]) -> None:

@@ -5,18 +5,16 @@ write_report(record, Path("soak.html"))      # the same drawing on a page, under
 """
 
 import base64
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from serving.page import filled_in
-from training.figures import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, new_figure, plain
+from training.figures import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, new_figure, plain, svg
 from training.files import replace_file
 
 TEMPLATE = Path(__file__).with_name("soak.html.jinja")
@@ -133,22 +131,9 @@ def _middles(record: dict[str, Any]) -> list[float]:
     return [one["at_s"] + one["seconds"] / 2 for one in record["windows"]]
 
 
-def save_svg(figure: Figure, file: Path) -> None:
-    """Write an SVG file that is the same for the same figures."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, lambda out: out.write(_svg(figure)))
-
-
 def write_report(record: dict[str, Any], file: Path) -> None:
     """Write a page that needs nothing from elsewhere."""
-    picture = base64.b64encode(_svg(draw(record))).decode()
+    picture = base64.b64encode(svg(draw(record))).decode()
     page = filled_in(TEMPLATE, record=record, picture=picture, minutes=record["seconds"] / 60)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, lambda out: out.write(page.encode()))
-
-
-def _svg(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": "soak", "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()

@@ -190,7 +190,8 @@ def main(
 ) -> None:
     """Find how many requests a second a server holds, by an open loop. It needs wrk (apt install wrk)."""
     from training import results  # which imports torch: not in every command of `load_tests`
-    from training.capacity_plot import draw, record_plots, save_svg
+    from training.capacity_plot import draw, record_plots
+    from training.figures import save_svg
 
     require_wrk()
     search = Search(Slo(slo_p99_ms, slo_goodput), seconds, rounds, read_counts(connections), gap)

@@ -144,7 +144,8 @@ def _soaked(
 
 def _write(figures: dict[str, Any], out: Path | None, report: Path | None, plot: Path | None) -> None:
     """Write the files that are asked for."""
-    from training.soak_plot import draw, save_svg, write_report
+    from training.figures import save_svg
+    from training.soak_plot import draw, write_report
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
