@@ -13,11 +13,10 @@ figure is the median of the rounds.
 """
 
 import json
-import tempfile
-import time
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -29,13 +28,12 @@ from rich.table import Table
 from load_tests.asked.sent_images import Sent, encode_image, shape
 from load_tests.bare import Layout, bare_runtime
 from load_tests.rounds import median_row
+from load_tests.served import served
 from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.cores import cores, threads
 from serving.errors import ServingError
 from serving.settings import WorkerSettings
-from serving.torchserve import launch
-from serving.torchserve.archive import package
 from training.files import replace_text
 from training.speed_tables import photo_in_words
 
@@ -58,29 +56,21 @@ def measure_bundle(
     bundle = Bundle.load(folder)
     where = "cuda" if device == "gpu" else "cpu"
     measured: dict[int, list[dict[str, Any]]] = {count: [] for count in connections}
-    with tempfile.TemporaryDirectory() as scratch:
-        store, state, image = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "image")
+    chosen = WorkerSettings(precision=precision, **options)
+    of_one = threads(chosen)
+    layout = Layout(1 if device == "gpu" else max(1, cores() // of_one), of_one)
+    shared_out = layout if device == "gpu" else Layout(layout.inferences * of_one, 1)
+    with served(folder, settings=chosen, device=device) as up, NamedTemporaryFile() as file:
+        image = Path(file.name)
         image.write_bytes(encode_image(sent, bundle))
         photo = {} if sent is Sent.shape else {"image": sent.value, "image_bytes": image.stat().st_size}
-        chosen = WorkerSettings(precision=precision, **options)
-        package(folder, model_store=store, settings=chosen)
-        of_one = threads(chosen)
-        layout = Layout(1 if device == "gpu" else max(1, cores() // of_one), of_one)
-        shared_out = layout if device == "gpu" else Layout(layout.inferences * of_one, 1)
-        began = time.monotonic()
-        server = launch.start(model_store=store, state=state, device=device, port=0)
-        ready = time.monotonic() - began
-        try:
-            url = f"{server.url}/predictions/{bundle.manifest.name}"
-            ask(url, image, max(connections), min(5, seconds))  # Java compiles what it runs often
-            for _ in track(range(rounds), f"{bundle.manifest.name} {precision} {sent}", console=Console(stderr=True)):
-                for count in connections:
-                    images = np.repeat(shape(bundle)[None], count, 0)
-                    of_count = shared_out if count >= of_one else layout
-                    per_second, milliseconds = bare_runtime(bundle, of_count, images, count, seconds, precision, where)
-                    measured[count].append(_row(count, ask(url, image, count, seconds), per_second, milliseconds))
-        finally:
-            launch.stop(state)
+        ask(up.url(), image, max(connections), min(5, seconds))  # Java compiles what it runs often
+        for _ in track(range(rounds), f"{bundle.manifest.name} {precision} {sent}", console=Console(stderr=True)):
+            for count in connections:
+                images = np.repeat(shape(bundle)[None], count, 0)
+                of_count = shared_out if count >= of_one else layout
+                per_second, milliseconds = bare_runtime(bundle, of_count, images, count, seconds, precision, where)
+                measured[count].append(_row(count, ask(up.url(), image, count, seconds), per_second, milliseconds))
     return {
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,
@@ -89,7 +79,7 @@ def measure_bundle(
         "device": device,
         "inferences": layout.inferences,
         "threads": layout.threads,
-        "seconds_to_ready": round(ready, 1),
+        "seconds_to_ready": round(up.ready_s, 1),
         "rounds": rounds,
         "rows": [median_row(measured[count]) for count in connections],
     }

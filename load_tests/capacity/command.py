@@ -35,6 +35,7 @@ from load_tests.wrk import Load, ask, require_wrk
 from serving.bundle import Bundle, Precision, graph_files
 from serving.errors import ServingError
 from serving.predictor import Predictor
+from serving.settings import WorkerSettings
 from training.files import replace_text
 
 WARM_S = 5.0
@@ -82,11 +83,11 @@ def measure(folder: Path, precision: Precision, sent: Sent, search: Search) -> R
     """Everything about one graph of a bundle."""
     bundle = Bundle.load(folder)
     asked = question(bundle, encode_image(sent, bundle), precision)
-    with served(folder, precision) as server, NamedTemporaryFile() as image:
+    with served(folder, settings=WorkerSettings(precision=precision)) as up, NamedTemporaryFile() as image:
         image.write(asked.body)
         image.flush()
-        closed = partial(ask, server.url + asked.path, Path(image.name))
-        measured = measure_server(closed, partial(offer, server.url, asked), search)
+        closed = partial(ask, up.url(), Path(image.name))
+        measured = measure_server(closed, partial(offer, up.server.url, asked), search)
     return {
         "bundle": f"{bundle.manifest.name}:{bundle.manifest.version}",
         "precision": precision,

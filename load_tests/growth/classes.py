@@ -13,7 +13,8 @@ import numpy as np
 from load_tests.asked.sent_images import Sent, encode_image, shape
 from load_tests.bare import Layout, bare_runtime
 from load_tests.growth.curve import Reading, Shape
-from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, served, warm
+from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, warm
+from load_tests.served import served
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 from serving.cores import cores, threads

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.growth.curve import Reading, Shape
-from load_tests.growth.dimension import Dimension, Rounds, Setting, failed, rate, served, warm
+from load_tests.growth.dimension import Dimension, Rounds, Setting, failed, rate, warm
+from load_tests.served import served
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 

@@ -7,8 +7,6 @@ for readings in dimension.measure(setting): ...  # a server is up meanwhile, unt
 import math
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +15,8 @@ from pathlib import Path
 from load_tests.growth.curve import Reading, Shape
 from load_tests.wrk import Load, ask
 from serving.bundle import MANIFEST, Bundle, manifest_text
-from serving.settings import WorkerSettings
-from serving.torchserve import launch
-from serving.torchserve.archive import package
-from serving.torchserve.signals import held_back
-from serving.torchserve.state import Server
 
 Rounds = Generator[list[Reading], None, None]
-READY_S = 300.0  # that the workers of many models may take
 WARM_UP_S = 2  # Java compiles what it runs often
 ANSWERS = 12  # of each connection at least, where they take long
 MOST_S = 30  # of one load
@@ -74,39 +66,6 @@ class Dimension:
         """About what so many rounds take."""
         of_round = self.asks * (seconds + AROUND_S) + self.starts * START_S
         return self.once_s + rounds * of_round if rounds else 0.0
-
-
-@dataclass(frozen=True)
-class Served:
-    """A server that is up.
-
-    Attributes:
-        server: its record.
-        ready_s: what its start took.
-    """
-
-    server: Server
-    ready_s: float
-
-    def url(self, model: str = "") -> str:
-        """Where a model is asked; the only one, if none is named."""
-        return f"{self.server.url}/predictions/{model or self.server.models[0]}"
-
-
-@contextmanager
-def served(*bundles: Path, settings: WorkerSettings | None = None) -> Iterator[Served]:
-    """A server of its own with default settings, as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
-        store, state = Path(scratch, "store"), Path(scratch, "state")
-        for bundle in bundles:
-            package(bundle, model_store=store, settings=settings or WorkerSettings())
-        began = time.monotonic()
-        server = launch.start(model_store=store, state=state, device="cpu", port=0, ready_timeout_s=READY_S)
-        try:
-            yield Served(server, time.monotonic() - began)
-        finally:
-            with held_back():
-                launch.stop(state)
 
 
 @contextmanager

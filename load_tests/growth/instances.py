@@ -10,7 +10,8 @@ from pathlib import Path
 
 from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.growth.curve import Shape
-from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, served, warm
+from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, warm
+from load_tests.served import served
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 

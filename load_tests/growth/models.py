@@ -13,8 +13,9 @@ import psutil
 
 from load_tests.asked.sent_images import Sent, encode_image
 from load_tests.growth.curve import Reading, Shape
-from load_tests.growth.dimension import Dimension, Rounds, Served, Setting, rate, renamed, served, warm
+from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, renamed, warm
 from load_tests.memory import tree_bytes
+from load_tests.served import Served, served
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 

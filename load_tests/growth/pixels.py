@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from load_tests.asked.sent_images import CAMERA_QUALITY, encoded, mosaic, shape
 from load_tests.bare import Layout, bare_runtime, read_as_served
 from load_tests.growth.curve import Reading, Shape
-from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, served, warm
+from load_tests.growth.dimension import Dimension, Rounds, Setting, rate, warm
+from load_tests.served import served
 from load_tests.wrk import ask
 from serving.bundle import Bundle
 from serving.cores import threads

@@ -29,11 +29,10 @@ from load_tests.offline.images import make_digits
 from load_tests.offline.names import write_names
 from load_tests.open_loop.load import Offered, offer
 from load_tests.rounds import median_row
+from load_tests.served import served
 from load_tests.wrk import ask, require_wrk
 from serving.bundle import Bundle, graph_files
 from serving.errors import ServingError
-from serving.torchserve import launch
-from serving.torchserve.archive import package
 from training.files import replace_text
 
 SHARE = 0.5  # of what the server can answer
@@ -104,22 +103,16 @@ def _row(offered: Offered, scored: float) -> dict[str, Any]:
 def measure(bundle: Path, paths: Sequence[Path], seconds: float, rounds: int) -> dict[str, Any]:
     """All rounds, with a server of their own."""
     manifest = Bundle.load(bundle).manifest
-    with tempfile.TemporaryDirectory() as scratch:
-        store, state, names = Path(scratch, "store"), Path(scratch, "state"), Path(scratch, "names.txt")
+    with served(bundle) as up, tempfile.TemporaryDirectory() as scratch:
+        names = Path(scratch, "names.txt")
         write_names(names, paths, round(NAMES_A_SECOND * seconds))
-        package(bundle, model_store=store)
-        server = launch.start(model_store=store, state=state, device="cpu", port=0)
-        try:
-            question = Ask("PNG", f"/predictions/{manifest.name}", paths[0].read_bytes())
-            url = server.url + question.path
-            capacity = [ask(url, paths[0], CONNECTIONS, seconds).per_second for _ in range(2)][-1]
-            load = {"per_second": SHARE * capacity, "seconds": seconds}
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in BESIDE}
-            for _ in track(range(rounds), "beside a server", console=Console(stderr=True)):
-                for name, options in BESIDE.items():
-                    found[name].append(measure_beside(server.url, question, names, bundle, options, **load))
-        finally:
-            launch.stop(state)
+        question = Ask("PNG", f"/predictions/{manifest.name}", paths[0].read_bytes())
+        capacity = [ask(up.url(), paths[0], CONNECTIONS, seconds).per_second for _ in range(2)][-1]
+        load = {"per_second": SHARE * capacity, "seconds": seconds}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in BESIDE}
+        for _ in track(range(rounds), "beside a server", console=Console(stderr=True)):
+            for name, options in BESIDE.items():
+                found[name].append(measure_beside(up.server.url, question, names, bundle, options, **load))
     return {
         "bundle": f"{manifest.name}:{manifest.version}",
         "precision": "float32",

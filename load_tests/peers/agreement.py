@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from load_tests.asked.sent_images import encoded
 from load_tests.peers.peer import Peer
 from load_tests.peers.running import PeerError, Server
 from serving.bundle import Bundle, Precision
@@ -94,7 +93,5 @@ def _problem(question: Question, server: Server, peer: Peer) -> str | None:
 
 def _encoded(pixels: NDArray[np.uint8], kind: str) -> bytes:
     """(channels, height, width) → an image file."""
-    stream = BytesIO()
     rows = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-    Image.fromarray(np.ascontiguousarray(rows)).save(stream, kind)
-    return stream.getvalue()
+    return encoded(np.ascontiguousarray(rows), kind)
