@@ -13,7 +13,8 @@ from manifests import DEPLOY, FOLDERS, Manifest, check, one, rendered
 from prometheus import Prometheus, aimed, needs_prometheus, promtool, running_prometheus, wait_out
 
 from serving.keys import INFERENCE_VARIABLE
-from serving.torchserve import launch
+from serving.settings import DEFAULT_SETTINGS
+from serving.torchserve import launch, memory
 from serving.torchserve.state import Server
 
 POD, PREDICTOR = "spec.template.spec", "spec.predictor"
@@ -245,6 +246,20 @@ def test_keda_scales_the_deployment_and_nobody_else_does(name: str) -> None:
     assert scaled["spec"]["scaleTargetRef"]["name"] == one(name, "Deployment")["metadata"]["name"]
     assert "replicas" not in one(name, "Deployment")["spec"]
     assert scaled["spec"]["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_the_queue_can_be_longer_than_what_makes_keda_add_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = pod("base")["containers"][0]["resources"]["limits"]
+    monkeypatch.setattr(memory, "cores", lambda: int(container["cpu"]))
+    threshold = float(one("autoscaled", "ScaledObject")["spec"]["triggers"][0]["metadata"]["threshold"])
+    bytes_of = {f"{gib}Gi": gib * 2**30 for gib in (4, 8)}
+
+    queues = {
+        given: memory.divide(size, [DEFAULT_SETTINGS.batch_size], DEFAULT_SETTINGS.limits.max_request_bytes).queue
+        for given, size in bytes_of.items()
+    }
+    assert queues == {"4Gi": 22, "8Gi": 112}  # which docs/deploy.md says
+    assert 5 * threshold <= queues[container["memory"]]
 
 
 def test_kserve_scales_as_keda_does() -> None:
