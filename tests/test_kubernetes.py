@@ -105,7 +105,7 @@ def test_a_misspelt_key_is_found(name: str, kind: str, path: str) -> None:
 
     misspelt(document, path)
 
-    with pytest.raises(ValueError, match=r"\w"):
+    with pytest.raises(ValueError, match=re.split(r"[./]", path)[-1][:-1]):
         check(document)
 
 
@@ -142,7 +142,7 @@ def test_a_pod_may_do_nothing_that_it_need_not(name: str) -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {f"/app/{launch.STATE}", "/tmp"}
-    assert all(list(volume) == ["name", "emptyDir"] or "emptyDir" in volume for volume in spec["volumes"])
+    assert all(set(volume) == {"name", "emptyDir"} for volume in spec["volumes"])
 
 
 @pytest.mark.parametrize("name", [*DEPLOYED, "kserve"])
