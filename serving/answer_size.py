@@ -9,6 +9,7 @@ give is made by the encoder itself, of the longest labels and numbers, and what 
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 import orjson
@@ -20,6 +21,7 @@ from serving.examples import MOST_CLASSES, Examples
 from serving.judgement import FLAGS
 from serving.limits import Limits
 from serving.parameters import Accept, Options
+from serving.predictor import Stage
 from serving.request import Request
 from serving.respond import ALONE, EACH, Answer, Form, encode
 
@@ -114,6 +116,8 @@ def longest_answer(manifest: Manifest, options: Options, examples: Examples | No
     if "examples" in options.returns and examples is not None:
         longest_example = {"label": labels[0], "component": head.components - 1, **examples.longest()}
         answer["examples"] = [longest_example] * min(MOST_CLASSES, options.top_k)
+    if "timings" in options.returns:
+        answer["timings"] = dict.fromkeys(get_args(Stage), LONGEST_NUMBER)
     return answer
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import pytest
 from conftest import ROOT, encoded
 from prometheus_client import CollectorRegistry
 
+from serving.answer_size import AnswerSizes, longest_answer
 from serving.bundle import Bundle
 from serving.data_plane import DataPlane
 from serving.errors import Draining
 from serving.limits import Limits
 from serving.metrics import Metrics
+from serving.parameters import Options
 from serving.predictor import Predictor
-from serving.request import Message
+from serving.request import Message, Request
 from serving.request_log import REQUESTS_FILE, RequestLog
+from serving.respond import EACH
 
 LABELS = {"model": "tiny-mda", "version": "1"}
 UNEXPECTED = {"code": "internal_error", "message": "the server failed to answer this request; its log says why"}
@@ -63,6 +67,40 @@ def test_one_batch_of_every_form(plane: DataPlane, images: list[bytes]) -> None:
     expected = plane.predictor.predict(images[:3])
     found = [raw[1], chosen[1], several[1]["predictions"][0]]
     assert [one["label"] for one in found] == [one["label"] for one in expected if isinstance(one, dict)]
+
+
+def test_timings_are_those_of_the_batch_for_those_who_ask(
+    plane: DataPlane, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer = plane.predictor.infer
+    monkeypatch.setattr(plane.predictor, "infer", lambda batch: (time.sleep(0.03), infer(batch))[1])
+    wanted = {"return": ["timings"]}
+    form = Message(parts={"data": images[0], "parameters": json.dumps(wanted).encode()})
+    several = json.loads(instances(images[1], b"text").body or b"") | {"parameters": wanted}
+    began = time.perf_counter()
+
+    chosen, both, plain = answers(plane, form, Message(json.dumps(several).encode()), Message(images[2]))
+
+    elapsed_ms = 1000 * (time.perf_counter() - began)
+    timings = chosen[1]["timings"]
+    assert list(timings) == ["decode", "inference", "encode"]
+    assert all(value >= 0 for value in timings.values())
+    assert 30 <= timings["inference"] <= sum(timings.values()) <= elapsed_ms
+    answer, error = both[1]["predictions"]
+    assert answer["timings"] == timings
+    assert error.keys() == {"error"}
+    assert "timings" not in plain[1]
+    assert "probabilities" not in chosen[1]
+
+
+def test_timings_are_within_the_length_that_an_answer_may_have(plane: DataPlane, images: list[bytes]) -> None:
+    options = Options(returns=frozenset({"timings"}))
+    head, each = AnswerSizes(plane.predictor.bundle.manifest, Limits()).of(Request(images[:1], options, EACH))
+
+    longest = longest_answer(plane.predictor.bundle.manifest, options)
+
+    assert longest["timings"].keys() == {"decode", "inference", "encode"}
+    assert head + each >= len(json.dumps({"predictions": [longest]}, separators=(",", ":")))
 
 
 def test_a_list_of_too_many_pixels_gets_one_error(plane: DataPlane, images: list[bytes]) -> None:
