@@ -140,6 +140,16 @@ def check_count(what: str, images: Sequence[Any], limits: Limits) -> None:
         raise BadRequest(f"{what} must hold 1 to {limits.max_instances} images, got {len(images)}")
 
 
+def from_base64(what: str, text: Any) -> bytes | ServingError:
+    """What a client has written as base64, or the error that stands in its place; `what` leads the message."""
+    if not isinstance(text, str):
+        return ImageError(f"{what} must be text in base64, got {shown(text)}")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as exc:
+        return ImageError(f"{what} must be base64 without line breaks, got {shown(text)} ({exc})")
+
+
 def _read_form(parts: Mapping[str, Buffer], limits: Limits) -> Request:
     if "data" not in parts or not set(parts) <= {"data", "parameters"}:
         raise BadRequest(
@@ -174,7 +184,7 @@ def _read_tensors(body: dict[str, Any], binary: bytes, limits: Limits) -> Reques
         check_count("images", tensors.images, limits)
     except BadRequest as error:
         return Request(error, form=Form(respond_each, refuse_tensors))
-    images = [image if isinstance(image, bytes) else _decoded("image", image) for image in tensors.images]
+    images = [image if isinstance(image, bytes) else from_base64("image", image) for image in tensors.images]
     return Request(images, tensors.options, Form(tensors.respond, refuse_tensors))
 
 
@@ -197,16 +207,7 @@ def _read_json(payload: bytes, limits: Limits) -> Request:
 def _read_instance(item: Any) -> bytes | ServingError:
     if not isinstance(item, dict) or set(item) != {"b64"} or not isinstance(item["b64"], str):
         return ImageError(f'instance must be an object {{"b64": "..."}}, got {shown(item)}')
-    return _decoded("b64", item["b64"])
-
-
-def _decoded(what: str, text: Any) -> bytes | ServingError:
-    if not isinstance(text, str):
-        return ImageError(f"{what} must be text in base64, got {shown(text)}")
-    try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except ValueError as exc:
-        return ImageError(f"{what} must be base64 without line breaks, got {shown(text)} ({exc})")
+    return from_base64("b64", item["b64"])
 
 
 def _loads(what: str, text: bytes, error: type[BadRequest]) -> Any:

@@ -89,12 +89,18 @@ def _served(settings: WorkerSettings, device: Device, request_log: str | None) -
 
 
 def _described(served: Served) -> str:
-    number, settings = served.instances, served.settings
-    instances = f"{number} instance{'s' if number > 1 else ''}"
+    """Precision, instances and threads, and what must be there for them."""
+    settings, instances = served.settings, _counted(served.instances, "instance")
+    by = " by torch, which must be there" if settings.runtime == "torchscript" else ""
     if served.device == "gpu":
-        return f"{settings.precision}, {instances} on each GPU"
-    by = "" if settings.workers else f", by the {threads(settings) * number} cores here (--workers, --threads)"
-    return f"{settings.precision}, {instances} of {threads(settings)} threads on the CPU{by}"
+        return f"{settings.precision}{by}, {instances} on each GPU"
+    of_each = threads(settings)
+    here = "" if settings.workers else f", by the {of_each * served.instances} cores here (--workers, --threads)"
+    return f"{settings.precision}{by}, {instances} of {_counted(of_each, 'thread')} on the CPU{here}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _tell_defaults(server: Server, manifests: list[Manifest]) -> None:

@@ -6,11 +6,10 @@
                 `answer`, the JSON that `/predictions` gives for the image
 
 Who names no outputs gets all but `features` and `answer`, and `possible` only with a coverage. An image that cannot be
-answered has its error in `error`, and blanks elsewhere; for who names outputs but not `error`, the first error is the
-request's, so that none is overlooked.
+answered has its error in `error` and `answer`, and blanks elsewhere; for who names outputs but neither of these, the
+first error is the request's, so that none is overlooked.
 """
 
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,13 +22,13 @@ from serving.bundle import Manifest
 from serving.errors import BadParameter, BadRequest, ServingError, shown
 from serving.limits import Limits
 from serving.parameters import Options, read_options
-from serving.request import Request, check_count, check_size
+from serving.request import Request, check_count, check_size, from_base64
 from serving.respond import Form, Result, StatusAndBody, error_body
 from serving.tensors import check_possible, parts, returned, tensors_of
 
 ERROR, ANSWER = "error", "answer"
 TEXTS = (ERROR, ANSWER)  # of BYTES, one an image, beside the tensors
-ONLY_BY_NAME = ("features", ANSWER)
+BASE64_STARTS = (b"iVBORw0KGgo", b"/9j/", b"UklGR")  # of a PNG, a JPEG and a WebP; no image starts with these itself
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class TensorMessage:
 def respond(results: Sequence[Result], names: Sequence[str], manifest: Manifest) -> StatusAndBody:
     """The HTTP status and the outputs for what the images got, each as a list of its images' parts."""
     for position, result in enumerate(results):
-        if isinstance(result, ServingError) and ERROR not in names:
+        if isinstance(result, ServingError) and not set(TEXTS) & set(names):
             return result.status, {"error": {"code": result.code, "message": f"images[{position}]: {result}"}}
     return 200, {name: _output(name, results, manifest) for name in names}
 
@@ -120,9 +119,6 @@ def _value(name: str, value: Any) -> Any:
         raise BadParameter(f"{name} must be a number, or JSON as text, got {shown(value)}") from exc
 
 
-def _image(element: bytes) -> bytes:
-    """An element of the tensor; no image that is served is base64, for their first bytes are not."""
-    try:
-        return binascii.a2b_base64(element, strict_mode=True)
-    except ValueError:
-        return element
+def _image(element: bytes) -> bytes | ServingError:
+    """An element of the tensor."""
+    return from_base64("image", element.decode(errors="replace")) if element.startswith(BASE64_STARTS) else element

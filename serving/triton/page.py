@@ -69,11 +69,14 @@ class Page:
                 logger.exception("The metrics could not be passed on")
 
     def _metric(self, series: Series, family: Metric) -> Any:
-        """The server's metric of a series; a sum may become less, which Triton's counters cannot."""
+        """The server's metric of a series.
+
+        A sum may become less, which Triton's counters cannot, and some readers take no counter that is not a total.
+        """
         name, labels = series
         if series not in self._metrics:
             if name not in self._families:
-                kind = self._kinds.GAUGE if name.endswith("_sum") else self._kinds.COUNTER
+                kind = self._kinds.COUNTER if name.endswith("_total") else self._kinds.GAUGE
                 self._families[name] = self._kinds(name=name, description=family.documentation, kind=kind)
             self._metrics[series] = self._families[name].Metric(labels=dict(labels))
         return self._metrics[series]
