@@ -163,7 +163,7 @@ def pictures(images: list[bytes]) -> list[bytes]:
 def large() -> bytes:
     """An image that takes a while to decode."""
     rng = np.random.default_rng(17)
-    return encoded(rng.integers(0, 2, (4000, 5000), dtype=np.uint8) * 255, compress_level=1)
+    return encoded(rng.integers(0, 2, (3000, 3000), dtype=np.uint8) * 255, compress_level=1)
 
 
 def asked(client: Any, model: str, images: list[bytes], version: str = "", **request: Any) -> Any:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-")  # prometheus-client looks when imported
+METRICS = tempfile.TemporaryDirectory(prefix="metrics-")  # gone when this process ends
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = METRICS.name  # for prometheus-client, which looks when it is imported
 
 from serving.triton.adapter import TritonPythonModel  # noqa: F401
