@@ -22,7 +22,7 @@ from serving.predictor import Predictor
 from serving.request_log import RequestLog
 from serving.respond import Answer
 from serving.tensors import TENSORS
-from serving.triton.message import TensorMessage
+from serving.triton.message import Outputs, TensorMessage
 from serving.triton.page import Page
 from serving.triton.served import Served
 
@@ -35,7 +35,8 @@ class TritonPythonModel:
 
     plane: DataPlane
     page: Page
-    outputs: frozenset[str]
+    outputs: Outputs
+    all_names: frozenset[str]
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load, verify and warm up the bundle in the version's folder; the model is ready when this returns.
@@ -56,7 +57,8 @@ class TritonPythonModel:
         log = served.request_log and RequestLog(Path(served.request_log), manifest.name, str(manifest.version))
         self.plane = DataPlane(predictor, Metrics(manifest), log or None, settings.batch_size)
         self.page = Page(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), triton)
-        self.outputs = frozenset(output["name"] for output in json.loads(args["model_config"])["output"])
+        self.outputs = Outputs(manifest)
+        self.all_names = frozenset(output["name"] for output in json.loads(args["model_config"])["output"])
         gc.collect()
         gc.freeze()  # what has been loaded stays: no collection need look through it again
 
@@ -74,9 +76,9 @@ class TritonPythonModel:
         wanted = frozenset(request.requested_output_names())
         return TensorMessage(
             images=triton.get_input_tensor_by_name(request, INPUT).as_numpy().ravel().tolist(),
-            wanted=None if wanted == self.outputs else wanted,
+            wanted=None if wanted == self.all_names else wanted,
             parameters=json.loads(request.parameters() or "{}"),
-            manifest=self.plane.predictor.bundle.manifest,
+            outputs=self.outputs,
             request_id=request.request_id(),
         )
 

@@ -12,7 +12,7 @@ first error is the request's, so that none is overlooked.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,71 @@ from serving.errors import BadParameter, BadRequest, ServingError, shown
 from serving.limits import Limits
 from serving.parameters import Options, read_options
 from serving.request import Request, check_count, check_size, from_base64
-from serving.respond import Form, Result, StatusAndBody, error_body
+from serving.respond import Answer, Form, Result, StatusAndBody, error_body
 from serving.tensors import check_possible, parts, returned, tensors_of
 
 ERROR, ANSWER = "error", "answer"
 TEXTS = (ERROR, ANSWER)  # of BYTES, one an image, beside the tensors
+KEPT = 16  # forms of replies, by the outputs in them
 BASE64_STARTS = (b"iVBORw0KGgo", b"/9j/", b"UklGR")  # of a PNG, a JPEG and a WebP; no image starts with these itself
+
+
+class Outputs:
+    """The outputs that a model's replies can have.
+
+    Args:
+        manifest: of the model's bundle.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._tensors = tensors_of(manifest)
+        self._head = manifest.head
+        unasked = {"features"} if manifest.component_names else {"features", "component_name"}
+        self._plain = tuple(name for name in self._tensors if name not in unasked)
+        self.form = lru_cache(KEPT)(lambda names: Form(partial(self._respond, names), is_kept=True))
+
+    def names(self, wanted: frozenset[str] | None, coverage: float | None) -> tuple[str, ...]:
+        """The outputs of a reply, in order.
+
+        Args:
+            wanted: those that the request names; None if it names none.
+            coverage: that it asks for.
+
+        Raises:
+            BadRequest: if the model does not have one of them, or it has nothing to be made of.
+        """
+        if wanted is None:
+            return *(name for name in self._plain if name != "possible" or coverage is not None), ERROR
+        if unknown := sorted(wanted - self._tensors.keys() - set(TEXTS)):
+            raise BadRequest(f"outputs must be tensors that this model has, got {unknown[0]!r}")
+        check_possible(wanted, coverage)
+        return tuple(name for name in (*self._tensors, *TEXTS) if name in wanted)
+
+    def _respond(self, names: Sequence[str], results: Sequence[Result]) -> StatusAndBody:
+        """The HTTP status, and each output as a list of its images' parts."""
+        errors = {n: result for n, result in enumerate(results) if isinstance(result, ServingError)}
+        if errors and not set(TEXTS) & set(names):
+            first, error = next(iter(errors.items()))
+            return error.status, {"error": {"code": error.code, "message": f"images[{first}]: {error}"}}
+        answers = [result for result in results if not isinstance(result, ServingError)]
+        body: Answer = {}
+        for name in names:
+            body[name] = self._parts(name, answers)
+            for n, error in errors.items():  # in order, so that each finds those before it in their places
+                body[name].insert(n, self._of_error(name, error))
+        return 200, body
+
+    def _parts(self, name: str, answers: Sequence[Answer]) -> list[Any]:
+        if name == ERROR:
+            return [""] * len(answers)
+        return [orjson.dumps(answer).decode() for answer in answers] if name == ANSWER else parts(name, answers)
+
+    def _of_error(self, name: str, error: ServingError) -> Any:
+        if name in TEXTS:
+            body = error_body(error)
+            return orjson.dumps(body if name == ANSWER else body["error"]).decode()
+        tensor = self._tensors[name]
+        return np.full(tensor.sizes(self._head), tensor.blank, dtype=object).tolist()
 
 
 @dataclass(frozen=True)
@@ -39,14 +98,14 @@ class TensorMessage:
         images: the elements of its tensor.
         wanted: the outputs that it names; None if it names none.
         parameters: of the request.
-        manifest: of the model's bundle.
+        outputs: of the model.
         request_id: what it is called in the log.
     """
 
     images: Sequence[bytes]
     wanted: frozenset[str] | None
     parameters: Mapping[str, Any]
-    manifest: Manifest
+    outputs: Outputs
     request_id: str = ""
 
     @property
@@ -58,48 +117,15 @@ class TensorMessage:
         """The images and options that are in it.
 
         Raises:
-            BadRequest: if it has too many images, or wants tensors that the model does not have.
+            BadRequest: if it has too many images, or wants outputs that the model does not have.
             BadParameter: if a parameter breaks its rule.
             ImageTooLarge: if it has more bytes than allowed.
         """
         check_size(self.size, limits)
         check_count("images", self.images, limits)
         options = read_options({name: _value(name, value) for name, value in self.parameters.items()})
-        names = self._names(options)
-        form = Form(partial(respond, names=names, manifest=self.manifest))
-        return Request([_image(element) for element in self.images], _needed(options, names), form)
-
-    def _names(self, options: Options) -> tuple[str, ...]:
-        """The outputs that the reply has, in order."""
-        own = tensors_of(self.manifest)
-        if self.wanted is None:
-            without = {"features"} if self.manifest.component_names else {"features", "component_name"}
-            left_out = without if options.coverage is not None else without | {"possible"}
-            return *(name for name in own if name not in left_out), ERROR
-        if unknown := sorted(self.wanted - own.keys() - set(TEXTS)):
-            raise BadRequest(f"outputs must be tensors that this model has, got {unknown[0]!r}")
-        check_possible(self.wanted, options.coverage)
-        return tuple(name for name in (*own, *TEXTS) if name in self.wanted)
-
-
-def respond(results: Sequence[Result], names: Sequence[str], manifest: Manifest) -> StatusAndBody:
-    """The HTTP status and the outputs for what the images got, each as a list of its images' parts."""
-    for position, result in enumerate(results):
-        if isinstance(result, ServingError) and not set(TEXTS) & set(names):
-            return result.status, {"error": {"code": result.code, "message": f"images[{position}]: {result}"}}
-    return 200, {name: _output(name, results, manifest) for name in names}
-
-
-def _output(name: str, results: Sequence[Result], manifest: Manifest) -> list[Any]:
-    bodies = [error_body(result) if isinstance(result, ServingError) else result for result in results]
-    if name == ANSWER:
-        return [orjson.dumps(body).decode() for body in bodies]
-    if name == ERROR:
-        return [orjson.dumps(body["error"]).decode() if "error" in body else "" for body in bodies]
-    answers = iter(parts(name, [result for result in results if not isinstance(result, ServingError)]))
-    tensor = tensors_of(manifest)[name]
-    blank = np.full(tensor.sizes(manifest.head), tensor.blank, dtype=object).tolist()
-    return [blank if isinstance(result, ServingError) else next(answers) for result in results]
+        names = self.outputs.names(self.wanted, options.coverage)
+        return Request([_image(element) for element in self.images], _needed(options, names), self.outputs.form(names))
 
 
 def _needed(options: Options, names: Sequence[str]) -> Options:

@@ -9,4 +9,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 METRICS = tempfile.TemporaryDirectory(prefix="metrics-")  # gone when this process ends
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = METRICS.name  # for prometheus-client, which looks when it is imported
 
-from serving.triton.adapter import TritonPythonModel  # noqa: F401
+from serving.triton.adapter import TritonPythonModel  # noqa: E402, F401
