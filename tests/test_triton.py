@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ import pytest
 import skimage.data
 import tritonclient.grpc
 import tritonclient.http
+import typer
 from conftest import COMPONENT_NAMES, LABELS, ROOT, encoded, free_port, gmm_parameters, serving, until, with_int8
 from google.protobuf import text_format
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,10 +29,13 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from load_tests.peers.environments import locked_environment
+from serving.__main__ import app
 from serving.budget import QUEUE
 from serving.bundle import Bundle
 from serving.errors import ServingError
 from serving.limits import DEFAULT_LIMITS
+from serving.parameters import Options
+from serving.predictor import Predictor
 from serving.request_log import REQUESTS_FILE
 from serving.settings import DEFAULT_SETTINGS, WorkerSettings, changed
 from serving.tensors import TENSORS
@@ -37,6 +44,7 @@ from serving.torchserve.state import Server
 from serving.triton.code import needed
 from serving.triton.config import configuration
 from serving.triton.repository import Entry, write
+from serving.triton.run import LIBRARY, has_library
 from serving.triton.served import Served
 from training.data import Sources
 from training.datasets import load_dataset
@@ -46,6 +54,8 @@ RUN = ROOT / "serving" / "triton" / "run.py"
 START_S = 120
 READY = "/v2/health/ready"
 ATOL = 1e-6
+PAGE = ROOT / "docs" / "triton.md"
+MNIST = ROOT / "model_store" / "mnist-mda" / "1"
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,11 @@ def samples(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 @pytest.fixture(scope="module")
 def python() -> Path:
     """Of the environment with nvidia-pytriton, which is made when it is first needed."""
-    return locked_environment(ROOT / "serving" / "triton" / "server.txt", ROOT / "cache" / "triton")
+    if not has_library():
+        pytest.skip(f"Triton's stub wants {LIBRARY}, the shared library of this Python")
+    if sys.version_info >= (3, 13):
+        pytest.skip("Triton's stub wants numpy 1, which there is up to Python 3.12")
+    return locked_environment(ROOT / "serving" / "triton" / "server.txt", ROOT / "cache" / "triton", sys.executable)
 
 
 def run(python: Path, repository: Path, folder: Path, *options: str) -> Triton:
@@ -129,13 +143,13 @@ def end(server: Triton) -> None:
 def moved(server: Server, state: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository of what the shared TorchServe serves, made by one command; the logs of its requests lie beside."""
     folder = tmp_path_factory.mktemp("moved")
-    (folder / "log").mkdir()
     done = serving(
         "triton", "--from-state", state, "--repository", folder / "models", "--request-log", folder / "log", check=True
     )
     of_torch = "tiny-mda-ts version 1: float32 by torch, which must be there, 1 instance of 1 thread on the CPU\n"
     assert of_torch in done.stdout
     shutil.rmtree(folder / "models" / "tiny-mda-ts")  # for there is no torch here
+    serving("triton", MNIST, "--repository", folder / "models", "--threads", 1, check=True)
     return folder / "models"
 
 
@@ -211,6 +225,41 @@ def test_answers_are_torchserves(
             assert texts(array) == expected[name].tolist()
         else:
             assert array == pytest.approx(expected[name], abs=ATOL, rel=ATOL), name
+
+
+def test_digits_and_a_photo_are_answered_as_by_the_predictor(triton: Triton, pictures: list[bytes]) -> None:
+    found = asked(triton.grpc, "mnist-mda", pictures, parameters={"coverage": 0.9})
+
+    for n, answer in enumerate(Predictor.open(MNIST, threads=1).predict(pictures, Options(coverage=0.9))):
+        assert isinstance(answer, dict)
+        assert found["label"][n].decode() == answer["label"]
+        assert found["posterior"][n] == pytest.approx(list(answer["probabilities"].values()), abs=ATOL)
+        assert found["typicality"][n] == pytest.approx(answer["typicality"], abs=ATOL)
+        possible = [label for label, is_in in zip(answer["probabilities"], found["possible"][n], strict=True) if is_in]
+        assert sorted(possible) == sorted(answer["labels_at"]["set"])
+
+
+def test_the_example_of_the_page_runs(triton: Triton, pictures: list[bytes], tmp_path: Path) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "seven.png").write_bytes(pictures[0])
+    (tmp_path / "broken.png").write_bytes(pictures[0][:99])
+    script = example.replace("127.0.0.1:8000", f"127.0.0.1:{triton.http_port}")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    label = asked(triton.http, "mnist-mda", pictures[:1])["label"][0]
+    assert done.stdout.startswith(f"[[{label}]\n [b'']]"), done.stderr
+    assert '"code":"undecodable_image"' in done.stdout
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python -m serving (.*?)(?: *#.*)?$", PAGE.read_text(), re.MULTILINE))
+def test_commands_of_the_page_parse(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    command = group.get_command(typer.Context(group), name)
+
+    assert command is not None
+    assert command.make_context(name, arguments).command is command
 
 
 def test_features_come_by_name(triton: Triton, server: Server, pictures: list[bytes]) -> None:
@@ -410,7 +459,7 @@ def test_a_new_version_is_added_to_a_running_server_and_taken_back(
     names = tuple(f"new {label}" for label in LABELS)
     first, second = make_bundle("versions"), make_bundle("versions", version=2, labels=names)
     repository, client = triton.repository, triton.http
-    serving("triton", first, "--repository", repository, check=True)
+    write([entry(first)], repository)
     client.load_model("versions")
     old = texts(asked(client, "versions", images)["label"])
 
@@ -496,12 +545,14 @@ def test_the_configuration_says_what_was_asked_for(typical_dir: Path, tmp_path: 
     )
 
 
-def test_a_machine_with_gpus_gets_its_own_configuration(bundle_dir: Path, tmp_path: Path) -> None:
+def test_a_machine_with_gpus_gets_its_own_configuration(bundle_dir: Path, softmax_dir: Path, tmp_path: Path) -> None:
     done = serving("triton", bundle_dir, "--repository", tmp_path / "models", "--device", "gpu", check=True)
 
     assert "tiny-mda version 1: float32, 2 instances on each GPU" in done.stdout
     [group] = parsed((tmp_path / "models" / "tiny-mda" / "config.pbtxt").read_text()).instance_group
     assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 2)
+    assert "onnxruntime-gpu==" in (tmp_path / "models" / "requirements.txt").read_text()
+    write([entry(softmax_dir)], tmp_path / "models")
     assert "onnxruntime-gpu==" in (tmp_path / "models" / "requirements.txt").read_text()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as triton
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Manifest
 from serving.cores import threads
 from serving.data_plane import DataPlane
 from serving.metrics import Metrics
@@ -54,8 +54,7 @@ class TritonPythonModel:
         )
         predictor.warm_up()
         manifest = bundle.manifest
-        log = served.request_log and RequestLog(Path(served.request_log), manifest.name, str(manifest.version))
-        self.plane = DataPlane(predictor, Metrics(manifest), log or None, settings.batch_size)
+        self.plane = DataPlane(predictor, Metrics(manifest), _log(served, manifest), settings.batch_size)
         self.page = Page(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), triton)
         self.outputs = Outputs(manifest)
         self.all_names = frozenset(output["name"] for output in json.loads(args["model_config"])["output"])
@@ -81,6 +80,14 @@ class TritonPythonModel:
             outputs=self.outputs,
             request_id=request.request_id(),
         )
+
+
+def _log(served: Served, manifest: Manifest) -> RequestLog | None:
+    if served.request_log is None:
+        return None
+    folder = Path(served.request_log)
+    folder.mkdir(parents=True, exist_ok=True)
+    return RequestLog(folder, manifest.name, str(manifest.version))
 
 
 def _response(status: int, body: Answer) -> Any:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from serving.bundle import MANIFEST, Bundle, Manifest
 from serving.errors import BundleError, ServerError
-from serving.lock import locked
+from serving.lock import LOCK, locked
 from serving.runtimes import check_runtime
 from serving.triton.code import copy_code
 from serving.triton.config import configuration
@@ -67,17 +67,15 @@ def write(entries: Sequence[Entry], repository: Path, *, replace: bool = False) 
         ServerError: if a version is there already, or a folder of the model's name that is none of this command's.
     """
     bundles = [_checked(entry) for entry in entries]
-    with _folder(repository), locked(repository, "triton"), _beside(repository) as stage:
+    with _held(repository), _beside(repository) as stage:
         added = _added(bundles, entries)
         for name, versions in added.items():
-            present = _present(repository / name)
-            if both := sorted(present.keys() & versions.keys()) if not replace else []:
-                raise ServerError(f"{repository / name} must not hold version {both[0]} yet: replace it with --replace")
-            (stage / name / CONFIG).parent.mkdir()
-            (stage / name / CONFIG).write_text(configuration(present | versions))
+            kept = _kept(repository / name, versions, replace)
+            (stage / name).mkdir()
+            (stage / name / CONFIG).write_text(configuration(kept | versions))
         for bundle, entry in zip(bundles, entries, strict=True):
             _write_version(bundle, entry.served, stage / bundle.manifest.name / str(bundle.manifest.version))
-        shutil.copyfile(LOCKS[entries[0].served.device], stage / REQUIREMENTS)
+        shutil.copyfile(_requirements(repository, entries), stage / REQUIREMENTS)
         _move(stage, repository, added)
     return [bundle.manifest for bundle in bundles]
 
@@ -101,17 +99,21 @@ def _added(bundles: Sequence[Bundle], entries: Sequence[Entry]) -> Mapping[str, 
     return added
 
 
-def _present(model: Path) -> dict[int, tuple[Manifest, Served]]:
-    """The versions of a model that the repository holds."""
-    if not model.exists():
-        return {}
-    folders = [folder for folder in model.iterdir() if folder.name.isdecimal()] if model.is_dir() else []
-    if not folders or not all((folder / FILE).is_file() for folder in folders):
+def _kept(model: Path, added: Mapping[int, object], replace: bool) -> dict[int, tuple[Manifest, Served]]:
+    """The versions of a model that the repository holds and keeps."""
+    folders = {int(one.name): one for one in model.iterdir() if one.name.isdecimal()} if model.is_dir() else {}
+    if model.is_file() or not all((folder / FILE).is_file() for folder in folders.values()):
         raise ServerError(f"{model} must be a model that this command has written, got another one: move it away")
-    return {
-        int(folder.name): (Manifest.model_validate_json((folder / MANIFEST).read_bytes()), Served.read(folder))
-        for folder in folders
-    }
+    if both := sorted(folders.keys() & added.keys()) if not replace else []:
+        raise ServerError(f"{model} must not hold version {both[0]} yet: replace it with --replace")
+    return {n: (Bundle.load(one).manifest, Served.read(one)) for n, one in folders.items() if n not in added}
+
+
+def _requirements(repository: Path, entries: Sequence[Entry]) -> Path:
+    """What Python must have for all models; what GPUs need serves CPUs, too."""
+    others = [Served.read(file.parent) for file in repository.glob(f"*/*/{FILE}")]
+    devices = {served.device for served in (*others, *(entry.served for entry in entries))}
+    return LOCKS["gpu" if "gpu" in devices else "cpu"]
 
 
 def _write_version(bundle: Bundle, served: Served, target: Path) -> None:
@@ -142,19 +144,20 @@ def _move(stage: Path, repository: Path, added: Mapping[str, Mapping[int, object
 
 
 @contextmanager
-def _folder(repository: Path) -> Iterator[None]:
-    """The repository's folder; one that is new is gone again if the block fails."""
+def _held(repository: Path) -> Iterator[None]:
+    """Make the repository's folder, if need be, and hold it; one that is new and empty is gone if the block fails."""
     is_new = not repository.exists()
     try:
         repository.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ServerError(f"--repository must be a folder, got {exc}") from exc
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            shutil.rmtree(repository)
-        raise
+    with locked(repository, "triton"):
+        try:
+            yield
+        except BaseException:
+            if is_new and [one.name for one in repository.iterdir()] == [LOCK]:
+                shutil.rmtree(repository)
+            raise
 
 
 @contextmanager

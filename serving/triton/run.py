@@ -16,10 +16,12 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from contextlib import suppress
+from ctypes import CDLL
 from importlib.util import find_spec
 from pathlib import Path
 
 STUB = "triton_python_backend_stub"
+LIBRARY = f"libpython{sysconfig.get_python_version()}.so.1.0"
 DEFAULTS = {
     "--http-address": "127.0.0.1",
     "--grpc-address": "127.0.0.1",
@@ -39,8 +41,8 @@ def become_tritonserver(repository: Path, options: Sequence[str]) -> None:
         SystemExit: if the package or the library is missing.
     """
     triton, libraries = _package(), sysconfig.get_config_var("LIBDIR")
-    if not _has_library(libraries):
-        sys.exit(f"error: the stub must find {sysconfig.get_config_var('INSTSONAME')}, got none in {libraries}")
+    if not has_library():
+        sys.exit(f"error: the stub must find {LIBRARY}, the shared library of this Python, got none: install it")
     given = {option.partition("=")[0] for option in options}
     command = [
         str(triton / "bin" / "tritonserver"),
@@ -56,25 +58,23 @@ def become_tritonserver(repository: Path, options: Sequence[str]) -> None:
     os.execve(command[0], command, {**os.environ, **environment})
 
 
+def has_library() -> bool:
+    """Whether this Python's shared library is beside it or where the system's linker looks."""
+    if Path(sysconfig.get_config_var("LIBDIR"), LIBRARY).is_file():
+        return True
+    try:
+        CDLL(LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
 def _package() -> Path:
     """Where the package has its `tritonserver`; it is not imported."""
     spec = find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         sys.exit(f"error: nvidia-pytriton must be installed for {sys.executable}: see `python -m serving.triton.run`")
     return Path(spec.submodule_search_locations[0], "tritonserver")
-
-
-def _has_library(folder: str) -> bool:
-    """Whether this Python has a shared library, there or where the system's linker looks."""
-    from ctypes import CDLL
-
-    name = sysconfig.get_config_var("INSTSONAME") or ""
-    if Path(folder, name).is_file() and ".so" in name:
-        return True
-    with suppress(OSError):
-        CDLL(f"libpython{sysconfig.get_python_version()}.so.1.0")
-        return True
-    return False
 
 
 def _backends(triton: Path) -> Path:
