@@ -4,12 +4,14 @@
 
 All versions of a model share it. What clients see is of all of them: an output that one of them has, a size that is
 the same in all, else -1. How it is run is as the newest one wants it.
+
+There is no queue policy, so a flood waits instead of being refused: with any, be it `max_queue_size` alone, Triton 2.51
+prepares no batch while an instance is busy, and who asks just then waits half a second for it to look again.
 """
 
 import json
 from collections.abc import Mapping
 
-from serving.budget import QUEUE, WAIT_S
 from serving.bundle import Manifest
 from serving.tensors import tensors_of
 from serving.triton.message import TEXTS
@@ -25,8 +27,8 @@ Versions = Mapping[int, tuple[Manifest, Served]]
 def configuration(versions: Versions) -> str:
     """The text of a model's `config.pbtxt`.
 
-    A request is an element of the queue and holds up to `max_instances` images, which is Triton's batch size. What has
-    gathered while an instance was busy is taken at once, up to `batch_size` images of several requests.
+    Triton's largest batch is `max_instances`, as a request may hold that many images. What has gathered while an
+    instance was busy is taken at once, up to `batch_size` images of several requests.
 
     Args:
         versions: the manifest and how it is served, by version.
@@ -43,14 +45,7 @@ def configuration(versions: Versions) -> str:
             f'input [ {{ name: "images" data_type: TYPE_STRING {ONE} }} ]',
             "output [\n" + ",\n".join(outputs) + "\n]",
             f"instance_group [ {{ kind: KIND_{served.device.upper()} count: {served.instances} }} ]",
-            "dynamic_batching {",
-            f"  preferred_batch_size: [ {min(served.settings.batch_size, most)} ]",
-            "  default_queue_policy {",
-            f"    max_queue_size: {QUEUE}",
-            f"    default_timeout_microseconds: {int(WAIT_S * 1e6)}",
-            "    allow_timeout_override: true",
-            "  }",
-            "}",
+            f"dynamic_batching {{ preferred_batch_size: [ {min(served.settings.batch_size, most)} ] }}",
             "",
         )
     )
