@@ -71,7 +71,7 @@ class TritonPythonModel:
         self.page.close()
 
     def _message(self, request: Any) -> TensorMessage:
-        """One request; Triton says of one that names no outputs that it names all."""
+        """One request; Triton says of one that names no outputs that it names all, so these are the same."""
         wanted = frozenset(request.requested_output_names())
         return TensorMessage(
             images=triton.get_input_tensor_by_name(request, INPUT).as_numpy().ravel().tolist(),
