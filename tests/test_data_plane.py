@@ -122,7 +122,7 @@ def test_a_transport_may_have_requests_and_replies_of_its_own(bundle_dir: Path, 
     assert (refused[0], refused[1]["error"]["code"]) == (415, "unsupported_image_type")
     assert refused[1]["error"]["message"].startswith("images[1]: image must be ")
     assert chosen[1]["component"] == [-1, first["component"]]
-    assert [list(json.loads(text))[0] for text in chosen[1]["answer"]] == ["error", "label"]
+    assert [next(iter(json.loads(text))) for text in chosen[1]["answer"]] == ["error", "label"]
     message = "outputs must be tensors that this model has, got 'typicality'"
     assert unknown == (400, {"error": {"code": "bad_request", "message": message}})
     assert registry.get_sample_value("discriminant_requests_total", {**LABELS, "status": "200"}) == 2

@@ -1,5 +1,6 @@
 """The model repository for Triton: what the command writes, replaces, keeps and refuses, without a server."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LABELS, gmm_parameters, serving, with_int8
+from conftest import LABELS, ROOT, gmm_parameters, serving, with_int8
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonserver import entry
@@ -154,3 +155,17 @@ def test_commands_that_are_refused(bundle_dir: Path, tmp_path: Path, arguments: 
 
 def error_text(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-gpu", "server"])
+def test_locks_are_hashed_hold_no_addresses_and_what_is_required(name: str) -> None:
+    folder = ROOT / "serving" / "triton"
+    text = (folder / f"{name}.txt").read_text()
+
+    assert "://" not in text
+    blocks = re.split(r"\n(?=\S)", text.strip())
+    assert all("--hash=sha256:" in block for block in blocks)
+    pinned = {block.partition("==")[0].partition("[")[0] for block in blocks}
+    required = (folder / f"{name}.in").read_text() + (folder / "requirements.in").read_text() * (name == "server")
+    assert set(re.findall(r"^([a-z][\w-]+)", required, re.MULTILINE)) <= pinned
+    assert "numpy==1.26.4" in text, "the stub crashes on BYTES with numpy 2"

@@ -1,9 +1,9 @@
 """Becomes `tritonserver`, as the package nvidia-pytriton holds it, on a model repository.
 
-    uv venv --python 3.11 triton
-    uv pip sync --python triton --require-hashes serving/triton/server.txt
-    triton/bin/python -m serving.triton.run models
-    triton/bin/python -m serving.triton.run models --http-port=9000 --model-control-mode=poll
+    uv venv --python 3.11 .triton
+    uv pip sync --python .triton --require-hashes serving/triton/server.txt
+    .triton/bin/python -m serving.triton.run models
+    .triton/bin/python -m serving.triton.run models --http-port=9000 --model-control-mode=poll
 
 It needs nothing but the standard library and that package. It listens on the loopback address, unless told otherwise;
 what follows the repository is passed on to `tritonserver`.
