@@ -1,4 +1,4 @@
-"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score, summarize, console.
+"""The command line of serving: package, start, stop, status, deploy, rollback, classify, console, triton, score, summarize.
 
 python -m serving package model_store/mnist-mda/1
 python -m serving start
@@ -35,6 +35,7 @@ from serving.torchserve.ports import LOOPBACK
 from serving.torchserve.readiness import unwatched
 from serving.torchserve.signals import Interrupted, finishing, raise_interrupted
 from serving.torchserve.state import ARCHIVES, Server, load
+from serving.triton.command import triton
 
 app = typer.Typer(
     help="Serve bundles with TorchServe, ask the server, or score a folder of images without one.",
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(summarize)
 app.command()(console)
+app.command()(triton)
 
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]

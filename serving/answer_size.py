@@ -23,7 +23,7 @@ from serving.limits import Limits
 from serving.parameters import Accept, Options
 from serving.predictor import Stage
 from serving.request import Request
-from serving.respond import ALONE, EACH, Answer, Form, encode
+from serving.respond import Answer, Form, encode
 
 LONGEST_SHARE = 1.234567e-05  # of 0 to 1, with seven digits: 13 characters
 LONGEST_NUMBER = -1.234567e15  # 19 characters
@@ -67,7 +67,7 @@ class AnswerSizes:
     def of(self, request: Request) -> tuple[int, int]:
         """The most bytes of a reply: those that do not grow with its images, and those of each image."""
         options = _kind_of(request.options, self._classes)
-        if request.form is ALONE or request.form is EACH:
+        if request.form.is_kept:
             return self._of_form(request.form, options)
         return _sizes(request.form, self._longest(options))
 

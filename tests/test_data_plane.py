@@ -24,6 +24,7 @@ from serving.predictor import Predictor
 from serving.request import Message, Request
 from serving.request_log import REQUESTS_FILE, RequestLog
 from serving.respond import EACH
+from serving.triton.message import Outputs, TensorMessage
 
 LABELS = {"model": "tiny-mda", "version": "1"}
 UNEXPECTED = {"code": "internal_error", "message": "the server failed to answer this request; its log says why"}
@@ -138,6 +139,31 @@ def test_a_failure_of_one_request_is_its_own(
     assert (first[0], last[0]) == (200, 200)
     assert second == (500, {"error": UNEXPECTED})
     assert "out of order" in caplog.text
+
+
+def test_a_transport_may_have_requests_and_replies_of_its_own(bundle_dir: Path, images: list[bytes]) -> None:
+    bundle, registry = Bundle.load(bundle_dir), CollectorRegistry()
+    plane = DataPlane(Predictor(bundle, threads=1), Metrics(bundle.manifest, registry))
+    outputs = Outputs(bundle.manifest)
+    wanted = [None, frozenset({"label"}), frozenset({"answer", "component"}), frozenset({"typicality"})]
+    data = [[images[0], b"text", images[1]], [images[0], b"text"], [b"", images[0]], images]
+    messages = [TensorMessage(*both, {}, outputs) for both in zip(data, wanted, strict=True)]
+
+    plain, refused, chosen, unknown = plane.exchange(messages, lambda status, body: (status, body))
+    plane.close()
+    first = plane.predictor.predict(images[:1])[0]
+    assert isinstance(first, dict)
+    assert list(plain[1]) == ["label", "posterior", "component", "responsibilities", "log_density", "error"]
+    assert (plain[0], plain[1]["label"][0], plain[1]["label"][1]) == (200, first["label"], "")
+    assert json.loads(plain[1]["error"][1])["code"] == "unsupported_image_type"
+    assert np.shape(plain[1]["responsibilities"]) == (3, 4, 2)
+    assert (refused[0], refused[1]["error"]["code"]) == (415, "unsupported_image_type")
+    assert refused[1]["error"]["message"].startswith("images[1]: image must be ")
+    assert chosen[1]["component"] == [-1, first["component"]]
+    assert [next(iter(json.loads(text))) for text in chosen[1]["answer"]] == ["error", "label"]
+    message = "outputs must be tensors that this model has, got 'typicality'"
+    assert unknown == (400, {"error": {"code": "bad_request", "message": message}})
+    assert registry.get_sample_value("discriminant_requests_total", {**LABELS, "status": "200"}) == 2
 
 
 def test_a_message_that_cannot_even_be_read(plane: DataPlane, images: list[bytes]) -> None:
