@@ -1,4 +1,4 @@
-"""The command line of serving: package, start, stop, status, deploy, rollback, classify, console, triton, score, summarize.
+"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score, and what is beside.
 
 python -m serving package model_store/mnist-mda/1
 python -m serving start

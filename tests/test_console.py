@@ -5,8 +5,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from conftest import HELD_OUT_IMAGES, encoded, held_out, serving, softmax_answer
 from page_in_browser import ROOT, browser, console, needs_chromium, opened, violations
 from playwright.sync_api import Browser, Page, expect
 
-from serving.console.remote import BegunHere
+from serving.console.backend import Served
+from serving.console.remote import BegunHere, models_by_metrics
 from serving.plane import Plane
 from serving.predictor import Predictor
 from serving.torchserve import launch
@@ -101,6 +104,25 @@ def predicted(server: Server, model: str, image: bytes, **parameters: Any) -> di
 def sets(page: Page) -> list[list[str]]:
     """The prediction set of each card."""
     return [one.get_by_role("listitem").all_inner_texts() for one in page.locator(".labels").all()]
+
+
+def test_a_server_that_is_silent_serves_no_models(tmp_path: Path) -> None:
+    """What its exporter says while TorchServe does not answer."""
+    (tmp_path / "metrics").write_text(
+        '# TYPE discriminant_workers gauge\ndiscriminant_workers{model="a",version="-"} 0.0\n'
+        'discriminant_workers{model="b",version="2"} 1.0\ndiscriminant_workers{model="b",version="10"} 1.0\n'
+    )
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Files) as http:
+        threading.Thread(target=http.handle_request, daemon=True).start()
+        assert models_by_metrics(f"http://127.0.0.1:{http.server_port}/metrics") == [Served("b", 10), Served("b", 2)]
 
 
 @needs_chromium

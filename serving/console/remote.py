@@ -105,5 +105,6 @@ def models_by_metrics(metrics_url: str) -> list[Served]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
         raise ServerError(f"--metrics-url must be where a server's metrics are, got {metrics_url}: {exc}") from exc
     samples = [sample for family in families if family.name == f"{PREFIX}_workers" for sample in family.samples]
-    found = [Served(one.labels["model"], int(one.labels["version"])) for one in samples]
+    labels = [sample.labels for sample in samples if sample.labels["version"].isdecimal()]  # "-": TorchServe is silent
+    found = [Served(one["model"], int(one["version"])) for one in labels]
     return sorted(found, key=lambda one: (one.name, -one.version))
