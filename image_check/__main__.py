@@ -62,6 +62,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="image-check-"))
     shell = Shell(folder.with_suffix(".log"))
+    shell.log.touch(mode=0o600)
     try:
         with _engine(engine, shell, folder, keep) as built_by:
             _check(built_by, shell, folder, target, device)
@@ -97,7 +98,7 @@ def _ask(container: Container, config: dict[str, Any], target: str, image: Path,
     _say("asks for a key", line)
     if target == Target.slim:
         _say("without torch", promises.has_no_torch(container))
-    _say("stop", promises.stops_without_a_loss(container, image.read_bytes(), key))
+    _say("stops", promises.stops_without_a_loss(container, image.read_bytes(), key))
 
 
 def _build(engine: Engine, shell: Shell, folder: Path, target: str, device: str) -> str:

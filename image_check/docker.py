@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from image_check.shell import Shell
 
+POLL_S = 0.1
 PREFIX = "discriminant-check-"
 LOCKED_DOWN = (
     "--read-only",
@@ -45,12 +47,15 @@ class DockerContainer:
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code, if it comes in time."""
-        waiting = subprocess.Popen(["docker", "wait", self._number], stdout=subprocess.PIPE, text=True)
-        try:
-            return int(waiting.communicate(timeout=timeout_s)[0])
-        except subprocess.TimeoutExpired:
-            waiting.kill()
-            return None
+        deadline = time.monotonic() + timeout_s
+        while self._state("Running") == "true":
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_S)
+        return int(self._state("ExitCode"))
+
+    def _state(self, name: str) -> str:
+        return self._shell.run("docker", "inspect", f"--format={{{{.State.{name}}}}}", self._number).strip()
 
 
 class Docker:
@@ -89,12 +94,13 @@ class Docker:
     def run(self, image: str, environment: Mapping[str, str]) -> Iterator[DockerContainer]:
         """A container that is locked down, with its port on a free one of the loopback address."""
         given = [f"--env={name}={value}" for name, value in environment.items()]
-        number = self._shell.run("docker", "run", "--detach", "--publish=127.0.0.1::8080", *LOCKED_DOWN, *given, image)
+        how = ["--detach", "--publish=127.0.0.1::8080", *LOCKED_DOWN, *given]
+        number = self._shell.run("docker", "run", *how, image).strip()
         try:
-            yield DockerContainer(self._shell, number.strip())
+            yield DockerContainer(self._shell, number)
         finally:
-            self._shell.attempt("docker", "logs", number.strip())
-            self._shell.attempt("docker", "rm", "--force", "--volumes", number.strip())
+            self._shell.attempt("docker", "logs", number)
+            self._shell.attempt("docker", "rm", "--force", "--volumes", number)
 
     def clean(self) -> None:
         """Remove the images that were made."""

