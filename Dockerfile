@@ -55,11 +55,13 @@ COPY --from=app /app /app
 
 FROM uv AS with-torch
 ARG DEVICE=gpu
-COPY requirements /requirements
+WORKDIR /requirements
+COPY requirements .
 RUN set -eu; case "$DEVICE" in \
-      gpu) uv pip sync --require-hashes /requirements/serve.txt ;; \
-      cpu) python3 /requirements/without_cuda.py /requirements/serve.txt > /requirements/cpu.txt; \
-           uv pip sync --torch-backend cpu /requirements/cpu.txt ;; \
+      gpu) uv pip sync --require-hashes serve.txt ;; \
+      cpu) python3 without_cuda.py serve.txt > cpu.txt; uv pip sync --require-hashes cpu.txt; \
+           python3 without_cuda.py --torch serve.txt > torch.txt; \
+           uv pip install --no-deps --torch-backend cpu -r torch.txt ;; \
       *) echo "DEVICE must be gpu or cpu, got $DEVICE" >&2; exit 1 ;; \
     esac
 

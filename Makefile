@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 TORCH ?= $(if $(wildcard $(VENV)/.synced-cpu),cpu,cuda)
 ENV := $(VENV)/.synced-$(or $(filter cuda cpu,$(TORCH)),$(error TORCH must be cuda or cpu, got $(TORCH)))
-SYNC = $(UV) pip sync --quiet --compile-bytecode --python $(PY)
+SYNC = $(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes
 COMPILE = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --python-version 3.11
 EXTRAS := serve serve-cpu train load dev
 SERVING := $(PY) -m serving
@@ -128,11 +128,13 @@ clean: ## remove the environment, runs, cached features, archives and samples; b
 
 $(ENV): requirements/dev.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	@rm -f $(VENV)/.synced*
+	@rm -f $(VENV)/.synced*  # and torch is installed anew, for one of its builds would be taken for the other
 ifeq ($(TORCH),cpu)
 	$(PYTHON) requirements/without_cuda.py requirements/dev.txt > $(VENV)/cpu.txt
-	$(SYNC) --torch-backend cpu $(VENV)/cpu.txt
+	$(PYTHON) requirements/without_cuda.py --torch requirements/dev.txt > $(VENV)/torch.txt
+	$(SYNC) $(VENV)/cpu.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) --no-deps --torch-backend cpu -r $(VENV)/torch.txt
 else
-	$(SYNC) --require-hashes requirements/dev.txt
+	$(SYNC) --reinstall-package torch --reinstall-package torchvision requirements/dev.txt
 endif
 	@touch $@

@@ -1,33 +1,33 @@
-"""A lock for machines without a GPU: nothing of CUDA, ONNX Runtime and torch in their CPU builds; the rest as it was.
+"""A lock for machines without a GPU: nothing of CUDA nor torch, and ONNX Runtime's CPU build; the rest as it was.
 
     python3 requirements/without_cuda.py requirements/dev.txt > cpu.txt
-    uv pip sync --torch-backend cpu cpu.txt
+    python3 requirements/without_cuda.py --torch requirements/dev.txt > torch.txt
+    uv pip sync --require-hashes cpu.txt && uv pip install --no-deps --torch-backend cpu -r torch.txt
 
-torch and torchvision lose their hashes: their CPU builds, of the same versions, are in an index of their own, where
---torch-backend looks. ONNX Runtime is that of serve-cpu.txt, beside this file. uv checks the hashes that
-there are.
+The second prints torch and torchvision in the lock's versions, without hashes: their CPU builds are in another index. They
+come by a command of their own, for uv would look there for TorchServe too. ONNX Runtime is that of serve-cpu.txt, beside
+this file.
 """
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 OF_CUDA = re.compile(r"cuda-|nvidia-(?!ml-py)|triton==")
-OF_TORCH = re.compile(r"(?:torch|torchvision)==[^ ]+")
-ONNX_RUNTIME = "onnxruntime"
+OF_TORCH = re.compile(r"(?:torch|torchvision)==\S+")
+ONNX_RUNTIME = "onnxruntime==", "onnxruntime-gpu=="
 
 
-def without_cuda(lock: str, cpu_lock: str) -> Iterator[str]:
-    """The entries of a lock, changed; `cpu_lock` has ONNX Runtime's CPU build."""
-    (onnx_runtime,) = (entry for entry in _entries(cpu_lock) if entry.startswith(f"{ONNX_RUNTIME}=="))
-    for entry in _entries(lock):
-        if entry.startswith(f"{ONNX_RUNTIME}-gpu=="):
-            yield onnx_runtime
-        elif found := OF_TORCH.match(entry):
-            yield found[0]
-        elif not OF_CUDA.match(entry):
-            yield entry
+def without_cuda(lock: str, cpu_lock: str) -> list[str]:
+    """The entries of a lock that need neither CUDA nor torch; `cpu_lock` has ONNX Runtime's CPU build."""
+    (onnx_runtime,) = (entry for entry in _entries(cpu_lock) if entry.startswith(ONNX_RUNTIME))
+    kept = [entry for entry in _entries(lock) if not (OF_CUDA.match(entry) or OF_TORCH.match(entry))]
+    return [onnx_runtime if entry.startswith(ONNX_RUNTIME) else entry for entry in kept]
+
+
+def torch(lock: str) -> list[str]:
+    """What of torch the lock has, by name and version."""
+    return [found[0] for entry in _entries(lock) if (found := OF_TORCH.match(entry))]
 
 
 def _entries(lock: str) -> list[str]:
@@ -36,5 +36,7 @@ def _entries(lock: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    print("\n".join(without_cuda(path.read_text(), Path(__file__).with_name("serve-cpu.txt").read_text())))
+    *options, path = sys.argv[1:]
+    text = Path(path).read_text()
+    cpu = Path(__file__).with_name("serve-cpu.txt")
+    print("\n".join(torch(text) if options == ["--torch"] else without_cuda(text, cpu.read_text())))
