@@ -5,6 +5,7 @@ Everything lies in one folder: its storage, and the bundles (configuration and s
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,15 +73,14 @@ class Buildah:
         container = self._run("from", image)
         try:
             config, root = self.describe(image)[0], Path(self._run("mount", container))
-            bundle = self._folder / container
-            state = bundle / "state"
-            state.mkdir(parents=True)
-            state.chmod(0o700)
             user = _user(root, config["User"])
-            shutil.chown(state, *user)
-            (bundle / "config.json").write_text(json.dumps(configuration(config, root, user, state, environment)))
-            with RuntimeContainer.begun(self._shell, self._runtime, bundle) as running:
-                yield running
+            with tempfile.TemporaryDirectory(dir=self._folder) as bundle:
+                (state := Path(bundle, "state")).mkdir(mode=0o700)
+                shutil.chown(state, *user)
+                written = configuration(config, root, user, state, environment)
+                Path(bundle, "config.json").write_text(json.dumps(written))
+                with RuntimeContainer.begun(self._shell, self._runtime, Path(bundle)) as running:
+                    yield running
         finally:
             self._shell.attempt(*self._buildah(), "rm", container)
 

@@ -4,9 +4,9 @@
     python3 requirements/without_cuda.py --torch requirements/dev.txt > torch.txt
     uv pip sync --require-hashes cpu.txt && uv pip install --no-deps --torch-backend cpu -r torch.txt
 
-The second prints torch and torchvision in the lock's versions, without hashes: their CPU builds are in another index. They
-come by a command of their own, for uv would look there for TorchServe too. ONNX Runtime is that of serve-cpu.txt, beside
-this file.
+The second prints torch and torchvision in the lock's versions, without hashes: their CPU builds are in another index.
+They come by a command of their own, for uv would look there for TorchServe too. ONNX Runtime is that of serve-cpu.txt,
+beside this file.
 """
 
 import re
