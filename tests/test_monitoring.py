@@ -2,10 +2,7 @@
 
 import json
 import re
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import httpx
 import pytest
 import yaml
 from conftest import ROOT
+from prometheus import Prometheus, aimed, needs_prometheus, promtool, running_prometheus, wait_out
 
 from serving.torchserve.door import close_door, open_door
 from serving.torchserve.state import Server
@@ -26,26 +24,11 @@ ALERTS = {
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 SHOWN = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 VARIABLES = {"$model": ".*", "$version": ".*", "$__rate_interval": "1m"}  # as Grafana fills them in
-LISTENS = re.compile(r"Listening on.*address=(127\.0\.0\.1:\d+)")
 NOT_NAMES = [
     re.compile(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]|\bby *\([^)]*\)'),
     re.compile(r"\b[a-z_]+\s*\("),
     re.compile(r"\b(or|unless|offset)\b"),
 ]
-TIMEOUT_S = 30.0
-POLL_S = 0.2
-
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="prometheus and promtool are not on the PATH",
-)
-
-
-def promtool(*arguments: object, stdin: str = "") -> tuple[int, str]:
-    """What promtool returns and says."""
-    command = ["promtool", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60)
-    return result.returncode, result.stdout + result.stderr
 
 
 def filled(expression: str) -> str:
@@ -60,32 +43,6 @@ def names(expression: str) -> set[str]:
     for pattern in NOT_NAMES:
         expression = pattern.sub(" ", expression)
     return set(re.findall(r"\b[A-Za-z_]\w*", expression))
-
-
-class Prometheus:
-    """Its HTTP interface."""
-
-    def __init__(self, address: str) -> None:
-        self._url = f"http://{address}/api/v1"
-
-    def get(self, path: str, **parameters: str) -> Any:
-        answer = httpx.get(f"{self._url}/{path}", params=parameters, timeout=30, trust_env=False).json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
-
-    def known(self) -> set[str]:
-        return set(self.get("label/__name__/values"))
-
-    def value(self, expression: str) -> list[Any]:
-        return list(self.get("query", query=expression)["result"])
-
-
-def wait_out(what_is_missing: Callable[[], Any]) -> None:
-    """Wait until nothing is missing any more."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while missing := what_is_missing():
-        assert time.monotonic() < deadline, missing
-        time.sleep(POLL_S)
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +63,11 @@ def events(server: Server, images: list[bytes]) -> None:
 def prometheus(server: Server, events: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus by the project's configuration, but for the address of the server and how often it is asked."""
     folder = tmp_path_factory.mktemp("prometheus")
-    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config = aimed(yaml.safe_load((FOLDER / "prometheus.yml").read_text()), server)
     config["rule_files"] = [str(FOLDER / name) for name in config["rule_files"]]
-    address = httpx.URL(server.metrics_url).netloc.decode()
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [address]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--web.listen-address=127.0.0.1:0"], stdout=log, stderr=log)
-    try:
-        wait_out(lambda: not LISTENS.search((folder / "log").read_text()) and f"see {folder / 'log'}")
-        yield Prometheus(LISTENS.findall((folder / "log").read_text())[0])
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with running_prometheus(folder / "prometheus.yml") as started:
+        yield started
 
 
 @needs_prometheus

@@ -20,12 +20,14 @@ README = (ROOT / "README.md").read_text()
 APPS = {"training": training.__main__.app, "serving": serving.__main__.app}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()] + re.findall(r"`(python -m .*?)`", README)
+    pages = [README, (ROOT / "docs" / "deploy.md").read_text()]
+    lines = [line for page in pages for block in blocks("bash", page) for line in block.splitlines()]
+    lines += re.findall(r"`(python -m .*?)`", README)
     return [shlex.split(line, comments=True) for line in lines if line.startswith("python -m ")]
 
 
