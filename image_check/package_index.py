@@ -65,9 +65,9 @@ def _remote(value: str) -> list[str]:
 
 
 def _configuration_of_pip(shell: Shell) -> dict[str, str]:
-    """What pip's configuration files say, as variables."""
+    """What pip's configuration files say, as variables; nothing where there is no pip."""
     found = {}
-    for line in shell.run("python3", "-m", "pip", "config", "list").splitlines():
+    for line in shell.attempt("python3", "-m", "pip", "config", "list").stdout.splitlines():
         place, _, value = line.partition("=")
         name = place.rpartition(".")[2]
         if not place.startswith(":env:") and name in OF_PIP:
