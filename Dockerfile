@@ -1,5 +1,4 @@
-# The service and nothing of training's. Two targets: the full one, which is the default, and `slim`, without torch, for ONNX
-# on CPUs.
+# The service and nothing of training's. Two targets: the full one, by default, and `slim`: ONNX on CPUs, without torch.
 #
 #   docker build -t discriminant .                          GPU: docker run --gpus all -p 8080:8080 discriminant
 #   docker build -t discriminant --build-arg DEVICE=cpu .   CPU: docker run -p 8080:8080 discriminant
@@ -13,7 +12,8 @@
 # alone. Management stays inside the container. `docker stop` loses no request: a stop takes less than its 10 seconds.
 # Only /app/.serving and /tmp are written to, and no capability is needed: docker run --read-only --tmpfs /tmp
 # -v discriminant:/app/.serving --cap-drop ALL --security-opt no-new-privileges.
-# BASE may name a digest (--build-arg BASE=python@sha256:...).
+# BASE may name a digest (--build-arg BASE=python@sha256:...); BUILD_BASE, an image like it in which pip and uv find your
+# package index: of that one nothing stays.
 ARG BASE=python:3.11.14-slim-bookworm
 ARG BUILD_BASE=${BASE}
 FROM ${BUILD_BASE} AS uv
@@ -23,6 +23,7 @@ ENV PATH=/opt/uv/bin:$PATH VIRTUAL_ENV=/opt/venv UV_NO_CACHE=1 UV_LINK_MODE=copy
     UV_PYTHON_DOWNLOADS=never
 RUN uv venv /opt/venv
 
+# Tests and C++ headers of packages are left out.
 FROM uv AS without-torch
 COPY requirements/serve-cpu.txt /requirements/
 RUN uv pip sync --require-hashes /requirements/serve-cpu.txt \
@@ -39,7 +40,7 @@ RUN /opt/venv/bin/python -m compileall -q serving && /opt/venv/bin/python -m ser
 FROM ${BASE} AS service
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /app
-# The service may write to its state alone. The folder is made here, so that a volume there belongs to it.
+# The service may write to its state alone, beside /tmp. The folder is made here, so that a volume there belongs to it.
 RUN useradd --create-home --uid 10001 discriminant && install -d -m 700 -o discriminant .serving
 USER 10001
 EXPOSE 8080 8082

@@ -30,7 +30,7 @@ SAMPLES := data/samples
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 21
 
-env: $(ENV) ## create .venv from the lock; fetches uv when it is missing (TORCH=cpu without CUDA, TORCH=cuda again with it)
+env: $(ENV) ## create .venv from the lock; fetches uv when it is missing (TORCH=cpu: without CUDA; stays so until TORCH=cuda)
 
 demo: $(ENV) model_store/digits-mda/1/bundle.json ## train, export, package, serve and classify real images
 	@$(TRAINING) samples digits --count 5 --out $(SAMPLES)/digits >/dev/null
@@ -128,7 +128,7 @@ clean: ## remove the environment, runs, cached features, archives and samples; b
 
 $(ENV): requirements/dev.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	@rm -f $(VENV)/.synced*  # and torch is installed anew, for one of its builds would be taken for the other
+	@rm -f $(VENV)/.synced*  # torch is always installed anew: one of its builds would be taken for the other
 ifeq ($(TORCH),cpu)
 	$(PYTHON) requirements/without_cuda.py requirements/dev.txt > $(VENV)/cpu.txt
 	$(PYTHON) requirements/without_cuda.py --torch requirements/dev.txt > $(VENV)/torch.txt
