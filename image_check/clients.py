@@ -3,6 +3,7 @@
 import http.client
 import threading
 import time
+from contextlib import closing
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 20.0
@@ -31,19 +32,21 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """Send, one after another."""
-        connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)
-        while not self.finished.is_set():
-            began = time.monotonic()
-            try:
-                connection.request("POST", self._path, self._body, self._headers)
-                response = connection.getresponse()
-                response.read()
-                end: int | str = response.status
-            except (OSError, http.client.HTTPException) as exc:
-                connection.close()
-                end = _end(exc)
-                self.finished.wait(PAUSE_S)
-            self.ends.append((began, end))
+        with closing(http.client.HTTPConnection(self._address, timeout=TIMEOUT_S)) as connection:
+            while not self.finished.is_set():
+                began = time.monotonic()
+                self.ends.append((began, self._ask(connection)))
+
+    def _ask(self, connection: http.client.HTTPConnection) -> int | str:
+        try:
+            connection.request("POST", self._path, self._body, self._headers)
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException) as exc:
+            connection.close()
+            self.finished.wait(PAUSE_S)
+            return _end(exc)
+        return response.status
 
 
 def _end(error: Exception) -> str:
