@@ -1,4 +1,4 @@
-"""What `python -m image_check` does before it has an image, and that it finds a loss; `make image-check` is the rest."""
+"""What `python -m image_check` does before it has an image, and that it finds what is lost."""
 
 import os
 import subprocess
