@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+MOST_CHARACTERS = 300  # of what a command that failed has said
+
+
 class Failed(Exception):
     """The image, or what it was built or run with, does not do what it should; the message is for people."""
 
@@ -31,8 +34,8 @@ class Shell:
         """
         done = self.attempt(*command)
         if done.returncode:
-            words = " ".join(map(str, command[:4]))
-            raise Failed(f"{words} … must succeed, got exit code {done.returncode}: {_last_line(done.stderr)}")
+            words = [word for word in map(str, command) if not word.startswith("-")]
+            raise Failed(f"{' '.join(words[:2])} must succeed, got exit code {done.returncode}: {_last_words(done.stderr)}")
         return done.stdout
 
     def attempt(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -49,5 +52,5 @@ class Shell:
             return subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+def _last_words(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1][-MOST_CHARACTERS:]
