@@ -1,4 +1,4 @@
-"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score, summarize.
+"""The command line of serving: package, start, stop, status, deploy, rollback, classify, score, and what is beside.
 
 python -m serving package model_store/mnist-mda/1
 python -m serving start
@@ -20,6 +20,7 @@ from serving import client
 from serving.answer_table import print_answers
 from serving.batch.command import score
 from serving.batch.summary.command import summarize
+from serving.console.command import console
 from serving.errors import ServerError, ServingError
 from serving.keys import client_key
 from serving.options import takes_settings
@@ -34,6 +35,7 @@ from serving.torchserve.ports import LOOPBACK
 from serving.torchserve.readiness import unwatched
 from serving.torchserve.signals import Interrupted, finishing, raise_interrupted
 from serving.torchserve.state import ARCHIVES, Server, load
+from serving.triton.command import triton
 
 app = typer.Typer(
     help="Serve bundles with TorchServe, ask the server, or score a folder of images without one.",
@@ -45,6 +47,8 @@ app = typer.Typer(
 
 app.command()(score)
 app.command()(summarize)
+app.command()(console)
+app.command()(triton)
 
 StateOption = Annotated[Path, typer.Option(help="The server's folder: configuration, logs, and which process it is.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of the .mar archives.")]

@@ -9,6 +9,7 @@ give is made by the encoder itself, of the longest labels and numbers, and what 
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import get_args
 
 import numpy as np
 import orjson
@@ -20,8 +21,9 @@ from serving.examples import MOST_CLASSES, Examples
 from serving.judgement import FLAGS
 from serving.limits import Limits
 from serving.parameters import Accept, Options
+from serving.predictor import Stage
 from serving.request import Request
-from serving.respond import ALONE, EACH, Answer, Form, encode
+from serving.respond import Answer, Form, encode
 
 LONGEST_SHARE = 1.234567e-05  # of 0 to 1, with seven digits: 13 characters
 LONGEST_NUMBER = -1.234567e15  # 19 characters
@@ -65,7 +67,7 @@ class AnswerSizes:
     def of(self, request: Request) -> tuple[int, int]:
         """The most bytes of a reply: those that do not grow with its images, and those of each image."""
         options = _kind_of(request.options, self._classes)
-        if request.form is ALONE or request.form is EACH:
+        if request.form.is_kept:
             return self._of_form(request.form, options)
         return _sizes(request.form, self._longest(options))
 
@@ -114,6 +116,8 @@ def longest_answer(manifest: Manifest, options: Options, examples: Examples | No
     if "examples" in options.returns and examples is not None:
         longest_example = {"label": labels[0], "component": head.components - 1, **examples.longest()}
         answer["examples"] = [longest_example] * min(MOST_CLASSES, options.top_k)
+    if "timings" in options.returns:
+        answer["timings"] = dict.fromkeys(get_args(Stage), LONGEST_NUMBER)
     return answer
 
 

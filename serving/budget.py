@@ -22,7 +22,7 @@ REQUEST_S = 1.4  # one request, by the estimate, once it is read
 WAIT_S = 2.6  # a request, in its own batch and those before; its way there and back comes on top: three seconds in all
 SMALL_S = 0.8  # what all small requests take that may wait at a time; they are always answered
 IDLE_S = 0.5  # after so long nobody has waited for what was before
-QUEUE = 128  # requests that TorchServe lets wait for a model, if there is memory for them
+QUEUE = 128  # requests that a server lets wait for a model, if there is memory for them
 
 ARRIVE_S = 7e-9  # a byte on its way from TorchServe into the worker
 READ_S = 4e-9  # a byte of a body: JSON and base64

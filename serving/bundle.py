@@ -20,6 +20,10 @@ and, if it was exported with examples,
 
     examples.zip           thumbnails of training images that show what the components are (serving/examples.py)
 
+and, but for bundles from before there was one,
+
+    plane.npz              where held-out images and the components lie in a plane (serving/plane.py)
+
 All graphs take `images`, uint8 (N, channels, height, width), N free, and return a tuple in the order of
 `Manifest.outputs`: `posterior` (N, C), `responsibilities` (N, C, K), `log_density` (N,), `typicality_score` (N,),
 `features` (N, D). Not every head has responsibilities and a log-density; a server goes by the outputs, not by the kind
@@ -48,6 +52,7 @@ ONNX = "model.onnx"
 GOLDEN = "golden.npz"
 HELD_OUT = "held_out.npz"
 EXAMPLES = "examples.zip"
+PLANE = "plane.npz"
 REQUIRED_FILES = (TORCHSCRIPT, ONNX, GOLDEN)
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
@@ -142,6 +147,19 @@ class ExamplesInfo(_Strict):
     side: int = Field(ge=1)
 
 
+class PlaneInfo(_Strict):
+    """What the file of the feature plane has.
+
+    Attributes:
+        images: how many held-out images it shows; of a bundle without any, images of the test split.
+        explained: the share of the variance of the training images' features that is in the plane; None for one or two
+            features, which are all in it.
+    """
+
+    images: int = Field(ge=1)
+    explained: float | None = Field(default=None, ge=0, le=1)
+
+
 class VariantCost(_Strict):
     """What a graph of another precision changes on some images. Pairs are of the float32 graph and of the variant.
 
@@ -192,6 +210,7 @@ class Manifest(_Strict):
         priors: each class's share of the training images; None in a bundle of schema 1.
         component_names: what people call components, by label and component; those that nobody has named are missing.
         examples: what there is to see of the components; None if there is no such file.
+        plane: what the file of the feature plane has; None if there is no such file.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -208,6 +227,7 @@ class Manifest(_Strict):
     priors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     component_names: dict[str, dict[int, ComponentName]] = Field(default_factory=dict)
     examples: ExamplesInfo | None = None
+    plane: PlaneInfo | None = None
     metrics: dict[str, Any]
     variants: dict[VariantPrecision, Variant] = Field(default_factory=dict)
     calibration: dict[str, Any] | None = None
@@ -242,8 +262,9 @@ class Manifest(_Strict):
         precisions: tuple[Precision, ...] = ("float32", *self.variants)
         held_out = () if self.held_out is None else (held_out_file(precision) for precision in precisions)
         examples = () if self.examples is None else (EXAMPLES,)
+        plane = () if self.plane is None else (PLANE,)
         graphs = (name for precision in self.variants for name in graph_files(precision))
-        return *REQUIRED_FILES, *graphs, *held_out, *examples
+        return *REQUIRED_FILES, *graphs, *held_out, *examples, *plane
 
     @property
     def atypical_below(self) -> float | None:
@@ -281,8 +302,12 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the digests of its files, in hexadecimal: which weights these are, whatever they are called."""
-        return hashlib.sha256(json.dumps(self.manifest.sha256, sort_keys=True).encode()).hexdigest()
+        """SHA-256 over the digests of its files, in hexadecimal: which weights these are, whatever they are called.
+
+        The feature plane is left out, for it answers nothing: a bundle that is given one stays the same model.
+        """
+        digests = {name: digest for name, digest in self.manifest.sha256.items() if name != PLANE}
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     @property
     def torchscript(self) -> Path:
@@ -311,6 +336,11 @@ class Bundle:
         """
         graph, _ = self._files(precision)
         return None if self.manifest.held_out is None else graph.with_name(held_out_file(precision))
+
+    @property
+    def plane(self) -> Path | None:
+        """The file of the feature plane; None if the bundle has none."""
+        return None if self.manifest.plane is None else self.path / PLANE
 
     def _files(self, precision: Precision) -> tuple[Path, Path]:
         if precision != "float32" and precision not in self.manifest.variants:

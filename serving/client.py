@@ -2,7 +2,8 @@
 
 import json
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import httpx
 
@@ -51,7 +52,18 @@ def classify_all(
 
 
 def classify(client: httpx.Client, model: str, image: bytes, top_k: int, coverage: float | None = None) -> Answer:
+    """Send one image; see `ask`."""
+    return ask(client, model, image, {"top_k": top_k} | ({} if coverage is None else {"coverage": coverage}))
+
+
+def ask(client: httpx.Client, model: str, image: bytes, parameters: Mapping[str, Any]) -> Answer:
     """Send one image.
+
+    Args:
+        client: see `connect`.
+        model: its name, or `NAME/VERSION`.
+        image: an encoded one.
+        parameters: of the request.
 
     Returns:
         The answer, or `{"error": {"code": ..., "message": ...}}` for an image that cannot be answered.
@@ -59,7 +71,6 @@ def classify(client: httpx.Client, model: str, image: bytes, top_k: int, coverag
     Raises:
         ServerError: if there is no server, it has no such model, or it cannot answer at all.
     """
-    parameters = {"top_k": top_k} | ({} if coverage is None else {"coverage": coverage})
     form = {"parameters": json.dumps(parameters)}
     try:
         response = client.post(f"/predictions/{model}", files={"data": image}, data=form)

@@ -4,15 +4,17 @@
     [reply] = plane.answer([Message(body=image)])
     send(reply.status, reply.content_type, reply.body)
 
-A server makes a `Message` of what has arrived and sends the `Reply`; all between the two is here. Nothing is raised:
-what goes wrong with one request is told in its own reply.
+A server makes a `Message` of what has arrived and sends the `Reply`; all between the two is here. One whose requests
+are not bytes to read and whose replies are not JSON makes an `Unread` of its own, and calls `exchange`. Nothing is
+raised: what goes wrong with one request is told in its own reply.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import orjson
 
@@ -21,11 +23,14 @@ from serving.budget import OPEN_S, READ_S, Allowance, Budget
 from serving.errors import Overloaded, ServingError
 from serving.metrics import Metrics, Stopwatch
 from serving.predictor import Predictor, Results, Stage
-from serving.request import Message, Request, read
+from serving.request import Message, Request, Unread
 from serving.request_log import RequestLog
+from serving.respond import Answer
 from serving.settings import DEFAULT_SETTINGS
 
 logger = logging.getLogger(__name__)
+
+Sent = TypeVar("Sent")
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,27 @@ class DataPlane:
             messages: the requests as they arrived.
             refusal: the error that all of them get instead, unread.
         """
+        return self.exchange(messages, lambda status, body: Reply(status, orjson.dumps(body)), refusal)
+
+    def exchange(
+        self, messages: Sequence[Unread], send: Callable[[int, Answer], Sent], refusal: ServingError | None = None
+    ) -> list[Sent]:
+        """The same for any transport.
+
+        Args:
+            messages: as above.
+            send: makes the status and body of each reply, as the request's form has them, into what is sent.
+            refusal: as above.
+        """
         began, stopwatch = time.perf_counter(), Stopwatch()
         with self._budget.batch([message.size for message in messages]) as allowance:
             requests = [Request(refusal)] * len(messages) if refusal else self._read_all(messages, allowance)
             outcomes = self._predict(requests, stopwatch, allowance)
+            _add_timings(requests, outcomes, stopwatch.seconds)
             answers = [request.reply(outcome) for request, outcome in zip(requests, outcomes, strict=True)]
-            replies = [Reply(status, orjson.dumps(body)) for status, body in answers]
+            replies = [send(status, body) for status, body in answers]
         seconds = time.perf_counter() - began
-        names, statuses = [message.request_id for message in messages], [reply.status for reply in replies]
+        names, statuses = [message.request_id for message in messages], [status for status, _ in answers]
         self._aside.submit(self._tell, names, statuses, outcomes, seconds, stopwatch.seconds)
         return replies
 
@@ -85,19 +103,19 @@ class DataPlane:
         """Finish counting and logging."""
         self._aside.shutdown()
 
-    def _read_all(self, messages: Sequence[Message], allowance: Allowance) -> list[Request]:
+    def _read_all(self, messages: Sequence[Unread], allowance: Allowance) -> list[Request]:
         """Read the requests of a batch, the smallest first, so that large ones take no time from them."""
         smallest_first = sorted(range(len(messages)), key=lambda n: messages[n].size)
         requests = {n: self._read(messages[n], allowance) for n in smallest_first}
         return [requests[n] for n in range(len(messages))]
 
-    def _read(self, message: Message, allowance: Allowance) -> Request:
+    def _read(self, message: Unread, allowance: Allowance) -> Request:
         """One request; what is wrong with it as a whole stands in the place of its images."""
         request = Request(())
         try:
             if not allowance.lets_read(READ_S * message.size + OPEN_S):
                 return Request(Overloaded())
-            request = read(message, self.predictor.limits)
+            request = message.read(self.predictor.limits)
             self._sizes.check(request)
         except ServingError as error:
             return replace(request, images=error)
@@ -138,6 +156,19 @@ class DataPlane:
                 self._log.write([entry | together for entry in entries])
         except Exception:
             logger.exception("A batch could not be counted and logged")
+
+
+def _add_timings(requests: Sequence[Request], outcomes: Sequence[Results], stages: Mapping[Stage, float]) -> None:
+    """Put into the answers of the requests that ask for it how many milliseconds their batch was in each stage.
+
+    To encode is to make the answers of what the graph says; what it takes to write them as JSON is not in it.
+    """
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if "timings" in request.options.returns and not isinstance(outcome, ServingError):
+            timings = {stage: round(1000 * seconds, 3) for stage, seconds in stages.items()}
+            for answer in outcome:
+                if not isinstance(answer, ServingError):
+                    answer["timings"] = timings
 
 
 def _unexpected() -> ServingError:

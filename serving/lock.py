@@ -9,6 +9,8 @@ from pathlib import Path
 
 from serving.errors import ServerError
 
+LOCK = "lock"  # in the folder
+
 _POLL_S = 0.01
 
 
@@ -24,7 +26,7 @@ def locked(state: Path, command: str, wait_s: float = 0) -> Iterator[None]:
     Raises:
         ServerError: if another one holds it.
     """
-    file = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(state / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not taken(file, time.monotonic() + wait_s):
             other = os.pread(file, 100, 0).decode() or "another"

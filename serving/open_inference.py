@@ -6,11 +6,9 @@
 
 The one tensor, `images`, holds encoded images: as base64 in JSON, or in binary behind the JSON, each after its length
 in four bytes, where the header Inference-Header-Content-Length says how long the JSON is. The answer's tensors are
-`label` (N), `posterior` (N, C), `component` (N), `component_name` (N, empty where nobody has named it),
-`responsibilities` (N, C, K), `log_density` (N), `typicality` (N) and, only if it is named among `outputs`, `features`
-(N, D). With `"parameters": {"coverage": 0.9}` there is `possible` (N, C) too: which labels are in the prediction set,
-in the order of the posterior. The protocol knows no error per image: the first one is the request's. The answer is
-JSON, whatever `binary_data` and `binary_data_output` wish; any other parameter is refused.
+those of `tensors.py`; `features` only if it is named among `outputs`, `possible` only with the parameter `coverage`,
+{"coverage": 0.9}. The protocol knows no error per image: the first one is the request's. The answer is JSON, whatever
+`binary_data` and `binary_data_output` wish; any other parameter is refused.
 
 It is there by HTTP alone. TorchServe can speak it by gRPC, but under a name of its own that no public client calls, and
 a worker dies of every error that it answers there.
@@ -18,13 +16,14 @@ a worker dies of every error that it answers there.
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from serving.errors import BadRequest, ServingError, shown
 from serving.parameters import Options, read_coverage
 from serving.respond import Answer, Result, StatusAndBody
+from serving.tensors import TENSORS, check_possible, parts
 
 INPUT = "images"
 KEYS = ("id", "inputs", "model_name", "outputs", "parameters")
@@ -33,34 +32,6 @@ OUTPUT_KEYS = ("name", "parameters")
 MAX_DIMENSIONS = 4  # of a shape; one is enough for a list of images
 MAX_ID = 1024  # characters
 LENGTH = struct.Struct("<I")
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A tensor of answers.
-
-    Attributes:
-        datatype: of its elements.
-        key: of an answer; there is such a tensor if an answer has it.
-        of_answer: its part for one answer.
-    """
-
-    datatype: str
-    key: str
-    of_answer: Callable[[Answer], Any]
-
-
-_OUTPUTS = {
-    "label": _Output("BYTES", "label", lambda answer: answer["label"]),
-    "posterior": _Output("FP32", "probabilities", lambda answer: list(answer["probabilities"].values())),
-    "component": _Output("INT64", "component", lambda answer: answer["component"]),
-    "component_name": _Output("BYTES", "component_name", lambda answer: _component_name(answer)),
-    "responsibilities": _Output("FP32", "components", lambda answer: list(answer["components"].values())),
-    "log_density": _Output("FP32", "log_density", lambda answer: answer["log_density"]),
-    "typicality": _Output("FP32", "typicality", lambda answer: answer["typicality"]),
-    "possible": _Output("BOOL", "labels_at", lambda answer: _possible(answer)),
-    "features": _Output("FP32", "features", lambda answer: answer["features"]),
-}
 
 
 @dataclass(frozen=True)
@@ -207,39 +178,23 @@ def _wanted(outputs: Any, coverage: float | None) -> tuple[str, ...] | None:
         _check_keys("an output", output, OUTPUT_KEYS)
         _check_parameters("output", output, {"binary_data": bool})
         name = output.get("name")
-        if not isinstance(name, str) or name not in _OUTPUTS or name in names:
-            raise BadRequest(f"outputs must name tensors of {', '.join(_OUTPUTS)}, each once, got {shown(name)}")
+        if not isinstance(name, str) or name not in TENSORS or name in names:
+            raise BadRequest(f"outputs must name tensors of {', '.join(TENSORS)}, each once, got {shown(name)}")
         names.append(name)
-    if "possible" in names and coverage is None:
-        raise BadRequest("outputs must name possible only where parameters of the request give a coverage, got none")
+    check_possible(names, coverage)
     return tuple(names)
 
 
 def _names_of(answers: Sequence[Answer]) -> list[str]:
     """The tensors that there are of some answers."""
     keys = {key for answer in answers for key in answer}
-    return [name for name, output in _OUTPUTS.items() if output.key in keys]
-
-
-def _component_name(answer: Answer) -> str:
-    if "component" not in answer:
-        raise KeyError("component")
-    return str(answer.get("component_name", ""))
-
-
-def _possible(answer: Answer) -> list[bool]:
-    possible = set(answer["labels_at"]["set"])
-    return [label in possible for label in answer["probabilities"]]
+    return [name for name, tensor in TENSORS.items() if tensor.key in keys]
 
 
 def _tensor(name: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    output = _OUTPUTS[name]
-    try:
-        data = [output.of_answer(answer) for answer in answers]
-    except KeyError:
-        raise KeyError(name) from None
+    data = parts(name, answers)
     shape, flat = [len(data)], data
     while isinstance(flat[0], list):
         shape.append(len(flat[0]))
         flat = [item for row in flat for item in row]
-    return {"name": name, "datatype": output.datatype, "shape": shape, "data": flat}
+    return {"name": name, "datatype": TENSORS[name].datatype, "shape": shape, "data": flat}

@@ -1,7 +1,7 @@
 """The settings of `WorkerSettings` as options of a command, the same for each command that takes them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -44,17 +44,19 @@ def option_name(setting: str) -> str:
     return NAMES.get(setting, f"--{setting.replace('_', '-')}")
 
 
-def takes_settings(unset: str | None = None) -> Callable[[Command], Command]:
+def takes_settings(unset: str | None = None, without: Sequence[str] = ()) -> Callable[[Command], Command]:
     """Give a command with `**settings` an option for each setting; what is not named is None.
 
     Args:
         unset: what holds for a setting that is not named; None means its default.
+        without: settings that the command has no use for.
     """
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True)
         named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        options = [_parameter(name, field, unset) for name, field in setting_fields().items()]
+        fields = {name: field for name, field in setting_fields().items() if name not in without}
+        options = [_parameter(name, field, unset) for name, field in fields.items()]
         vars(command)["__signature__"] = own.replace(parameters=[*named, *options])
         return command
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.errors import BadParameter, shown
 
-RETURNABLE = ("probabilities", "components", "features", "examples")
+RETURNABLE = ("probabilities", "components", "features", "examples", "timings")
 SUM_TOLERANCE = 1e-6  # of priors
 
 Rule = tuple[str, Callable[[float], bool]]
@@ -41,7 +41,7 @@ class Options:
 
     Attributes:
         top_k: classes in `top_k`, at least 1; more than the model has means all of them.
-        returns: which of RETURNABLE to include.
+        returns: which of RETURNABLE to include; the timings are those of a server's batch (data_plane.py).
         coverage: the share of images whose right label is to be in `labels_at`; None leaves that out.
         atypical_below: images less typical than this are called atypical; None leaves that to the server.
         accept: what an answer must reach not to be called uncertain.

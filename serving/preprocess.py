@@ -70,17 +70,25 @@ def to_input(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
+def seen_box(height: int, width: int, spec: InputSpec) -> tuple[float, float, float, float]:
+    """The part of a picture that the graph sees, resized: (left, top, right, bottom) in the picture's pixels.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        spec: `crop` sees the largest centred box of the model's aspect ratio, `stretch` the whole.
+    """
+    if spec.resize == "stretch":
+        return 0, 0, width, height
+    scale = min(height / spec.height, width / spec.width)
+    top, left = (height - scale * spec.height) / 2, (width - scale * spec.width) / 2
+    return max(left, 0), max(top, 0), min(left + scale * spec.width, width), min(top + scale * spec.height, height)
+
+
 def _fitted(picture: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     """A picture's pixels, (height, width, channels), at the model's size."""
     width, height = picture.size
     if (height, width) != (spec.height, spec.width):
-        box = _centre(height, width, spec) if spec.resize == "crop" else (0, 0, width, height)
+        box = seen_box(height, width, spec)
         picture = picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
     return np.asarray(picture).reshape(spec.height, spec.width, spec.channels)
-
-
-def _centre(height: int, width: int, spec: InputSpec) -> tuple[float, float, float, float]:
-    """The largest centred box (left, top, right, bottom) of the model's aspect ratio, in pixels."""
-    scale = min(height / spec.height, width / spec.width)
-    top, left = (height - scale * spec.height) / 2, (width - scale * spec.width) / 2
-    return max(left, 0), max(top, 0), min(left + scale * spec.width, width), min(top + scale * spec.height, height)

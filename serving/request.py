@@ -14,7 +14,7 @@ JSON is known by its content type, or, where there is none, by its first charact
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -54,6 +54,29 @@ class Message:
         """Bytes of all of it."""
         return sum(map(len, self.parts.values())) if self.body is None else len(self.body)
 
+    def read(self, limits: Limits) -> "Request":
+        """The images and options that are in it, as `read` says."""
+        return read(self, limits)
+
+
+class Unread(Protocol):
+    """What arrives by any transport: a `Message`, or what a transport that has taken a request apart makes of it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+
+    @property
+    def request_id(self) -> str:
+        """What it is called in the log."""
+
+    def read(self, limits: Limits) -> "Request":
+        """The images and options that are in it.
+
+        Raises:
+            ServingError: if the request as a whole cannot be answered.
+        """
+
 
 @dataclass(frozen=True)
 class Request:
@@ -86,9 +109,7 @@ def read(message: Message, limits: Limits = DEFAULT_LIMITS) -> Request:
         BadParameter: if one of its parameters breaks its rule.
         ImageTooLarge: if it has more bytes than allowed.
     """
-    size = message.size
-    if size > limits.max_request_bytes:
-        raise ImageTooLarge(f"request must have at most {limits.max_request_bytes} bytes, got {size}")
+    check_size(message.size, limits)
     if message.body is None:
         return _read_form(message.parts, limits)
     payload = bytes(message.body)
@@ -97,6 +118,36 @@ def read(message: Message, limits: Limits = DEFAULT_LIMITS) -> Request:
     if _is_json(payload, message.content_type):
         return _read_json(payload, limits)
     return Request([payload])
+
+
+def check_size(size: int, limits: Limits) -> None:
+    """Refuse a request of too many bytes.
+
+    Raises:
+        ImageTooLarge: which says how many it may have.
+    """
+    if size > limits.max_request_bytes:
+        raise ImageTooLarge(f"request must have at most {limits.max_request_bytes} bytes, got {size}")
+
+
+def check_count(what: str, images: Sequence[Any], limits: Limits) -> None:
+    """Refuse a request without images, or with too many.
+
+    Raises:
+        BadRequest: which says how many it may have.
+    """
+    if not 1 <= len(images) <= limits.max_instances:
+        raise BadRequest(f"{what} must hold 1 to {limits.max_instances} images, got {len(images)}")
+
+
+def from_base64(what: str, text: Any) -> bytes | ServingError:
+    """What a client has written as base64, or the error that stands in its place; `what` leads the message."""
+    if not isinstance(text, str):
+        return ImageError(f"{what} must be text in base64, got {shown(text)}")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as exc:
+        return ImageError(f"{what} must be base64 without line breaks, got {shown(text)} ({exc})")
 
 
 def _read_form(parts: Mapping[str, Buffer], limits: Limits) -> Request:
@@ -130,16 +181,11 @@ def _read_binary_tensors(payload: bytes, json_length: str, limits: Limits) -> Re
 def _read_tensors(body: dict[str, Any], binary: bytes, limits: Limits) -> Request:
     try:
         tensors = read_tensors(body, binary)
-        _check_count("images", tensors.images, limits)
+        check_count("images", tensors.images, limits)
     except BadRequest as error:
         return Request(error, form=Form(respond_each, refuse_tensors))
-    images = [image if isinstance(image, bytes) else _decoded("image", image) for image in tensors.images]
+    images = [image if isinstance(image, bytes) else from_base64("image", image) for image in tensors.images]
     return Request(images, tensors.options, Form(tensors.respond, refuse_tensors))
-
-
-def _check_count(what: str, images: Sequence[Any], limits: Limits) -> None:
-    if not 1 <= len(images) <= limits.max_instances:
-        raise BadRequest(f"{what} must hold 1 to {limits.max_instances} images, got {len(images)}")
 
 
 def _read_json(payload: bytes, limits: Limits) -> Request:
@@ -153,7 +199,7 @@ def _read_json(payload: bytes, limits: Limits) -> Request:
     instances = body["instances"]
     if not isinstance(instances, list):
         raise BadRequest(f"instances must be a list, got {shown(instances)}")
-    _check_count("instances", instances, limits)
+    check_count("instances", instances, limits)
     options = read_options(body.get("parameters", {}))
     return Request([_read_instance(item) for item in instances], options, EACH)
 
@@ -161,16 +207,7 @@ def _read_json(payload: bytes, limits: Limits) -> Request:
 def _read_instance(item: Any) -> bytes | ServingError:
     if not isinstance(item, dict) or set(item) != {"b64"} or not isinstance(item["b64"], str):
         return ImageError(f'instance must be an object {{"b64": "..."}}, got {shown(item)}')
-    return _decoded("b64", item["b64"])
-
-
-def _decoded(what: str, text: Any) -> bytes | ServingError:
-    if not isinstance(text, str):
-        return ImageError(f"{what} must be text in base64, got {shown(text)}")
-    try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except ValueError as exc:
-        return ImageError(f"{what} must be base64 without line breaks, got {shown(text)} ({exc})")
+    return from_base64("b64", item["b64"])
 
 
 def _loads(what: str, text: bytes, error: type[BadRequest]) -> Any:

@@ -160,13 +160,15 @@ class Form:
     Attributes:
         respond: makes what its images got into its HTTP status and body.
         refuse: does so for the error of the request as a whole.
+        is_kept: whether the same form replies to many requests.
     """
 
     respond: Callable[[Sequence[Result]], StatusAndBody]
     refuse: Callable[[ServingError], StatusAndBody] = refuse
+    is_kept: bool = False
 
 
-ALONE, EACH = Form(respond_alone), Form(respond_each)
+ALONE, EACH = Form(respond_alone, is_kept=True), Form(respond_each, is_kept=True)
 
 
 def significant(values: NDArray[Any], digits: int = DIGITS) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import pytest
 from conftest import ROOT, encoded
 from prometheus_client import CollectorRegistry
 
+from serving.answer_size import AnswerSizes, longest_answer
 from serving.bundle import Bundle
 from serving.data_plane import DataPlane
 from serving.errors import Draining
 from serving.limits import Limits
 from serving.metrics import Metrics
+from serving.parameters import Options
 from serving.predictor import Predictor
-from serving.request import Message
+from serving.request import Message, Request
 from serving.request_log import REQUESTS_FILE, RequestLog
+from serving.respond import EACH
+from serving.triton.message import Outputs, TensorMessage
 
 LABELS = {"model": "tiny-mda", "version": "1"}
 UNEXPECTED = {"code": "internal_error", "message": "the server failed to answer this request; its log says why"}
@@ -65,6 +70,40 @@ def test_one_batch_of_every_form(plane: DataPlane, images: list[bytes]) -> None:
     assert [one["label"] for one in found] == [one["label"] for one in expected if isinstance(one, dict)]
 
 
+def test_timings_are_those_of_the_batch_for_those_who_ask(
+    plane: DataPlane, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer = plane.predictor.infer
+    monkeypatch.setattr(plane.predictor, "infer", lambda batch: (time.sleep(0.03), infer(batch))[1])
+    wanted = {"return": ["timings"]}
+    form = Message(parts={"data": images[0], "parameters": json.dumps(wanted).encode()})
+    several = json.loads(instances(images[1], b"text").body or b"") | {"parameters": wanted}
+    began = time.perf_counter()
+
+    chosen, both, plain = answers(plane, form, Message(json.dumps(several).encode()), Message(images[2]))
+
+    elapsed_ms = 1000 * (time.perf_counter() - began)
+    timings = chosen[1]["timings"]
+    assert list(timings) == ["decode", "inference", "encode"]
+    assert all(value >= 0 for value in timings.values())
+    assert 30 <= timings["inference"] <= sum(timings.values()) <= elapsed_ms
+    answer, error = both[1]["predictions"]
+    assert answer["timings"] == timings
+    assert error.keys() == {"error"}
+    assert "timings" not in plain[1]
+    assert "probabilities" not in chosen[1]
+
+
+def test_timings_are_within_the_length_that_an_answer_may_have(plane: DataPlane, images: list[bytes]) -> None:
+    options = Options(returns=frozenset({"timings"}))
+    head, each = AnswerSizes(plane.predictor.bundle.manifest, Limits()).of(Request(images[:1], options, EACH))
+
+    longest = longest_answer(plane.predictor.bundle.manifest, options)
+
+    assert longest["timings"].keys() == {"decode", "inference", "encode"}
+    assert head + each >= len(json.dumps({"predictions": [longest]}, separators=(",", ":")))
+
+
 def test_a_list_of_too_many_pixels_gets_one_error(plane: DataPlane, images: list[bytes]) -> None:
     large = encoded(np.zeros((30, 40), dtype=np.uint8))
 
@@ -100,6 +139,31 @@ def test_a_failure_of_one_request_is_its_own(
     assert (first[0], last[0]) == (200, 200)
     assert second == (500, {"error": UNEXPECTED})
     assert "out of order" in caplog.text
+
+
+def test_a_transport_may_have_requests_and_replies_of_its_own(bundle_dir: Path, images: list[bytes]) -> None:
+    bundle, registry = Bundle.load(bundle_dir), CollectorRegistry()
+    plane = DataPlane(Predictor(bundle, threads=1), Metrics(bundle.manifest, registry))
+    outputs = Outputs(bundle.manifest)
+    wanted = [None, frozenset({"label"}), frozenset({"answer", "component"}), frozenset({"typicality"})]
+    data = [[images[0], b"text", images[1]], [images[0], b"text"], [b"", images[0]], images]
+    messages = [TensorMessage(*both, {}, outputs) for both in zip(data, wanted, strict=True)]
+
+    plain, refused, chosen, unknown = plane.exchange(messages, lambda status, body: (status, body))
+    plane.close()
+    first = plane.predictor.predict(images[:1])[0]
+    assert isinstance(first, dict)
+    assert list(plain[1]) == ["label", "posterior", "component", "responsibilities", "log_density", "error"]
+    assert (plain[0], plain[1]["label"][0], plain[1]["label"][1]) == (200, first["label"], "")
+    assert json.loads(plain[1]["error"][1])["code"] == "unsupported_image_type"
+    assert np.shape(plain[1]["responsibilities"]) == (3, 4, 2)
+    assert (refused[0], refused[1]["error"]["code"]) == (415, "unsupported_image_type")
+    assert refused[1]["error"]["message"].startswith("images[1]: image must be ")
+    assert chosen[1]["component"] == [-1, first["component"]]
+    assert [next(iter(json.loads(text))) for text in chosen[1]["answer"]] == ["error", "label"]
+    message = "outputs must be tensors that this model has, got 'typicality'"
+    assert unknown == (400, {"error": {"code": "bad_request", "message": message}})
+    assert registry.get_sample_value("discriminant_requests_total", {**LABELS, "status": "200"}) == 2
 
 
 def test_a_message_that_cannot_even_be_read(plane: DataPlane, images: list[bytes]) -> None:

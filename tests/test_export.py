@@ -205,7 +205,7 @@ def test_onnx_is_one_checked_file_for_any_number_of_uint8_images(pair: tuple[Bun
     assert sizes[0].dim_param
     assert [size.dim_value for size in sizes[1:]] == list(classifier.architecture.image_shape)
     assert tuple(output.name for output in model.graph.output) == bundle.manifest.outputs
-    assert {file.name for file in bundle.path.iterdir()} == {"bundle.json", "golden.npz", "model.onnx", "model.pt"}
+    assert {file.name for file in bundle.path.iterdir()} == {MANIFEST, *bundle.manifest.files}
 
 
 def test_graphs_hold_weights_and_no_images(pair: tuple[Bundle, Classifier]) -> None:

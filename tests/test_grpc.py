@@ -90,6 +90,13 @@ def test_grpc_answers_as_http_does(server: Server, predictions: Call, images: li
     assert json.loads(chosen.prediction) == posted(server, **form)
 
 
+def test_grpc_tells_timings(predictions: Call, images: list[bytes]) -> None:
+    parameters = b'{"return": ["timings"]}'
+    timed = predictions(model_name="tiny-mda", input={"data": images[0], "parameters": parameters}).result()
+
+    assert json.loads(timed.prediction)["timings"].keys() == {"decode", "inference", "encode"}
+
+
 def test_grpc_takes_json_too(server: Server, predictions: Call, images: list[bytes]) -> None:
     body = {"instances": [{"b64": "?"}], "parameters": {"top_k": 1}}
     answer = predictions(model_name="tiny-mda", input={"data": json.dumps(body).encode()}).result()

@@ -17,6 +17,8 @@ def test_every_setting_is_an_option_of_package_start_and_deploy() -> None:
     for command in ("package", "start", "deploy"):
         offered = {name for parameter in group.commands[command].params for name in parameter.opts}
         assert names <= offered
+    of_triton = {name for parameter in group.commands["triton"].params for name in parameter.opts}
+    assert names - of_triton == {"--response-timeout"}  # Triton replaces no instance
 
 
 def test_options_change_the_settings_that_they_name() -> None:

@@ -10,7 +10,7 @@ from serving.parameters import PARAMETERS, Accept, Options
 from serving.request import FORMS, Message, Request, read
 from serving.respond import ALONE, EACH
 
-NAMES = "probabilities, components, features, examples"
+NAMES = "probabilities, components, features, examples, timings"
 
 IMAGE = b"\x89PNG..."
 B64 = base64.b64encode(IMAGE).decode()

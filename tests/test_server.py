@@ -153,6 +153,16 @@ def test_a_form_with_and_without_parameters(http: httpx.Client, predictor: Predi
     assert_same(chosen.json(), predictor.predict([images[0]], Options(1, frozenset({"features"})))[0])
 
 
+def test_timings_by_a_form_and_by_json(http: httpx.Client, images: list[bytes]) -> None:
+    wanted = {"return": ["timings"]}
+    form = post(http, files={"data": images[0]}, data={"parameters": json.dumps(wanted)}).json()
+    several = post(http, json={"instances": [b64(images[0])], "parameters": wanted}).json()["predictions"][0]
+
+    for answer in (form, several):
+        assert answer["timings"].keys() == {"decode", "inference", "encode"}
+        assert all(0 <= value < 60_000 for value in answer["timings"].values())
+
+
 def test_json_with_a_broken_image_among_good_ones(
     http: httpx.Client, predictor: Predictor, images: list[bytes]
 ) -> None:

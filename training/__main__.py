@@ -15,7 +15,7 @@ from serving.errors import ServingError
 from serving.runtimes import open_runtime
 from training import recipe as recipes
 from training.choice import chosen_recipe
-from training.commands import abstention, experiments, naming, reports, samples
+from training.commands import abstention, experiments, naming, planes, reports, samples
 from training.commands.options import DataRootOption, DeviceOption, FolderOption
 from training.commands.shown import show_costs, show_metrics
 from training.component_names import names_for_run
@@ -25,7 +25,7 @@ from training.evaluate import measure, quickly, run_graph
 from training.examples import WhichExamples
 from training.export import ParityError, export
 from training.fit import DivergedError
-from training.images import LabelledImages, load_images, sources_of
+from training.images import LabelledImages, images_of_bundle, load_images, sources_of
 from training.progress import console, say, warn
 from training.recipe import Recipe, recorded_recipe
 from training.run import Run
@@ -197,6 +197,7 @@ def export_command(
 
 app.command("samples")(samples.samples)
 app.command("name")(naming.name)
+app.command("plane")(planes.plane)
 app.command("report")(reports.report)
 app.command("thresholds")(abstention.thresholds)
 app.command("sweep")(experiments.sweep)
@@ -248,11 +249,7 @@ def _renew(folder: Path, variants: Sequence[VariantPrecision], sources: Sources)
     manifest = Bundle.load(folder).manifest
     if not variants and not manifest.variants:
         raise ValueError(f"variants of {folder} must be named, for it has none: --int8, --float16")
-    images = load_images(recorded_recipe(manifest.recipe), sources)
-    if images.dataset.fingerprint() != manifest.dataset.fingerprint:
-        raise DataError(f"images must be those that {folder} was trained and measured on, got others")
-    if images.counts() != manifest.dataset.splits:
-        raise DataError(f"splits of {folder} must be {manifest.dataset.splits}, got {images.counts()}: train it anew")
+    images = images_of_bundle(folder, manifest, sources)
     for precision, one in renew_variants(folder, variants, images).manifest.variants.items():
         show_costs(precision, one, manifest.metrics["accuracy"])
 

@@ -27,6 +27,7 @@ from serving.bundle import (
     HELD_OUT,
     MANIFEST,
     ONNX,
+    PLANE,
     TORCHSCRIPT,
     Bundle,
     InputSpec,
@@ -46,6 +47,7 @@ from training.examples import ComponentExamples, WhichExamples, find_examples, w
 from training.held_out import HeldOutImages, Tables, compared, held_out_images
 from training.images import LabelledImages, Streamed, images_of
 from training.onnx_graph import write_onnx
+from training.plane import PlaneImages, plane_images, write_plane
 from training.run import Run
 from training.variants import WantedVariants, add_variants, wanted_variants
 
@@ -95,6 +97,7 @@ def export(
         classifier,
         images.streamed("test"),
         held_out=held_out,
+        plane=plane_images(images, held_out),
         variants=wanted_variants(variants, images) if variants else None,
         examples=find_examples(classifier, images, examples, torch.device("cpu")) if examples else None,
         replace=replace,
@@ -114,6 +117,7 @@ def write_bundle(
     test: Streamed,
     *,
     held_out: HeldOutImages | None = None,
+    plane: PlaneImages | None = None,
     variants: WantedVariants | None = None,
     examples: list[ComponentExamples] | None = None,
     replace: bool = False,
@@ -126,6 +130,7 @@ def write_bundle(
         classifier: what to export.
         test: the images that the metrics are measured on.
         held_out: the images that answers are compared with.
+        plane: the images that its feature plane is made of, if it shall have one.
         variants: graphs of other precisions to add.
         examples: what there is to see of the components, if anything.
         replace: whether a bundle that is there may be replaced.
@@ -151,11 +156,13 @@ def write_bundle(
         write_manifest(stage, metrics={}, **fields)
         unmeasured = Bundle.load(stage)
         check_parity(unmeasured)
-        outputs = run_graph(open_runtime(unmeasured, "onnx"), test.images, spec)
+        graph = open_runtime(unmeasured, "onnx")
+        outputs = run_graph(graph, test.images, spec)
         metrics = {"split": "test", **measure(outputs, test.labels)}
         if (table := unmeasured.held_out()) is not None:
             metrics["held_out"] = compared(outputs, test.labels.numpy(), HeldOut.read(table))
         fields["variants"] = {} if variants is None else add_variants(unmeasured, variants, test, outputs, tables)
+        fields["plane"] = None if plane is None else write_plane(graph, plane, spec, stage / PLANE)
         (stage / MANIFEST).unlink()
         write_manifest(stage, metrics=metrics, **fields)
     return Bundle.load(target)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.bundle import InputSpec
+from serving.bundle import Bundle, InputSpec
 from serving.held_out import HeldOut
 from serving.judgement import ATYPICAL_BELOW
 from serving.runtimes import Outputs
@@ -71,6 +71,21 @@ def held_out_images(images: LabelledImages, judged: Judged | None) -> HeldOutIma
     part = Streamed(images.dataset.images[positions[chosen]], labels[positions[chosen]])
     calibration = images.streamed("calibration") if "calibration" in images.splits else None
     return HeldOutImages(part, judged, calibration)
+
+
+def held_out_of(bundle: Bundle, images: LabelledImages) -> HeldOutImages | None:
+    """The images that a finished bundle's answers are compared with; None if it has none.
+
+    Args:
+        bundle: what training images were judged by is in the table of its float32 graph.
+        images: those that it was trained on, with their splits.
+    """
+    info, file = bundle.manifest.held_out, bundle.held_out()
+    if info is None or file is None:
+        return None
+    table = HeldOut.read(file)
+    judged = Judged(table.typicality_scores, table.label_probabilities)
+    return held_out_images(images, None if info.by == "split" else judged)
 
 
 @dataclass(frozen=True)

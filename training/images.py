@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from serving.bundle import Manifest
 from training.backbones import backbone_input, backbone_of
 from training.data import DataError, Dataset, Sources
 from training.datasets import load_dataset
 from training.image_files import Images, in_memory
-from training.recipe import Recipe
+from training.recipe import Recipe, recorded_recipe
 from training.run import Run
 from training.splits import Splits, split
 
@@ -93,6 +94,20 @@ def images_of(run: Run, sources: Sources) -> LabelledImages:
     dataset = _dataset_of(run.recipe, sources)
     run.require_same_images(dataset)
     return LabelledImages(dataset, run.splits())
+
+
+def images_of_bundle(folder: Path, manifest: Manifest, sources: Sources) -> LabelledImages:
+    """The images that a bundle was trained and measured on, with their splits.
+
+    Raises:
+        DataError: if they are others now, are not there, or are cut otherwise.
+    """
+    images = load_images(recorded_recipe(manifest.recipe), sources)
+    if images.dataset.fingerprint() != manifest.dataset.fingerprint:
+        raise DataError(f"images must be those that {folder} was trained and measured on, got others")
+    if images.counts() != manifest.dataset.splits:
+        raise DataError(f"splits of {folder} must be {manifest.dataset.splits}, got {images.counts()}: train it anew")
+    return images
 
 
 def _dataset_of(recipe: Recipe, sources: Sources) -> Dataset:

@@ -22,6 +22,7 @@ from serving.bundle import (
     EXAMPLES,
     HELD_OUT,
     MANIFEST,
+    PLANE,
     REQUIRED_FILES,
     Bundle,
     Variant,
@@ -31,16 +32,14 @@ from serving.bundle import (
     staged,
     write_manifest,
 )
-from serving.held_out import HeldOut
 from serving.runtimes import Outputs, open_onnx
 from training.data import as_served
 from training.evaluate import run_graph
-from training.held_out import Tables, held_out_images
+from training.held_out import Tables, held_out_of
 from training.image_files import in_memory
 from training.images import LabelledImages, Streamed
 from training.int8 import write_int8
 from training.splits import stratified_order
-from training.typicality import Judged
 from training.variant_costs import cost_of, require_cheap
 
 CALIBRATION_IMAGES = 1024
@@ -141,11 +140,11 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
         VariantError: if one of them costs too much; the bundle is left as it was.
     """
     old = Bundle.load(folder)
-    held_out = None if (file := old.held_out()) is None else held_out_images(images, _judged_in(old, file))
+    held_out = held_out_of(old, images)
     wanted = wanted_variants(sorted({*old.manifest.variants, *precisions}), images)
     test = images.streamed("test")
     fields = old.manifest.model_dump(exclude={"sha256", "variants"})
-    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, {EXAMPLES, HELD_OUT})
+    made_anew = {MANIFEST, *old.manifest.files}.difference(REQUIRED_FILES, {EXAMPLES, HELD_OUT, PLANE})
     with staged(folder, replace=True) as stage:
         shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(*made_anew), dirs_exist_ok=True)
         write_manifest(stage, **fields)
@@ -156,13 +155,6 @@ def renew_variants(folder: Path, precisions: Collection[VariantPrecision], image
         (stage / MANIFEST).unlink()
         write_manifest(stage, variants=variants, **fields)
     return Bundle.load(folder)
-
-
-def _judged_in(bundle: Bundle, file: Path) -> Judged | None:
-    """What training images were judged by, as the table of the float32 graph has it; None if they are held out."""
-    table, info = HeldOut.read(file), bundle.manifest.held_out
-    is_split = info is not None and info.by == "split"
-    return None if is_split else Judged(table.typicality_scores, table.label_probabilities)
 
 
 def _write_float16(source: Path, target: Path) -> None:

@@ -52,13 +52,25 @@ def environment(peer: Peer, cache: Path = CACHE) -> Path:
         PeerError: if it cannot be made.
     """
     lock = folder_of(peer) / LOCK
-    if not lock.is_file():
-        return Path(sys.executable)
-    home, digest = cache / peer.folder, hashlib.sha256(lock.read_bytes()).hexdigest()
+    return locked_environment(lock, cache / peer.folder) if lock.is_file() else Path(sys.executable)
+
+
+def locked_environment(lock: Path, home: Path, python: str = PYTHON) -> Path:
+    """The Python of an environment with the packages of a lock; made if it is missing or of another lock.
+
+    Args:
+        lock: hashed requirements.
+        home: its folder.
+        python: its version, or a Python of this version.
+
+    Raises:
+        PeerError: if it cannot be made.
+    """
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
     made_from = home / DIGEST
     if not made_from.is_file() or made_from.read_text() != digest:
         made_from.unlink(missing_ok=True)
-        _uv("venv", "--clear", "--python", PYTHON, str(home))
+        _uv("venv", "--clear", "--python", python, str(home))
         _uv("pip", "sync", "--compile-bytecode", "--python", str(home), "--require-hashes", str(lock))
         replace_text(made_from, digest)
     return home / "bin" / "python"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from training.analysis.evidence import FloatArray, Labels
 from training.figures import DPI, INK
 from training.heads import DiscriminantHead, Head
+from training.plane import Projection, projection_of
 from training.report.plots import FAINT, MANY_CLASSES, PALETTE, figure_of, shortened
 
 CLASS_MARKERS = "osD^vPX*<>"
@@ -33,14 +34,6 @@ class GaussianMixtures(NamedTuple):
     means: FloatArray
     covariances: FloatArray
     weights: FloatArray
-
-
-class Projection(NamedTuple):
-    """Features (N, D) to a plane: (z - centre) @ axes.T; share is how much of the variance stays, or None if all."""
-
-    centre: FloatArray
-    axes: FloatArray
-    share: float | None
 
 
 @torch.no_grad()
@@ -60,17 +53,6 @@ def widths(mixtures: GaussianMixtures) -> FloatArray:
     _, log_det = np.linalg.slogdet(mixtures.covariances)
     result: FloatArray = np.exp(0.5 * log_det / mixtures.means.shape[2])
     return result
-
-
-def projection_of(features: FloatArray) -> Projection:
-    """Two features as they are, the first two principal components of more, one feature along the first axis."""
-    dim = features.shape[1]
-    if dim <= 2:
-        return Projection(np.zeros(dim), np.eye(2, dim), None)
-    centre = features.mean(0)
-    values, vectors = np.linalg.eigh(np.cov((features - centre).T))
-    axes = vectors[:, ::-1][:, :2].T
-    return Projection(centre, axes, float(values[-2:].sum() / values.sum()))
 
 
 def feature_plane(

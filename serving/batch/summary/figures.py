@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.batch.summary.density import LOW, DensityTally, Histogram
-from serving.batch.summary.occupancy import ClassOccupancy, compare
+from serving.batch.summary.occupancy import ClassOccupancy, compare_all
 from serving.batch.summary.origin import origin_of
 from serving.batch.summary.table import Table, TableError
 from serving.batch.summary.tally import CONFIDENCE_BINS, DOUBTFUL, Listed, Tally
@@ -172,7 +172,7 @@ def _figures(table: Table, bundle: Bundle, tally: Tally, model: tuple[str, int])
         confidence=_confidence(tally, answered) if answered else None,
         typicality=_among_held_out(tally),
         density=_density(tally, bundle.manifest),
-        occupancy=_occupancy(tally, bundle.manifest) if answered else None,
+        occupancy=compare_all(bundle.manifest, tally.occupancy) if answered else None,
         least_typical=tally.atypical.rows,
         closest_to_a_tie=tally.ties.rows,
         by_margin=any(row.margin is not None for row in tally.ties.rows),
@@ -214,14 +214,3 @@ def _typicality(density: DensityTally) -> Typicality:
     quantiles = [Quantile(share, value, below / density.images) for share, value, below in columns]
     atypical = next(quantile.found for quantile in quantiles if quantile.share == LOW)
     return Typicality(quantiles, density.histogram(), atypical, density.above / density.images, LOW)
-
-
-def _occupancy(tally: Tally, manifest: Manifest) -> list[ClassOccupancy] | None:
-    expected = manifest.metrics.get("occupancy")
-    if expected is None or manifest.head.components == 1:
-        return None
-    split_images = manifest.metrics.get("images", 0) / len(tally.labels)  # of a class, in the mean
-    return [
-        compare(label, counts, shares, split_images)
-        for label, counts, shares in zip(tally.labels, tally.occupancy, expected, strict=True)
-    ]

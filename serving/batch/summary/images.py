@@ -1,7 +1,8 @@
-"""The images of a list, small enough for a page: found in their source, decoded as a server would, as data URIs.
+"""The images of a list, small enough for a page: found in their source, decoded as a server would.
 
     seen = thumbnails(keys, source, bundle.manifest.input)
     seen.images["a.png"].uri
+    thumbnail_of(item)                                one of them
 
 Their bytes come from strangers: they are decoded within the limits of a server, and what is shown is made anew from the
 pixels.
@@ -28,11 +29,17 @@ JPEG_ABOVE = 64  # a larger one is a JPEG, a smaller one keeps every pixel
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small image as a data URI, with its width and height in pixels."""
+    """A small image: its bytes, their type, its width and height in pixels."""
 
-    uri: str
+    content: bytes
+    media_type: str
     width: int
     height: int
+
+    @property
+    def uri(self) -> str:
+        """The image as an address that holds it."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.content).decode()}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def thumbnails(keys: Collection[str], source: Source, spec: InputSpec, limits: L
     try:
         for item in source.find(keys, limits.max_bytes):
             try:
-                seen.images[item.key] = thumbnail(_pixels(item, spec, limits))
+                seen.images[item.key] = thumbnail_of(item, spec.background, limits)
             except ServingError as error:
                 seen.missing[item.key] = str(error)
     except OSError as exc:
@@ -79,13 +86,22 @@ def thumbnail(pixels: NDArray[np.uint8]) -> Thumbnail:
     kind = "JPEG" if max(picture.size) > JPEG_ABOVE else "PNG"
     stream = BytesIO()
     picture.save(stream, kind, quality=85)
-    content = base64.b64encode(stream.getvalue()).decode()
-    return Thumbnail(f"data:image/{kind.lower()};base64,{content}", picture.width, picture.height)
+    return Thumbnail(stream.getvalue(), f"image/{kind.lower()}", picture.width, picture.height)
 
 
-def _pixels(item: Item, spec: InputSpec, limits: Limits) -> NDArray[np.uint8]:
+def thumbnail_of(item: Item, background: int = 0, limits: Limits = DEFAULT_LIMITS) -> Thumbnail:
+    """Make an image of a source small.
+
+    Args:
+        item: the image.
+        background: gray level that shows through transparent pixels.
+        limits: of what is decoded.
+
+    Raises:
+        ServingError: why it cannot be had or decoded.
+    """
     if isinstance(item.image, ServingError):
         raise item.image
     if isinstance(item.image, bytes):
-        return decode(item.image, channels=3, background=spec.background, limits=limits, wanted=(SIDE, SIDE))
-    return item.image
+        return thumbnail(decode(item.image, channels=3, background=background, limits=limits, wanted=(SIDE, SIDE)))
+    return thumbnail(item.image)

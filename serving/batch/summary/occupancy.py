@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.bundle import Manifest
+
 EFFECTS = ((0.5, "large"), (0.3, "medium"), (0.1, "small"))
 TINY = "less than small"
 TELLING = 0.3  # if chance alone reaches a medium effect, nothing can be told from it
@@ -46,6 +48,24 @@ class ClassOccupancy:
     effect: str
 
 
+def compare_all(manifest: Manifest, counts: NDArray[np.int64]) -> list[ClassOccupancy] | None:
+    """Compare the components of each class with the test split of a bundle.
+
+    Args:
+        manifest: of the bundle.
+        counts: the images of each component, (C, K).
+
+    Returns:
+        None if classes have one component, or the bundle does not say how they were on the test split.
+    """
+    expected = manifest.metrics.get("occupancy")
+    if expected is None or manifest.head.components == 1:
+        return None
+    split_images = manifest.metrics.get("images", 0) / len(manifest.labels)  # of a class, in the mean
+    of_classes = zip(manifest.labels, counts, expected, strict=True)
+    return [compare(label, of_class, shares, split_images) for label, of_class, shares in of_classes]
+
+
 def compare(label: str, counts: NDArray[np.int64], expected: Sequence[float], split_images: float) -> ClassOccupancy:
     """Compare the components of a class.
 
@@ -64,6 +84,11 @@ def compare(label: str, counts: NDArray[np.int64], expected: Sequence[float], sp
     words = _in_words(effect_size, limit, images >= FEWEST * len(shares))
     finite = effect_size if math.isfinite(effect_size) else None
     return ClassOccupancy(label, images, list(expected), found.tolist(), finite, limit, words)
+
+
+def rank(one: ClassOccupancy) -> float:
+    """To sort by: the classes that differ most first, those with too few images last."""
+    return {NEW: -math.inf, TOO_FEW: math.inf}.get(one.effect, -(one.cohens_w or 0))
 
 
 def cohens_w(found: Shares, expected: Shares) -> float:

@@ -1,11 +1,10 @@
 """What a page says: its sections, from a table's figures and the thumbnails of its images."""
 
-import math
 from collections.abc import Sequence
 
 from serving.batch.summary.figures import AmongHeldOut, Confidence, Figures, Typicality
 from serving.batch.summary.images import Thumbnails
-from serving.batch.summary.occupancy import NEW, NOTABLE, TOO_FEW, ClassOccupancy
+from serving.batch.summary.occupancy import NOTABLE, TOO_FEW, ClassOccupancy, rank
 from serving.batch.summary.page import Card, Drawing, Rows, Section
 from serving.batch.summary.plots import (
     DARK,
@@ -176,7 +175,7 @@ def components_section(occupancy: list[ClassOccupancy] | None, manifest: Manifes
             "The bundle has no shares of its components on the test split to compare with: export it anew to have them."
         )
         return Section("components", title, [text])
-    ranked = sorted(occupancy, key=_rank)
+    ranked = sorted(occupancy, key=rank)
     shown = occupancy if len(occupancy) <= MOST_BARS else ranked[:MOST_BARS]
     caption = "Shares of the components of a class: above and pale on the test split, below and full in this table."
     if len(shown) < len(occupancy):
@@ -184,11 +183,6 @@ def components_section(occupancy: list[ClassOccupancy] | None, manifest: Manifes
     alt = f"Bars of {len(shown)} classes, split into components."
     drawing = _drawn(occupancy_chart(shown), caption, alt)
     return Section("components", title, _components_text(occupancy), [drawing], [_effects(ranked[:MOST_ROWS])])
-
-
-def _rank(one: ClassOccupancy) -> float:
-    """The classes that differ most first, those with too few images last."""
-    return {NEW: -math.inf, TOO_FEW: math.inf}.get(one.effect, -(one.cohens_w or 0))
 
 
 def _components_text(occupancy: Sequence[ClassOccupancy]) -> list[str]:

@@ -2,6 +2,7 @@
 
     table = open_table("answers.parquet")
     for batch in table.batches(): ...                 pyarrow record batches of the columns in SCHEMA, in order
+    for batch in table.batches(schema): ...           of others
 
 However long the table, at most a batch of it is in memory.
 """
@@ -38,7 +39,7 @@ SCHEMA = pa.schema(
         ("bundle_digest", pa.string()),
     ]
 )
-OPTIONAL = ("typicality", "top_k")
+OPTIONAL = ("component_name", "typicality", "top_k", "flags")
 
 
 class TableError(ServingError):
@@ -63,16 +64,16 @@ class Table:
     files: tuple[Place, ...]
     kind: Format
 
-    def batches(self) -> Iterator[Any]:
-        """Record batches of at most `ROWS` rows, or of `BLOCK_BYTES` of JSON Lines, with the columns of SCHEMA.
+    def batches(self, schema: pa.Schema = SCHEMA) -> Iterator[Any]:
+        """Record batches of at most `ROWS` rows, or of `BLOCK_BYTES` of JSON Lines, with the columns of a schema.
 
         Raises:
-            TableError: if a part cannot be read or lacks a column.
+            TableError: if a part cannot be read or lacks a column that is not in OPTIONAL.
         """
         read = _parquet_batches if self.kind == "parquet" else _json_batches
         for file in self.files:
             try:
-                yield from read(file)
+                yield from read(file, schema)
             except (pa.ArrowException, OSError) as exc:
                 raise TableError(f"{file} must be a whole part of a table, got {exc}: score it again") from exc
 
@@ -114,38 +115,39 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix
 
 
-def _parquet_batches(file: Place) -> Iterator[Any]:
+def _parquet_batches(file: Place, schema: pa.Schema) -> Iterator[Any]:
     with file.open() as stream, pq.ParquetFile(stream) as parquet:
         there = parquet.schema_arrow.names
-        missing = [name for name in SCHEMA.names if name not in there and name not in OPTIONAL]
+        missing = [name for name in schema.names if name not in there and name not in OPTIONAL]
         if missing:
             raise TableError(f"{file} must have the columns of a table of scores, got none named {', '.join(missing)}")
-        leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
-        top = [leaf for leaf in leaves if leaf.startswith("top_k.") and leaf.endswith(".probability")]
-        columns = [name for name in SCHEMA.names if name in there and name != "top_k"] + top
+        columns = [name for name in schema.names if name in there and name != "top_k"]
+        if "top_k" in schema.names:
+            leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
+            columns += [leaf for leaf in leaves if leaf.startswith("top_k.") and leaf.endswith(".probability")]
         for batch in parquet.iter_batches(ROWS, columns=columns):
-            yield _with_schema(batch)
+            yield _with_schema(batch, schema)
 
 
-def _json_batches(file: Place) -> Iterator[Any]:
+def _json_batches(file: Place, schema: pa.Schema) -> Iterator[Any]:
     from pyarrow import json as arrow_json
 
     info = file.info()
     if info is not None and info.size == 0:  # which the reader refuses
         return
     read = arrow_json.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
-    parse = arrow_json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
+    parse = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     with file.open() as stream, arrow_json.open_json(stream, read, parse) as reader:
         for batch in reader:
-            yield _with_schema(batch)
+            yield _with_schema(batch, schema)
 
 
-def _with_schema(batch: Any) -> Any:
-    """The batch with exactly the columns of SCHEMA, in this order; what it lacks is null."""
+def _with_schema(batch: Any, schema: pa.Schema) -> Any:
+    """The batch with exactly the columns of a schema, in this order; what it lacks is null."""
     columns = [
         batch.column(field.name).cast(field.type)
         if field.name in batch.schema.names
         else pa.nulls(len(batch), field.type)
-        for field in SCHEMA
+        for field in schema
     ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    return pa.record_batch(columns, schema=schema)
