@@ -8,7 +8,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-
 MOST_CHARACTERS = 300  # of what a command that failed has said
 
 
@@ -35,7 +34,9 @@ class Shell:
         done = self.attempt(*command)
         if done.returncode:
             words = [word for word in map(str, command) if not word.startswith("-")]
-            raise Failed(f"{' '.join(words[:2])} must succeed, got exit code {done.returncode}: {_last_words(done.stderr)}")
+            raise Failed(
+                f"{' '.join(words[:2])} must succeed, got exit code {done.returncode}: {_last_words(done.stderr)}"
+            )
         return done.stdout
 
     def attempt(self, *command: str | Path) -> subprocess.CompletedProcess[str]:

