@@ -7,11 +7,15 @@ MINUTES ?= 30
 SHAPE ?= steady
 MIX ?= load_tests/mix.toml
 SLO ?= load_tests/slo.toml
+TARGET ?= slim
+DEVICE ?= gpu
 
 VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(or $(shell command -v uv),.uv/bin/uv)
-ENV := $(VENV)/.synced
+TORCH ?= $(if $(wildcard $(VENV)/.synced-cpu),cpu,cuda)
+ENV := $(VENV)/.synced-$(or $(filter cuda cpu,$(TORCH)),$(error TORCH must be cuda or cpu, got $(TORCH)))
+SYNC = $(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes
 COMPILE = $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-annotate --no-header --python-version 3.11
 EXTRAS := serve serve-cpu train load dev
 SERVING := $(PY) -m serving
@@ -21,12 +25,12 @@ SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo stop test test-avx2 check format load capacity soak growth bench-peers bench-serve bench-batch bench-beside gpu-check lock clean
+.PHONY: help env demo stop test test-avx2 check format load capacity soak growth bench-peers bench-serve bench-batch bench-beside gpu-check image-check lock clean
 
 help:
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 21
 
-env: $(ENV) ## create .venv from the lock; fetches uv when it is missing
+env: $(ENV) ## create .venv from the lock; fetches uv when it is missing (TORCH=cpu: without CUDA; stays so until TORCH=cuda)
 
 demo: $(ENV) model_store/digits-mda/1/bundle.json ## train, export, package, serve and classify real images
 	@$(TRAINING) samples digits --count 5 --out $(SAMPLES)/digits >/dev/null
@@ -108,6 +112,9 @@ gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worke
 	$(VENV)/bin/pytest -q tests/test_runtimes.py -k gpu_computes
 	$(PY) -m load_tests serve --device gpu --precision float32 --precision float16 --out load_tests/results/gpu-check.json
 
+image-check: $(ENV) ## build the image, run it locked down, ask it, stop it under load (TARGET=slim, or full with DEVICE=gpu|cpu)
+	@$(PY) -m image_check --target $(TARGET) --device $(DEVICE)
+
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	@for extra in $(EXTRAS); do $(COMPILE) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
 	@$(COMPILE) requirements/uv.in -o requirements/uv.txt
@@ -121,5 +128,13 @@ clean: ## remove the environment, runs, cached features, archives and samples; b
 
 $(ENV): requirements/dev.txt | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements/dev.txt
+	@rm -f $(VENV)/.synced*  # torch is always installed anew: one of its builds would be taken for the other
+ifeq ($(TORCH),cpu)
+	$(PYTHON) requirements/without_cuda.py requirements/dev.txt > $(VENV)/cpu.txt
+	$(PYTHON) requirements/without_cuda.py --torch requirements/dev.txt > $(VENV)/torch.txt
+	$(SYNC) $(VENV)/cpu.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) --no-deps --torch-backend cpu -r $(VENV)/torch.txt
+else
+	$(SYNC) --reinstall-package torch --reinstall-package torchvision requirements/dev.txt
+endif
 	@touch $@

@@ -52,7 +52,7 @@ def open_runtime(
 
     Raises:
         DeviceUnavailable: if the device is not there or the library cannot use it.
-        BundleError: if the library cannot read the graph, or there is none in this precision.
+        BundleError: if the library is missing or cannot read the graph, or there is none in this precision.
     """
     gpu = _gpu_index(device)
     check_runtime(kind, precision)
@@ -170,9 +170,17 @@ def _bound(session: Any, names: Sequence[str], gpu: int | None) -> Runtime:
     return run
 
 
-def _open_torchscript(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
-    import torch
+def _torch() -> ModuleType:
+    try:
+        import torch
+    except ModuleNotFoundError as exc:
+        raise BundleError("torch must be installed for the runtime torchscript, got none: choose onnx") from exc
+    module: ModuleType = torch
+    return module
 
+
+def _open_torchscript(bundle: Bundle, gpu: int | None, threads: int | None) -> Runtime:
+    torch = _torch()
     if gpu is not None and (not torch.cuda.is_available() or gpu >= torch.cuda.device_count()):
         raise _no_cuda(gpu, f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
     if threads is not None:

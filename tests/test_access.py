@@ -230,6 +230,15 @@ def test_a_stock_server_takes_no_keys(
         launch.start(model_store=model_store, state=tmp_path, port=0, stock=True, token_auth=True)
 
 
+def test_a_stock_server_needs_torch(model_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+
+    with pytest.raises(
+        ServerError, match=r"^torch must be installed for a stock TorchServe's workers, got none: leave"
+    ):
+        launch.start(model_store=model_store, state=tmp_path, port=0, stock=True)
+
+
 def test_a_stock_server_answers_the_same_drains_and_stops(
     model_store: Path, tmp_path: Path, server: Server, images: list[bytes]
 ) -> None:

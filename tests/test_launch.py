@@ -326,7 +326,7 @@ def test_a_path_survives_javas_properties() -> None:
 def test_secrets_do_not_reach_the_workers_and_stray_settings_do_not_reach_the_server() -> None:
     base = {"PATH": "/bin", "TS_CONFIG_FILE": "/elsewhere", "PYTHONPATH": "/mine", "HOME": "/root"}
     base |= {"DISCRIMINANT_INFERENCE_KEY": "i" * 20, "DISCRIMINANT_MANAGEMENT_KEY": "m" * 20}
-    environment = config.environment(base, Path("/java"), Path("/state"), Path("/tmp/x"))
+    environment = config.environment(base, Path("/java"), "/python", Path("/state"), Path("/tmp/x"))
 
     assert not {"TS_CONFIG_FILE", "DISCRIMINANT_INFERENCE_KEY", "DISCRIMINANT_MANAGEMENT_KEY"} & set(environment)
     assert environment["PATH"] == "/java/bin:/bin"

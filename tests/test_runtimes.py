@@ -142,6 +142,15 @@ def test_bound_outputs_are_the_plain_ones(bundle_dir: Path) -> None:
         assert all(np.array_equal(outputs[name], expected[name]) for name in outputs)
 
 
+def test_without_torch_torchscript_is_refused_and_onnx_runs(bundle_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    bundle = Bundle.load(bundle_dir)
+
+    open_runtime(bundle, "onnx")
+    with pytest.raises(BundleError, match="torch must be installed for the runtime torchscript, got none: choose onnx"):
+        open_runtime(bundle, "torchscript")
+
+
 @pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("torchscript", "model.pt")])
 def test_a_graph_that_cannot_be_read(kind: str, file: str, bundle_dir: Path, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(b"no graph")

