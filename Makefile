@@ -113,11 +113,13 @@ gpu-check: $(ENV) ## on a GPU: both runtimes compute the same there, every worke
 	$(PY) -m load_tests serve --device gpu --precision float32 --precision float16 --out load_tests/results/gpu-check.json
 
 image-check: $(ENV) ## build the image, run it locked down, ask it, stop it under load (TARGET=slim, or full with DEVICE=gpu|cpu)
-	@$(PY) -m image_check --target $(TARGET) --device $(DEVICE)
+	@$(PY) -m serving.deploy.image_check --target $(TARGET) --device $(DEVICE)
 
 lock: | $(UV) ## renew requirements/*.txt from the ranges in pyproject.toml
 	@for extra in $(EXTRAS); do $(COMPILE) --extra $$extra pyproject.toml -o requirements/$$extra.txt || exit 1; done
 	@$(COMPILE) requirements/uv.in -o requirements/uv.txt
+	@for lock in requirements requirements-gpu server; do \
+	  $(COMPILE) --no-config serving/triton/$$lock.in -o serving/triton/$$lock.txt || exit 1; done
 
 clean: ## remove the environment, runs, cached features, archives and samples; bundles stay
 	rm -rf $(VENV) .uv runs cache data/samples model_store/*.mar

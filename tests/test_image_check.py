@@ -1,4 +1,4 @@
-"""What `python -m image_check` does before it has an image, and that it finds what is lost."""
+"""What `python -m serving.deploy.image_check` does before it has an image, and that it finds what is lost."""
 
 import os
 import subprocess
@@ -14,11 +14,11 @@ from typing import Any, cast
 import pytest
 from conftest import ROOT
 
-from image_check import promises
-from image_check.engine import Container
-from image_check.package_index import index_settings
-from image_check.runtime import configuration
-from image_check.shell import Failed
+from serving.deploy.image_check import promises
+from serving.deploy.image_check.engine import Container
+from serving.deploy.image_check.package_index import index_settings
+from serving.deploy.image_check.runtime import configuration
+from serving.deploy.image_check.shell import Failed
 
 ANSWER_S = 0.1
 
@@ -135,7 +135,7 @@ def test_a_check_locks_the_container_down() -> None:
 )
 def test_a_check_that_cannot_build_says_so(engine: str, message: str, tmp_path: Path) -> None:
     environment = os.environ | {"PATH": str(tmp_path), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "image_check", "--engine", engine]
+    command = [sys.executable, "-m", "serving.deploy.image_check", "--engine", engine]
 
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from image_check.shell import Failed, Shell
+from serving.deploy.image_check.shell import Failed, Shell
 
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 PORT = 8080

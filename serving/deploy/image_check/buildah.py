@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from image_check.runtime import RuntimeContainer, configuration, runtime
-from image_check.shell import Failed, Shell
+from serving.deploy.image_check.runtime import RuntimeContainer, configuration, runtime
+from serving.deploy.image_check.shell import Failed, Shell
 
 MEGABYTES = {"B": 1e-6, "KB": 1e-3, "MB": 1.0, "GB": 1e3}
 

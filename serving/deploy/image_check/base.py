@@ -8,8 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
-from image_check.engine import Engine
-from image_check.shell import Failed, Shell
+from serving.deploy.image_check.engine import Engine
+from serving.deploy.image_check.shell import Failed, Shell
 
 PACKAGES = "ca-certificates,python3,python3-venv,python-is-python3"
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")

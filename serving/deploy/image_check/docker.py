@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from image_check.shell import Shell
+from serving.deploy.image_check.shell import Shell
 
 POLL_S = 0.1
 PREFIX = "discriminant-check-"

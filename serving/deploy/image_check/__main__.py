@@ -1,7 +1,7 @@
 """Build the image, run it locked down, and ask and stop it as its users do; exit code 1 with what it does not hold.
 
-    python -m image_check                              # target slim
-    python -m image_check --target full --device gpu   # 6 GB, some minutes; runs it on the CPU
+    python -m serving.deploy.image_check                              # target slim
+    python -m serving.deploy.image_check --target full --device gpu   # 6 GB, some minutes; runs it on the CPU
 
 Docker builds and runs it if a daemon answers, else buildah, with runc or crun, as root. Nothing is left but the log
 of a failure.
@@ -20,15 +20,15 @@ from typing import Annotated, Any
 
 import typer
 
-from image_check import promises
-from image_check.base import default_base, make_base
-from image_check.buildah import Buildah
-from image_check.docker import Docker
-from image_check.engine import Container, Engine
-from image_check.package_index import with_index_settings
-from image_check.shell import Failed, Shell
+from serving.deploy.image_check import promises
+from serving.deploy.image_check.base import default_base, make_base
+from serving.deploy.image_check.buildah import Buildah
+from serving.deploy.image_check.docker import Docker
+from serving.deploy.image_check.engine import Container, Engine
+from serving.deploy.image_check.package_index import with_index_settings
+from serving.deploy.image_check.shell import Failed, Shell
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 class Target(StrEnum):

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from image_check.clients import Client
-from image_check.engine import Container
-from image_check.shell import Failed
+from serving.deploy.image_check.clients import Client
+from serving.deploy.image_check.engine import Container
+from serving.deploy.image_check.shell import Failed
 
 READY_S = 120.0
 POLL_S = 0.1
