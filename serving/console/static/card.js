@@ -129,5 +129,6 @@ class Section {
 }
 
 function size(bytes) {
+  if (bytes < 1e3) return bytes === 1 ? "1 byte" : `${bytes} bytes`;
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
