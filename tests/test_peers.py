@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from load_tests.__main__ import app
 from load_tests.peers import command, visit
 from load_tests.peers.agreement import difference, make_questions, require_agreement
-from load_tests.peers.environments import environment, folder_of, known_peers, packages
+from load_tests.peers.environments import environment, folder_of, known_peers, lock_of, packages
 from load_tests.peers.peer import Launch, Peer
 from load_tests.peers.running import MARK, PeerError, free_port, running
 from load_tests.peers.schedule import OURS, Kept, Turn, estimated_minutes, turns
@@ -281,16 +281,17 @@ def test_each_peer_declares_what_the_benchmark_needs(name: str) -> None:
     body, headers = peer.wrap(b"image")
     assert b"image" in body or b"aW1hZ2U" in body
     assert all(isinstance(part, str) for pair in headers.items() for part in pair)
-    assert (folder_of(peer) / "requirements.in").is_file() == (folder_of(peer) / "requirements.txt").is_file()
+    assert lock_of(peer).is_file() == lock_of(peer).with_suffix(".in").is_file()
+    assert peer.lock is None or lock_of(peer).is_file()
 
 
-LOCKED = [name for name, peer in sorted(known_peers().items()) if (folder_of(peer) / "requirements.txt").is_file()]
+LOCKED = [name for name, peer in sorted(known_peers().items()) if lock_of(peer).is_file()]
 
 
 @pytest.mark.parametrize("name", LOCKED)
 def test_locks_are_hashed_hold_no_addresses_and_what_the_model_needs(name: str) -> None:
     peer = known_peers()[name]
-    text = (folder_of(peer) / "requirements.txt").read_text()
+    text = lock_of(peer).read_text()
 
     assert "://" not in text
     blocks = re.split(r"\n(?=\S)", text.strip())

@@ -21,7 +21,7 @@ from load_tests.peers.running import ROOT, PeerError
 from training.files import replace_text
 
 CACHE = ROOT / "cache" / "peers"
-REQUIREMENTS, LOCK = "requirements.in", "requirements.txt"
+LOCK, REQUIREMENTS = "requirements.txt", ".in"  # the latter beside any lock
 OF_THE_MODEL = ("numpy", "onnxruntime", "orjson", "pillow", "pydantic")
 DIGEST = "lock.sha256"  # of the lock that an environment was made from
 PYTHON = "3.11"
@@ -51,7 +51,7 @@ def environment(peer: Peer, cache: Path = CACHE) -> Path:
     Raises:
         PeerError: if it cannot be made.
     """
-    lock = folder_of(peer) / LOCK
+    lock = lock_of(peer)
     return locked_environment(lock, cache / peer.folder) if lock.is_file() else Path(sys.executable)
 
 
@@ -78,12 +78,17 @@ def locked_environment(lock: Path, home: Path, python: str = PYTHON) -> Path:
 
 def packages(peer: Peer) -> list[str]:
     """What its lock holds of what its requirements name, `name version`, less what the model needs."""
-    folder = folder_of(peer)
-    if not (folder / LOCK).is_file():
+    lock = lock_of(peer)
+    if not lock.is_file():
         return []
-    named = [re.split(r"[\[<>=]", word)[0] for word in (folder / REQUIREMENTS).read_text().split()]
-    pins = dict(line.split()[0].split("==") for line in (folder / LOCK).read_text().splitlines() if "==" in line)
+    named = [re.split(r"[\[<>=]", word)[0] for word in lock.with_suffix(REQUIREMENTS).read_text().split()]
+    pins = dict(line.split()[0].split("==") for line in lock.read_text().splitlines() if "==" in line)
     return [f"{name} {pins[name]}" for name in named if name in pins and name not in OF_THE_MODEL]
+
+
+def lock_of(peer: Peer) -> Path:
+    """The lock of a peer's packages, whether it has one or not."""
+    return folder_of(peer) / LOCK if peer.lock is None else ROOT / peer.lock
 
 
 def folder_of(peer: Peer) -> Path:

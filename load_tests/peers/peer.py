@@ -4,8 +4,8 @@
                 ready="/", command=lambda launch: [str(launch.python), "-m", "load_tests.peers.mosec.server", …])
 
 Each lies in a folder of its own, `load_tests/peers/NAME/`: `__init__.py` with `PEER`, `server.py`, and, unless it runs
-in the project's environment, `requirements.in` and `requirements.txt`. It imports the project's `serving` for
-everything but the server (`answering.py`), so that only the servers differ.
+in the project's environment or names a lock, `requirements.in` and `requirements.txt`. It imports the project's
+`serving` for everything but the server (`answering.py`), so that only the servers differ.
 """
 
 import json
@@ -66,6 +66,7 @@ class Peer:
         path: of the URL that images are posted to; `{model}` in it stands for the bundle's name.
         ready: path whose GET is answered with 200 once the model can answer.
         environment: variables beside those of the caller.
+        lock: of its packages, from the project's root; None for `requirements.txt` in its folder, if there is one.
         wrap: an image → body and headers of a request.
         unwrap: body of an answer → our answer's JSON.
         variants: other ways to set it up that were tried, by a short name: which attributes are others then.
@@ -79,6 +80,7 @@ class Peer:
     path: str
     ready: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    lock: Path | None = None
     wrap: Wrap = raw_body
     unwrap: Unwrap = json.loads
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
