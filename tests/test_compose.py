@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from conftest import ROOT
 from manifests import DEPLOY
 from prometheus import aimed, needs_prometheus, promtool, running_prometheus, wait_out
 
+import serving.__main__
 from serving.keys import INFERENCE_VARIABLE
 from serving.torchserve import launch
 from serving.torchserve.state import Server
@@ -196,6 +198,25 @@ def test_the_console_is_shown_the_bundle_that_the_server_serves(bundle: str) -> 
     assert services["server"]["build"]["args"]["MODELS"] == services["console"]["command"][-1] == bundle
     assert (volume["source"], volume["target"]) == (str(ROOT / bundle), f"/app/{bundle}")
     assert (Path(volume["source"]) / "bundle.json").is_file()
+
+
+@pytest.mark.parametrize("files", [("compose.yaml",), GPU])
+def test_every_image_that_is_built_is_a_stage_of_the_dockerfile(files: tuple[str, ...]) -> None:
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    built = [service["build"]["target"] for service in resolved(*files)["services"].values() if "build" in service]
+
+    assert len(built) == 2
+    assert set(built) <= stages
+
+
+def test_the_consoles_command_parses() -> None:
+    python, dash, package, name, *arguments = resolved()["services"]["console"]["command"]
+    group = typer.main.get_command(serving.__main__.app)
+
+    parsed = group.get_command(typer.Context(group), name).make_context(name, arguments).params
+    assert (python, dash, package) == ("python", "-m", "serving")
+    assert (parsed["host"], parsed["port"]) == ("0.0.0.0", 8090)
+    assert (parsed["url"], parsed["metrics_url"]) == ("http://server:8080", "http://server:8082/metrics")
 
 
 @needs_prometheus
