@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from serving.client import ask, connect
 from serving.console.backend import Served
+from serving.console.health.figures import models_in
+from serving.console.health.scrape import scrape
 from serving.errors import ServerError
-from serving.metrics import PREFIX
 from serving.respond import Answer
 from serving.torchserve.management import inference_key
 from serving.torchserve.state import Server, load
-
-METRICS_TIMEOUT_S = 5.0
 
 
 class BegunHere:
@@ -100,11 +98,6 @@ def models_by_metrics(metrics_url: str) -> list[Served]:
         ServerError: if they are not there.
     """
     try:
-        response = httpx.get(metrics_url, timeout=METRICS_TIMEOUT_S, trust_env=False).raise_for_status()
-        families = list(text_string_to_metric_families(response.text))
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-        raise ServerError(f"--metrics-url must be where a server's metrics are, got {metrics_url}: {exc}") from exc
-    samples = [sample for family in families if family.name == f"{PREFIX}_workers" for sample in family.samples]
-    labels = [sample.labels for sample in samples if sample.labels["version"].isdecimal()]  # "-": TorchServe is silent
-    found = [Served(one["model"], int(one["version"])) for one in labels]
-    return sorted(found, key=lambda one: (one.name, -one.version))
+        return models_in(scrape(metrics_url))
+    except ServerError as exc:
+        raise ServerError(f"--metrics-url must be where a server's metrics are: {exc}") from exc

@@ -3,6 +3,7 @@
 // What is there is changed in place, so that whoever reads or has opened a part of it keeps that. Only the state of the
 // server is announced to screen readers, and only when it changes.
 
+import { ask } from "./ask.js";
 import { html, percent, whole } from "./html.js";
 import { drawing, scale, svg } from "./svg.js";
 
@@ -40,11 +41,9 @@ async function look() {
 
 async function asked() {
   try {
-    const reply = await fetch(`/health/figures?since=${place("since").value}`);
-    const body = await reply.json();
-    return reply.ok ? body : { state: "silent", problem: body.error.message };
-  } catch {
-    return { state: "ended" };
+    return await ask(`/health/figures?since=${place("since").value}`);
+  } catch ({ code, message }) {
+    return code === "console_gone" ? { state: "ended" } : { state: "silent", problem: message };
   }
 }
 
