@@ -1,6 +1,6 @@
 """The Python of each peer: an environment of its own, made when it is first needed and when its lock has changed.
 
-    python = environment(peer)  # cache/peers/NAME/bin/python
+    python = environment(peer)  # cache/peers/NAME/bin/python, by the folder of its lock
 
 A peer without a lock runs in the project's own environment.
 """
@@ -52,7 +52,7 @@ def environment(peer: Peer, cache: Path = CACHE) -> Path:
         PeerError: if it cannot be made.
     """
     lock = lock_of(peer)
-    return locked_environment(lock, cache / peer.folder) if lock.is_file() else Path(sys.executable)
+    return locked_environment(lock, cache / lock.parent.name) if lock.is_file() else Path(sys.executable)
 
 
 def locked_environment(lock: Path, home: Path, python: str = PYTHON) -> Path:
