@@ -141,6 +141,9 @@ def test_a_killed_worker_fails_what_it_holds_and_nothing_else(served: Server, st
     with Crowd(served, encoded(np.zeros((500, 500), dtype=np.uint8))) as crowd:
         until(lambda: len(crowd.ends) > 4 * CLIENTS, 60)
         victim = min(before)
+        os.kill(victim, signal.SIGSTOP)
+        answered = len(crowd.ends)
+        until(lambda: len(crowd.ends) > answered + 4 * CLIENTS, 60)  # the other one's; this one holds a batch by now
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         until(lambda: not serves_fully(), BACK_S)
