@@ -118,6 +118,11 @@ class Crowd:
         for thread in self.threads:
             thread.join(90)
 
+    def asks_on(self) -> None:
+        """Wait until there are some answers more, as many as four for each client."""
+        answered = len(self.ends)
+        until(lambda: len(self.ends) > answered + 4 * CLIENTS, 60)
+
     def _run(self) -> None:
         while not self.finished.is_set():
             try:
@@ -139,11 +144,10 @@ def test_a_killed_worker_fails_what_it_holds_and_nothing_else(served: Server, st
     assert says_ready()
     before = worker_pids(served)
     with Crowd(served, encoded(np.zeros((500, 500), dtype=np.uint8))) as crowd:
-        until(lambda: len(crowd.ends) > 4 * CLIENTS, 60)
+        crowd.asks_on()
         victim = min(before)
         os.kill(victim, signal.SIGSTOP)
-        answered = len(crowd.ends)
-        until(lambda: len(crowd.ends) > answered + 4 * CLIENTS, 60)  # the other one's; this one holds a batch by now
+        crowd.asks_on()  # of the other one; this one holds a batch by now
         killed = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         until(lambda: not serves_fully(), BACK_S)
@@ -151,8 +155,7 @@ def test_a_killed_worker_fails_what_it_holds_and_nothing_else(served: Server, st
         until(serves_fully, 30)
         back_s = time.monotonic() - killed
         until(says_ready, BACK_S)
-        answered = len(crowd.ends)
-        until(lambda: len(crowd.ends) > answered + 4 * CLIENTS, 60)
+        crowd.asks_on()
 
     counts = Counter(status for status, _ in crowd.ends)
     assert {200} < set(counts) <= {200, 500, 507}  # TorchServe says 507 or 500, as it notices the death here or there
